@@ -1,0 +1,37 @@
+# `make help` lists the targets. VENV=DIR uses another environment than .venv.
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help install check format test slow smoke
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## the environment, pinned by constraints.txt
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	python3.11 -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: install ## lint, format, types, import contract
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(PYTHON)
+	$(VENV)/bin/lint-imports
+
+format: install ## mend what ruff can mend
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+test: install ## the tests (minutes, offline)
+	$(PYTHON) -m pytest
+
+slow: install ## the tests marked slow
+	$(PYTHON) -m pytest -m slow
+
+smoke: install ## plan every experiment, then run every stage once (about a minute)
+	@for file in conf/experiment/*.yaml; do \
+	  $(PYTHON) -m cpt_residual.plan +experiment=$$(basename $$file .yaml) || exit 1; \
+	done
+	$(PYTHON) -m cpt_residual.run +experiment=smoke

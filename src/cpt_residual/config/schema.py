@@ -1,0 +1,293 @@
+"""The shape of an experiment: frozen pydantic models, nothing heavier than pydantic is imported.
+
+Hydra composes `conf/`, then `Experiment` validates the whole container at once. Field names carry
+units. Identity (what enters a fingerprint) and execution (what does not) live in separate models:
+`launch`, `deepspeed`, `tracking` and `paths` never change a fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Frozen(BaseModel):
+    """Immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- corpora -------------------------------------------------------------------------------------
+class World(Frozen):
+    """Sizes of the procedural world of the tiny experiments (counts; see data/world)."""
+
+    num_general_documents: PositiveInt
+    num_new_documents: PositiveInt
+    num_instructions: PositiveInt
+    num_heldout_documents: PositiveInt
+    num_donor_documents: PositiveInt
+    num_prompts_per_type: PositiveInt
+
+
+class WorldCorpus(Frozen):
+    """One part of the procedural world, e.g. `new_domain` (needs the top-level `world`)."""
+
+    kind: Literal["world"]
+    part: Literal[
+        "general",
+        "new_domain",
+        "donor_general",
+        "instructions",
+        "donor_instructions",
+        "tokenizer_text",
+    ]
+
+
+class LocalCorpus(Frozen):
+    """The user's own files: JSON lines (`.jsonl`) or plain text (`.txt`), files or globs."""
+
+    kind: Literal["local"]
+    files: Annotated[list[str], Field(min_length=1)]
+    text_field: str = "text"
+    heldout_documents: Annotated[int, Field(ge=0)] = 0
+
+
+class HubCorpus(Frozen):
+    """A data set of the Hugging Face hub, read by streaming, pinned to a commit."""
+
+    kind: Literal["hub"]
+    repo: str
+    config: str | None = None
+    split: str = "train"
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    text_field: str = "text"
+    heldout_documents: Annotated[int, Field(ge=0)] = 0
+    max_characters: PositiveInt
+
+
+Corpus = Annotated[WorldCorpus | LocalCorpus | HubCorpus, Field(discriminator="kind")]
+
+
+# --- packs ---------------------------------------------------------------------------------------
+class PackSource(Frozen):
+    """One source of a pack. `format=text`: documents + EOS, concatenated and chunked.
+    `format=chat`: dialogues through the chat template, never split, loss on the answers only."""
+
+    corpus: Name
+    share: Share = 1.0
+    format: Literal["text", "chat"] = "text"
+
+
+class Pack(Frozen):
+    """Token ids ready for training. `token_budget` counts training tokens, padding excluded."""
+
+    tokenizer: Name  # a key of `models`: whose tokenizer is used
+    sequence_length: PositiveInt
+    token_budget: PositiveInt
+    sources: Annotated[list[PackSource], Field(min_length=1)]
+    repeat: bool = False  # False: too few tokens is an error; True: whole passes in a new order
+
+
+# --- training ------------------------------------------------------------------------------------
+class TrainRecipe(Frozen):
+    """What changes the trained weights. One optimizer step sees `global_batch_tokens` over all
+    ranks and accumulation steps (rows = global_batch_tokens / sequence_length)."""
+
+    stage: Literal["pretrain", "sft", "cpt"]
+    pack: Name
+    global_batch_tokens: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1.0e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+# --- models (every node that yields a model directory) -------------------------------------------
+class Architecture(Frozen):
+    """A Llama or Qwen2 model made from random weights."""
+
+    model_type: Literal["llama", "qwen2"] = "llama"
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    intermediate_size: PositiveInt
+    max_position_embeddings: PositiveInt
+    tie_word_embeddings: bool = True
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+
+
+class InitModel(Frozen):
+    """Random weights and a BPE tokenizer trained on `tokenizer_corpus` (byte level)."""
+
+    kind: Literal["init"]
+    architecture: Architecture
+    tokenizer_corpus: Name
+
+
+class PretrainedModel(Frozen):
+    """A released model: a hub id with a commit, or a local directory (`revision: null`)."""
+
+    kind: Literal["pretrained"]
+    source: str
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    num_parameters: PositiveInt | None = None  # for the plan's estimates, when not on disk yet
+
+
+class TrainedModel(Frozen):
+    """`start` trained with `recipe` (a key of `recipes`)."""
+
+    kind: Literal["train"]
+    start: Name
+    recipe: Name
+
+
+class AppliedModel(Frozen):
+    """theta_target + alpha * theta_residual (Jindal et al. 2024, eq. 2 at alpha = 1)."""
+
+    kind: Literal["apply"]
+    target: Name
+    residual: Name
+    alpha: float = 1.0
+
+
+Model = Annotated[
+    InitModel | PretrainedModel | TrainedModel | AppliedModel, Field(discriminator="kind")
+]
+
+
+class Residual(Frozen):
+    """theta_instruct - theta_base (Jindal et al. 2024, eq. 1); both are keys of `models`."""
+
+    base: Name
+    instruct: Name
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+class HarnessTask(Frozen):
+    """A stock task of lm-eval. `chat`: ask through the chat template."""
+
+    task: str
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    chat: bool = True
+    limit: PositiveInt | None = None
+
+
+class HarnessSuite(Frozen):
+    """Stock lm-eval tasks by name."""
+
+    kind: Literal["harness"]
+    tasks: Annotated[list[HarnessTask], Field(min_length=1)]
+
+
+class WorldSuite(Frozen):
+    """Probes of the procedural world, scored by lm-eval through generated task files."""
+
+    kind: Literal["world"]
+    probes: Annotated[
+        list[Literal["instruction_following", "new_instructions", "new_facts", "old_facts"]],
+        Field(min_length=1),
+    ]
+    max_new_tokens: PositiveInt
+
+
+class HeldoutSuite(Frozen):
+    """Bits per byte of held-out documents of the named corpora (lm-eval rolling likelihood)."""
+
+    kind: Literal["heldout"]
+    corpora: Annotated[list[Name], Field(min_length=1)]
+    max_documents: PositiveInt
+
+
+Suite = Annotated[HarnessSuite | WorldSuite | HeldoutSuite, Field(discriminator="kind")]
+
+
+class Evaluation(Frozen):
+    """Which variants are scored by which suites. `chat_template_of`: the model (a key of `models`)
+    whose chat template every variant is asked through, so that all see the same prompt."""
+
+    variants: Annotated[list[Name], Field(min_length=1)]
+    suites: Annotated[list[Name], Field(min_length=1)]
+    chat_template_of: Name
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Roles(Frozen):
+    """Who plays which part in recovery, forgetting, geometry and the verdict."""
+
+    base: Name = "base"
+    instruct: Name = "instruct"
+    base_cpt: Name = "base_cpt"
+    instruct_cpt: Name | None = "instruct_cpt"
+    merged: Name = "base_cpt_residual"
+
+
+# --- execution: never part of a fingerprint ------------------------------------------------------
+class Launch(Frozen):
+    """How the work is spread over this machine. Never changes a fingerprint."""
+
+    cores: PositiveInt | None = None  # budget for parallel stages; null = all cores of the machine
+    threads: PositiveInt = 1  # torch threads of a stage
+    threads_for: dict[Name, PositiveInt] = Field(default_factory=dict)  # model name -> threads
+    num_processes: PositiveInt = 1  # ranks of every training stage (torchrun)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch_rows: PositiveInt = 8
+    eval_batch_size: PositiveInt = 32
+    checkpoint_every_steps: PositiveInt = 100
+    gradient_checkpointing: bool = False
+
+
+class DeepSpeed(Frozen):
+    """ZeRO stage of the training stages; `off` is plain data parallelism."""
+
+    zero_stage: Literal["off", 1, 2, 3] = "off"
+    offload_optimizer: bool = False
+    overlap_comm: bool = True
+
+
+class Tracking(Frozen):
+    """JSON lines are always written; W&B as asked."""
+
+    wandb: Literal["online", "offline", "off"] = "off"
+    project: str = "cpt_residual"
+    entity: str | None = None
+
+
+class Paths(Frozen):
+    """`root/store` holds artifacts, `root/runs` one folder per run."""
+
+    root: str
+
+
+class Experiment(Frozen):
+    """One declared experiment."""
+
+    name: Name
+    question: str
+    seed: Annotated[int, Field(ge=0)]
+    world: World | None = None
+    corpora: dict[Name, Corpus]
+    packs: dict[Name, Pack]
+    recipes: dict[Name, TrainRecipe]
+    models: dict[Name, Model]
+    residuals: dict[Name, Residual]
+    suites: dict[Name, Suite]
+    evaluation: Evaluation
+    roles: Roles = Roles()
+    launch: Launch = Launch()
+    deepspeed: DeepSpeed = DeepSpeed()
+    tracking: Tracking = Tracking()
+    paths: Paths

@@ -1,0 +1,21 @@
+"""What holds for every test: calm property tests, and GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+# Time limits of single examples only measure how busy the machine is.
+settings.register_profile("calm", deadline=None)
+settings.load_profile("calm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,265 @@
+"""Cross-field checks: each contradiction is found and named, all of them at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpt_residual.config.checks import check
+from cpt_residual.config.schema import Experiment
+from cpt_residual.config.validate import validate
+from cpt_residual.errors import ConfigError
+
+COMMIT = "0" * 40
+PRETRAINED = {"kind": "pretrained", "source": "org/name", "revision": COMMIT}
+LOCAL = {"kind": "local", "files": ["/x.jsonl"]}
+
+
+def test_tiny_is_consistent(tiny: Experiment) -> None:
+    check(tiny)
+
+
+REFERENCES = [
+    (
+        ("packs/cpt/tokenizer", "scrach"),
+        "packs.cpt.tokenizer: scrach: not one of the models. Did you mean 'scratch'?",
+    ),
+    (
+        ("packs/pretrain/sources/0/corpus", "genral"),
+        "packs.pretrain.sources[0].corpus: genral: not one of the corpora. Did you mean 'general'?",
+    ),
+    (
+        ("recipes/cpt/pack", "ctp"),
+        "recipes.cpt.pack: ctp: not one of the packs. Did you mean 'cpt'?",
+    ),
+    (
+        ("models/base/start", "scrtch"),
+        "models.base.start: scrtch: not one of the models. Did you mean 'scratch'?",
+    ),
+    (
+        ("models/base/recipe", "pretrian"),
+        "models.base.recipe: pretrian: not one of the recipes. Did you mean 'pretrain'?",
+    ),
+    (
+        ("models/scratch/tokenizer_corpus", "tokeniser_text"),
+        "models.scratch.tokenizer_corpus: tokeniser_text: not one of the corpora. "
+        "Did you mean 'tokenizer_text'?",
+    ),
+    (
+        ("models/base_cpt_residual/target", "base_ctp"),
+        "models.base_cpt_residual.target: base_ctp: not one of the models. "
+        "Did you mean 'base_cpt'?",
+    ),
+    (
+        ("models/base_cpt_residual/residual", "famly"),
+        "models.base_cpt_residual.residual: famly: not one of the residuals. "
+        "Did you mean 'family'?",
+    ),
+    (
+        ("residuals/donor/base", "doner_base"),
+        "residuals.donor.base: doner_base: not one of the models. Did you mean 'donor_base'?",
+    ),
+    (
+        ("residuals/donor/instruct", "zzz"),
+        "residuals.donor.instruct: zzz: not one of the models. Known: ",
+    ),
+    (
+        ("suites/heldout/corpora", ["generel"]),
+        "suites.heldout.corpora[0]: generel: not one of the corpora. Did you mean 'general'?",
+    ),
+    (
+        ("evaluation/variants", ["bse"]),
+        "evaluation.variants[0]: bse: not one of the models. Did you mean 'base'?",
+    ),
+    (
+        ("evaluation/suites", ["wrld"]),
+        "evaluation.suites[0]: wrld: not one of the suites. Did you mean 'world'?",
+    ),
+    (
+        ("evaluation/chat_template_of", "instrukt"),
+        "evaluation.chat_template_of: instrukt: not one of the models. Did you mean 'instruct'?",
+    ),
+    (
+        ("roles/merged", "base_cpt_residul"),
+        "roles.merged: base_cpt_residul: not one of the models. Did you mean 'base_cpt_residual'?",
+    ),
+    (
+        ("launch/threads_for", {"bsae": 2}),
+        "launch.threads_for: bsae: not one of the models. Did you mean 'base'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFERENCES, ids=lambda each: str(each)[:40])
+def test_a_name_that_leads_nowhere_is_named_with_the_nearest(
+    problems: Any, change: tuple[str, object], message: str
+) -> None:
+    (problem,) = problems(change)
+    assert problem.startswith(message)
+
+
+def test_a_role_may_be_left_open(container: dict[str, Any]) -> None:
+    container["roles"]["instruct_cpt"] = None
+    check(validate(container))
+
+
+SIZES = [
+    (
+        [("packs/cpt/sources/0/share", 0.4)],
+        ["packs.cpt.sources: shares 0.4 + 0.5 = 0.9: must sum to 1"],
+    ),
+    (
+        [("recipes/cpt/global_batch_tokens", 2000)],
+        [
+            "recipes.cpt.global_batch_tokens: 2000: must be a multiple of "
+            "packs.cpt.sequence_length=128"
+        ],
+    ),
+    (
+        [("recipes/cpt/global_batch_tokens", 384), ("launch/num_processes", 2)],
+        [
+            "recipes.cpt.global_batch_tokens: 384: 3 rows per step cannot be shared evenly by "
+            "launch.num_processes=2"
+        ],
+    ),
+    (
+        [("recipes/cpt/warmup_steps", 500), ("recipes/cpt/learning_rate", 1.0e-3)],
+        [
+            "recipes.cpt.warmup_steps: 500: the whole run has 120 steps, so "
+            "learning_rate=0.001 is never reached"
+        ],
+    ),
+    (
+        [("packs/cpt/sequence_length", 512)],
+        [
+            f"packs.cpt.sequence_length: 512: model {model} has max_position_embeddings=256"
+            for model in ("base_cpt", "instruct_cpt")
+        ],
+    ),
+    (
+        [("models/scratch/architecture/hidden_size", 190)],
+        ["models.scratch.architecture.hidden_size: 190: not a multiple of num_heads=4"],
+    ),
+    (
+        [("models/scratch/architecture/hidden_size", 12)],
+        [
+            "models.scratch.architecture.hidden_size: 12: rotary positions need heads of even "
+            "size, not 3"
+        ],
+    ),
+    (
+        [("models/scratch/architecture/num_key_value_heads", 3)],
+        ["models.scratch.architecture.num_heads: 4: not a multiple of num_key_value_heads=3"],
+    ),
+    (
+        [("models/scratch/architecture/vocab_size", 100)],
+        [
+            "models.scratch.architecture.vocab_size: 100: a byte-level tokenizer needs at least "
+            "261 (every byte and the special tokens)"
+        ],
+    ),
+    (
+        [("residuals/donor/base", "donor_instruct")],
+        ["residuals.donor: base and instruct are both donor_instruct: the residual is 0"],
+    ),
+    (
+        [("packs/pretrain/sources/0/format", "chat")],
+        ["packs.pretrain.sources[0].format: chat: corpus general holds text"],
+    ),
+    (
+        [("packs/sft/sources/0/format", "text")],
+        ["packs.sft.sources[0].format: text: corpus instructions holds chat"],
+    ),
+    (
+        [("suites/heldout/corpora", ["instructions"])],
+        [
+            "suites.heldout.corpora[0]: instructions: part instructions has no held-out "
+            "documents; only general, new_domain have"
+        ],
+    ),
+    (
+        [("corpora/new_domain", LOCAL)],
+        ["suites.heldout.corpora[0]: new_domain: its heldout_documents is 0"],
+    ),
+    (
+        [("deepspeed/offload_optimizer", True)],
+        ["deepspeed.offload_optimizer: true: needs zero_stage 1, 2 or 3, not off"],
+    ),
+    (
+        [("evaluation/variants", ["base", "instruct", "base"])],
+        ["evaluation.variants: base: listed 2 times"],
+    ),
+    (
+        [("suites/heldout/corpora", ["general", "general"])],
+        ["suites.heldout.corpora: general: listed 2 times"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "messages"), SIZES, ids=lambda each: str(each)[:60])
+def test_values_that_do_not_fit_together(
+    problems: Any, changes: list[tuple[str, object]], messages: list[str]
+) -> None:
+    assert problems(*changes) == messages
+
+
+def test_a_world_is_needed_by_its_corpora_and_probes(problems: Any) -> None:
+    found = problems(("world", None))
+    assert "corpora.general: part=general: needs `world`, which is not set" in found
+    assert "suites.world: probes of the world need `world`, which is not set" in found
+    assert len(found) == 7
+
+
+def test_a_cycle_is_named_in_full(problems: Any) -> None:
+    assert problems(("models/base/start", "base_cpt")) == [
+        "models: base <- base_cpt <- base: a model needs itself"
+    ]
+
+
+def test_a_cycle_through_a_tokenizer_or_a_residual_is_found(problems: Any) -> None:
+    assert problems(("packs/cpt/tokenizer", "base_cpt")) == [
+        "models: base_cpt <- base_cpt: a model needs itself"
+    ]
+    found = problems(
+        ("packs/cpt/tokenizer", "scratch"), ("residuals/family/instruct", "base_cpt_residual")
+    )
+    assert "models: base_cpt_residual <- base_cpt_residual: a model needs itself" in found
+
+
+def test_a_hub_model_needs_a_commit(problems: Any) -> None:
+    assert problems(("models/scratch", {**PRETRAINED, "revision": None})) == [
+        "models.scratch.revision: required for org/name, which is not a directory here: "
+        "the commit of the hub's model"
+    ]
+
+
+@pytest.mark.parametrize("source", ["/no/such", "./no", "~/no-such-directory"])
+def test_a_path_that_does_not_exist(problems: Any, source: str) -> None:
+    assert problems(("models/scratch", {**PRETRAINED, "source": source})) == [
+        f"models.scratch.source: {source}: no such directory"
+    ]
+
+
+def test_a_directory_has_no_commit(problems: Any, tmp_path: Path) -> None:
+    assert problems(("models/scratch", {**PRETRAINED, "source": str(tmp_path)})) == [
+        f"models.scratch.revision: {COMMIT}: {tmp_path} is a directory; set null"
+    ]
+
+
+def test_released_models_pass(container: dict[str, Any], tmp_path: Path) -> None:
+    container["models"]["scratch"] = PRETRAINED
+    check(validate(container))
+    container["models"]["scratch"] = {"kind": "pretrained", "source": str(tmp_path)}
+    check(validate(container))
+
+
+def test_everything_is_said_at_once(container: dict[str, Any]) -> None:
+    container["packs"]["cpt"]["sources"][0]["share"] = 0.1
+    container["recipes"]["sft"]["global_batch_tokens"] = 100
+    container["deepspeed"]["offload_optimizer"] = True
+    with pytest.raises(ConfigError) as caught:
+        check(validate(container))
+    assert caught.value.what == "experiment tiny contradicts itself (3 problems)"
+    assert len(caught.value.problems) == 3
