@@ -1,0 +1,125 @@
+"""Files that are either whole or absent: atomic writes, durable directories, removal by rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, JsonValue
+
+__all__ = [
+    "Listing",
+    "list_files",
+    "remove_tree",
+    "sync_directory",
+    "sync_file",
+    "unique_name",
+    "write_json_atomic",
+]
+
+
+def unique_name(stem: str) -> str:
+    """`stem` with a random end: no two processes or hosts get the same name."""
+    return f"{stem}.{os.urandom(6).hex()}"
+
+
+def write_json_atomic(
+    path: Path, value: JsonValue | BaseModel, *, temporary_in: Path | None = None
+) -> None:
+    """Write sorted, indented JSON so that a reader sees the old file or the new one, never a part.
+
+    The temporary file lies beside `path`, or in `temporary_in` (same file system) where a
+    leftover of a kill would disturb. Numbers that JSON does not have (NaN) are an error.
+    """
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
+    folder = temporary_in or path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / unique_name(f".{path.name}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's bytes to the disk (a rename alone survives a kill, not a power cut)."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_directory(path: Path) -> None:
+    """Force a directory's entries to the disk."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_tree(path: Path, trash: Path) -> None:
+    """Remove a file or directory: first one rename into `trash`, then the slow part.
+
+    A kill in between leaves nothing at `path` and garbage in `trash`, never half a directory.
+    """
+    if not os.path.lexists(path):
+        return
+    trash.mkdir(parents=True, exist_ok=True)
+    doomed = path
+    if path.parent != trash:
+        doomed = trash / unique_name(f"{path.parent.name}-{path.name}")
+        path.rename(doomed)
+    if doomed.is_dir() and not doomed.is_symlink():
+        shutil.rmtree(doomed, ignore_errors=True)  # what is left is garbage that gc finds
+    else:
+        doomed.unlink(missing_ok=True)
+
+
+@dataclass
+class Listing:
+    """What a directory tree holds, by path relative to its root (posix, sorted).
+
+    files: regular files and links to files; links: those of `files` that are links;
+    directories: the root and all below; others: anything else (broken links, links to
+    directories, sockets), which an artifact must not hold.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict[str, Path])
+    links: set[str] = field(default_factory=set[str])
+    directories: list[Path] = field(default_factory=list[Path])
+    others: list[str] = field(default_factory=list[str])
+
+
+def list_files(root: Path) -> Listing:
+    """List a tree without following links to directories."""
+    listing = Listing()
+    _list_into(listing, root, "")
+    listing.files = dict(sorted(listing.files.items()))
+    return listing
+
+
+def _list_into(listing: Listing, folder: Path, prefix: str) -> None:
+    listing.directories.append(folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                _list_into(listing, Path(entry.path), name + "/")
+            elif entry.is_file():
+                listing.files[name] = Path(entry.path)
+                if entry.is_symlink():
+                    listing.links.add(name)
+            else:
+                listing.others.append(name)

@@ -1,0 +1,177 @@
+"""Who an artifact is: fingerprints of recipes (before) and hashes of content (after)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from cpt_residual.core.files import write_json_atomic
+
+__all__ = [
+    "FileRecord",
+    "HashCache",
+    "canonical_json",
+    "content_hash",
+    "file_sha256",
+    "fingerprint",
+    "plain",
+    "text_sha256",
+]
+
+_BLOCK_BYTES = 4 * 1024 * 1024
+_SETTLED_SECONDS = 2.0
+"""A file younger than this may change again without a new time stamp (coarse clocks)."""
+
+
+class FileRecord(BaseModel):
+    """One published file: size in bytes and sha256 of its bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+
+
+def plain(value: object, where: str = "recipe") -> JsonValue:
+    """`value` as plain JSON values, every field of every model included.
+
+    Models are walked field by field (pydantic's own dump would leave out excluded fields and
+    those of subclasses). What JSON cannot say exactly (NaN, sets, paths) is a TypeError or
+    ValueError naming the place: it has no business in an identity.
+    """
+    if isinstance(value, Enum):
+        return plain(value.value, where)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, which has no place in a recipe")
+        return value + 0.0  # -0.0 equals 0.0, so it must not be another identity
+    if isinstance(value, BaseModel):
+        fields: dict[object, object] = {n: getattr(value, n) for n in type(value).model_fields}
+        return _plain_mapping(fields | (value.model_extra or {}), where)
+    if isinstance(value, Mapping):
+        return _plain_mapping(cast("Mapping[object, object]", value), where)
+    if isinstance(value, (list, tuple)):
+        items = cast("list[object] | tuple[object, ...]", value)
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(items)]
+    raise TypeError(f"{where} is a {type(value).__name__}; a recipe holds JSON values only")
+
+
+def _plain_mapping(mapping: Mapping[object, object], where: str) -> dict[str, JsonValue]:
+    result: dict[str, JsonValue] = {}
+    for key, item in mapping.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{where} has the key {key!r}; keys of a recipe are strings")
+        result[key] = plain(item, f"{where}.{key}")
+    return result
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON text of a model or plain value: sorted keys, no spaces, floats by repr."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def text_sha256(text: str) -> str:
+    """sha256 of a text's UTF-8 bytes, 64 hex digits."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def fingerprint(
+    stage_name: str, version: int, recipe: BaseModel, input_fingerprints: Mapping[str, str]
+) -> str:
+    """Address of an artifact, known before anything runs: 64 hex digits.
+
+    Moves with every field of the recipe, the stage's name and version, and the role and
+    fingerprint of every input; with nothing else (DESIGN: address by recipe).
+    """
+    identity = {
+        "stage": stage_name,
+        "version": version,
+        "recipe": plain(recipe),
+        "inputs": dict(input_fingerprints),
+    }
+    return text_sha256(canonical_json(identity))
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, links followed; constant memory (one 4 MiB block)."""
+    digest = hashlib.sha256()
+    block = bytearray(_BLOCK_BYTES)
+    view = memoryview(block)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def content_hash(files: Mapping[str, FileRecord]) -> str:
+    """One hash over names, sizes and bytes of all files of an artifact, in no order."""
+    return text_sha256(canonical_json({name: [f.size, f.sha256] for name, f in files.items()}))
+
+
+class _CacheEntry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    sha256: str = ""
+
+
+class HashCache:
+    """Remembers the sha256 of files outside the store (source models, corpora).
+
+    A remembered hash counts while absolute path, size, times and inode are those of the file
+    that was read. One small file per entry in `folder`, written atomically, so that processes
+    share it without a lock; nothing is written for a file that changed in the last 2 s.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def sha256(self, path: Path) -> str:
+        """Hash of a file's bytes; reads the file only when it is new or has changed."""
+        started = time.time()
+        before = _entry_of(path)
+        cached = self._load(before.path)
+        if cached is not None and cached.model_copy(update={"sha256": ""}) == before:
+            return cached.sha256
+        digest = file_sha256(path)
+        settled = started - max(before.mtime_ns, before.ctime_ns) / 1e9 > _SETTLED_SECONDS
+        if settled and _entry_of(path) == before:
+            self._save(before.model_copy(update={"sha256": digest}))
+        return digest
+
+    def _file(self, path: str) -> Path:
+        return self._folder / f"{text_sha256(path)[:32]}.json"
+
+    def _load(self, path: str) -> _CacheEntry | None:
+        try:
+            return _CacheEntry.model_validate_json(self._file(path).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def _save(self, entry: _CacheEntry) -> None:
+        write_json_atomic(self._file(entry.path), entry)
+
+
+def _entry_of(path: Path) -> _CacheEntry:
+    stat = path.stat()
+    return _CacheEntry(
+        path=str(path.absolute()),
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        ctime_ns=stat.st_ctime_ns,
+        inode=stat.st_ino,
+    )

@@ -1,0 +1,118 @@
+"""What a stage is: a frozen value that says what it needs and can build one artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel
+
+Metric = float | int | str | bool
+Metrics = dict[str, Metric]
+"""What a build reports, kept in the manifest: deterministic values, no times, hosts or paths."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage is expected to cost. Zero means unknown or negligible.
+
+    tokens: training tokens; steps: optimizer steps; flops: floating point operations;
+    seconds: wall time on this machine; memory_bytes: peak per process (GPU memory when the stage
+    runs on one); disk_bytes: size of the artifact; cores: torch threads it keeps busy.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    cores: int = 1
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """A published, verified artifact. `path` holds its files."""
+
+    stage: str
+    node: str
+    fingerprint: str
+    content_hash: str
+    path: Path
+    metrics: Mapping[str, Metric]
+
+
+ProgressReport = Callable[[int, int, str], None]
+"""report(done, total, unit): how far a build is, in units such as `tokens` or `prompts`."""
+
+
+class MetricSink(Protocol):
+    """Where a stage logs its series; the implementations live in `tracking`."""
+
+    def log(self, values: Mapping[str, float], *, tokens: int, step: int) -> None: ...
+
+
+def _no_progress(done: int, total: int, unit: str) -> None:
+    del done, total, unit
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a build may use besides its inputs. Nothing in it may change the bytes published.
+
+    threads: torch threads of this process; run_dir: folder of the run (logs);
+    progress: tells the terminal; metrics: where series go (JSON lines, W&B), or None.
+    """
+
+    run_dir: Path
+    threads: int = 1
+    progress: ProgressReport = _no_progress
+    metrics: MetricSink | None = None
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One transformation. Implementations are frozen dataclasses, one file each in `stages/`.
+
+    `build` writes what is to be published below `work/out/`; the rest of `work/` is scratch that
+    survives a kill (checkpoints). It never decides whether to run, where to publish or what to
+    log to. Raises a `CptResidualError` for everything a user can mend.
+
+    Two members are optional: `describe() -> str` adds a few words to the lineage tree, and the
+    class attribute `links_allowed = True` lets `out/` hold links to files outside the store
+    (released models of many gigabytes); their content is hashed all the same.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    def node(self) -> str:
+        """Name of this stage in the experiment's graph, e.g. `cpt:base_cpt`."""
+        ...
+
+    def recipe(self) -> BaseModel:
+        """Everything that decides the published bytes besides the inputs."""
+        ...
+
+    def inputs(self) -> Mapping[str, Stage]:
+        """The stages whose artifacts `build` reads, by role."""
+        ...
+
+    def cost(self) -> Cost:
+        """An estimate made without reading artifacts (shown by the plan)."""
+        ...
+
+    def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage placed in a graph: its fingerprint and level (0 = no inputs)."""
+
+    stage: Stage
+    fingerprint: str
+    level: int
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])  # role -> node name
