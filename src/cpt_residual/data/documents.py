@@ -1,0 +1,135 @@
+"""What a document is, and the strict reading of one JSON line.
+
+Corpus files are UTF-8 JSON lines: `{"text": str}` for text and
+`{"messages": [{"role": str, "content": str}, ...]}` for chat. A line that is anything else is a
+problem with file, line and field; nothing is skipped or mended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from cpt_residual.data.problems import BadDocumentError
+from cpt_residual.errors import did_you_mean
+
+__all__ = [
+    "Message",
+    "Messages",
+    "chat_characters",
+    "document_line",
+    "not_utf8",
+    "parse_messages",
+    "parse_text",
+    "text_of",
+]
+
+Message = Mapping[str, str]
+"""One turn of a dialogue: exactly `role` and `content`."""
+
+Messages = Sequence[Message]
+"""One chat document: a dialogue with at least one answer of the assistant."""
+
+
+def parse_text(line: bytes, place: str, *, text_field: str = "text", offset: int = 0) -> str:
+    """The text of one JSON line. `place` is `file:line`; `offset` is the line's in its file."""
+    return text_of(_parse_object(line, place, offset=offset), place, text_field=text_field)
+
+
+def text_of(record: Mapping[str, object], place: str, *, text_field: str) -> str:
+    """The text of one record: a non-blank string that has a UTF-8 form."""
+    if text_field not in record:
+        raise BadDocumentError(
+            f"{place}: no field '{text_field}'; fields present: {_names(record)}."
+            f"{did_you_mean(text_field, record) if record else ''}"
+        )
+    return _string(record[text_field], f"{place}: field '{text_field}'")
+
+
+def parse_messages(line: bytes, place: str) -> Messages:
+    """The dialogue of one JSON line; the roles and their order are the chat template's business."""
+    record = _parse_object(line, place, offset=0)
+    if "messages" not in record:
+        raise BadDocumentError(
+            f"{place}: no field 'messages'; fields present: {_names(record)}."
+            f"{did_you_mean('messages', record) if record else ''}"
+        )
+    value = record["messages"]
+    if not isinstance(value, list) or not value:
+        raise BadDocumentError(f"{place}: field 'messages' is not a list of turns")
+    turns = cast("list[object]", value)
+    messages = [_message(turn, f"{place}: messages[{i}]") for i, turn in enumerate(turns)]
+    if all(message["role"] != "assistant" for message in messages):
+        raise BadDocumentError(f"{place}: no turn has the role 'assistant', so there is no loss")
+    return messages
+
+
+def document_line(text: str) -> bytes:
+    """The one line that a text document is written as in a corpus artifact."""
+    return json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
+
+
+def chat_characters(messages: Messages) -> int:
+    """Characters of all turns, without what the template adds."""
+    return sum(len(message["content"]) for message in messages)
+
+
+def _message(turn: object, place: str) -> Message:
+    if not isinstance(turn, dict):
+        raise BadDocumentError(f"{place} is {_kind(turn)}, not an object with 'role' and 'content'")
+    fields = cast("dict[str, object]", turn)
+    if set(fields) != {"role", "content"}:
+        raise BadDocumentError(f"{place} has the fields {_names(fields)}, not 'content', 'role'")
+    return {key: _string(fields[key], f"{place}.{key}") for key in ("role", "content")}
+
+
+def _parse_object(line: bytes, place: str, *, offset: int) -> Mapping[str, object]:
+    if not line.strip():
+        raise BadDocumentError(f"{place}: empty line")
+    try:
+        value: object = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadDocumentError(not_utf8(place, error, offset=offset)) from None
+    except json.JSONDecodeError as error:
+        raise BadDocumentError(f"{place}: not JSON: {error.msg} (column {error.colno})") from None
+    if not isinstance(value, dict):
+        raise BadDocumentError(f"{place}: the line is {_kind(value)}, not a JSON object")
+    return cast("dict[str, object]", value)
+
+
+def not_utf8(place: str, error: UnicodeDecodeError, *, offset: int) -> str:
+    """One line that names the first byte which is not UTF-8; `offset` is where the bytes begin."""
+    byte = error.object[error.start]
+    return (
+        f"{place}: not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start} of the file"
+    )
+
+
+def _string(value: object, place: str) -> str:
+    if not isinstance(value, str):
+        raise BadDocumentError(f"{place} is {_kind(value)}, not a string")
+    if not value.strip():
+        raise BadDocumentError(f"{place} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadDocumentError(
+            f"{place} holds half a surrogate pair at character {error.start}"
+        ) from None
+    return value
+
+
+def _names(record: Mapping[str, object]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(record)) or "none"
+
+
+def _kind(value: object) -> str:
+    names = {
+        "NoneType": "null",
+        "dict": "an object",
+        "list": "a list",
+        "str": "a string",
+        "bool": "a boolean",
+    }
+    return names.get(type(value).__name__, "a number")

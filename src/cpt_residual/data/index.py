@@ -1,0 +1,86 @@
+"""Random access to the lines of a JSON-lines file, and the seeded order to read them in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_residual.errors import CorpusError
+
+__all__ = ["LineIndex", "Offsets", "seeded_order"]
+
+Offsets = npt.NDArray[np.int64]
+
+_BLOCK_BYTES = 1 << 24
+
+
+class LineIndex:
+    """The lines of a file by number: 8 bytes of memory a line, one sequential read to open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts = _line_starts(path)
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def line(self, number: int) -> bytes:
+        """Line `number`, counted from 0, without its line feed."""
+        start, end = int(self._starts[number]), int(self._starts[number + 1])
+        return os.pread(self._descriptor, end - start, start).rstrip(b"\n")
+
+    def place(self, number: int) -> str:
+        """`file:line` of line `number`, for messages (lines counted from 1)."""
+        return f"{self.path.name}:{number + 1}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._descriptor)
+
+
+def seeded_order(num_documents: int, *, seed: int, name: str, epoch: int) -> Offsets:
+    """A permutation of `range(num_documents)` that depends on its arguments and nothing else.
+
+    Documents are sorted by a hash of their number, so the order does not hang on the version of
+    a random generator, and documents added to the end of a corpus do not reorder the others.
+    """
+    key = hashlib.sha256(f"order/{seed}/{epoch}/{name}".encode()).digest()[:8]
+    ranks = _splitmix64(
+        np.arange(num_documents, dtype=np.uint64) ^ np.uint64(int.from_bytes(key, "little"))
+    )
+    return np.argsort(ranks, kind="stable").astype(np.int64)
+
+
+def _splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64-bit numbers."""
+    mixed = values * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _line_starts(path: Path) -> Offsets:
+    """Byte offset of every line, and the file's size at the end."""
+    if not path.is_file():
+        raise CorpusError(
+            f"{path.name}: no such documents file", problems=[str(path)], remedy="Nothing to pack."
+        )
+    parts: list[Offsets] = [np.zeros(1, dtype=np.int64)]
+    offset = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            feeds = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
+            parts.append(feeds.astype(np.int64) + (offset + 1))
+            offset += len(block)
+    starts = np.concatenate(parts)
+    if starts[-1] != offset:  # the last line has no line feed
+        starts = np.append(starts, np.int64(offset))
+    return starts

@@ -1,0 +1,203 @@
+"""Tokenizers: loading, identity, training a small one, and encoding documents for packs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cpt_residual.errors import CompatibilityError, CorpusError
+
+__all__ = [
+    "TextEncoder",
+    "Tokenizer",
+    "Vocabulary",
+    "backend_of",
+    "bos_id_of",
+    "eos_id_of",
+    "first_differing_ids",
+    "load_tokenizer",
+    "pad_id_of",
+    "special_tokens_of",
+    "token_map_hash",
+    "train_bpe_tokenizer",
+]
+
+Tokenizer = PreTrainedTokenizerFast
+Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]
+
+
+class Vocabulary(Protocol):
+    """Whatever has an id for every token (all tokenizers of transformers do)."""
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The fast tokenizer of a model directory. Never downloads, never runs the directory's code."""
+    if not directory.is_dir():
+        raise CompatibilityError(f"no tokenizer can be loaded from {directory}: no such directory")
+    load = cast("Callable[..., object]", cast("Any", AutoTokenizer).from_pretrained)
+    try:
+        tokenizer = load(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CompatibilityError(
+            f"no tokenizer can be loaded from {directory}",
+            problems=[" ".join(str(error).split())[:400]],
+            remedy="The directory needs tokenizer.json and tokenizer_config.json.",
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CompatibilityError(
+            f"{directory} has only a slow tokenizer ({type(tokenizer).__name__})",
+            remedy="Packing and the token maps need a tokenizer.json; convert it once.",
+        )
+    return tokenizer
+
+
+def token_map_hash(tokenizer: Vocabulary) -> str:
+    """sha256 over the sorted (id, token) pairs, added tokens included: the identity of the map."""
+    digest = hashlib.sha256()
+    for token_id, token in sorted(_pairs(tokenizer)):
+        digest.update(json.dumps([token_id, token]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def first_differing_ids(a: Vocabulary, b: Vocabulary, limit: int) -> list[str]:
+    """Up to `limit` lines `id 7: 'x' vs 'y'` (`-` for none) where the two maps disagree, by id."""
+    tokens_a, tokens_b = dict(_pairs(a)), dict(_pairs(b))
+    differing = sorted(
+        token_id
+        for token_id in tokens_a.keys() | tokens_b.keys()
+        if tokens_a.get(token_id) != tokens_b.get(token_id)
+    )
+    return [
+        f"id {token_id}: {_shown(tokens_a.get(token_id))} vs {_shown(tokens_b.get(token_id))}"
+        for token_id in differing[:limit]
+    ]
+
+
+def bos_id_of(tokenizer: Tokenizer) -> int | None:
+    """The id that opens a document, for the tokenizers that name one."""
+    bos_id = tokenizer.bos_token_id
+    return bos_id if isinstance(bos_id, int) else None
+
+
+def eos_id_of(tokenizer: Tokenizer) -> int:
+    """The id that ends a document; an error when the tokenizer names none."""
+    eos_id = tokenizer.eos_token_id
+    if not isinstance(eos_id, int):
+        raise CompatibilityError(
+            "the tokenizer names no EOS token",
+            remedy="Documents could not be told apart: set eos_token in tokenizer_config.json.",
+        )
+    return eos_id
+
+
+def pad_id_of(tokenizer: Tokenizer) -> int:
+    """The id that fills rows: the padding token, or EOS where none is named (never a label)."""
+    pad_id = tokenizer.pad_token_id
+    return pad_id if isinstance(pad_id, int) else eos_id_of(tokenizer)
+
+
+def special_tokens_of(tokenizer: Tokenizer) -> dict[int, str]:
+    """Added tokens that are marked special, by id."""
+    added = backend_of(tokenizer).get_added_tokens_decoder()
+    return {token_id: token.content for token_id, token in added.items() if token.special}
+
+
+def backend_of(tokenizer: Tokenizer, *, specials_as_text: bool = False) -> tokenizers.Tokenizer:
+    """An own copy of the Rust tokenizer that never truncates or pads.
+
+    `specials_as_text`: text that looks like a special token is encoded as the plain text it is.
+    """
+    copy = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = specials_as_text
+    return copy
+
+
+class TextEncoder:
+    """Documents to (ids, loss): BOS where the tokenizer adds it, EOS exactly once, at the end.
+
+    Text that looks like a special token stays text. Loss is on every token but the first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._backend = backend_of(tokenizer, specials_as_text=True)
+        self._eos_id = eos_id_of(tokenizer)
+
+    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=True)
+        return [self._document(encoding.ids) for encoding in encodings]
+
+    def _document(self, ids: list[int]) -> Encoded:
+        if not ids or ids[-1] != self._eos_id:
+            ids.append(self._eos_id)
+        array = np.array(ids, dtype=np.uint32)
+        if np.count_nonzero(array == self._eos_id) != 1:
+            raise CompatibilityError(
+                f"the tokenizer makes its EOS id {self._eos_id} out of plain text",
+                remedy="Document ends could not be told from text: use a tokenizer whose EOS is an"
+                " added special token.",
+            )
+        loss = np.ones(len(array), dtype=np.bool_)
+        loss[0] = False
+        return array, loss
+
+
+def train_bpe_tokenizer(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    eos_token: str,
+    pad_token: str,
+) -> Tokenizer:
+    """A byte-level BPE tokenizer of exactly `vocab_size` tokens; special tokens have the first ids.
+
+    The same texts give the same tokenizer. No BOS, no chat template.
+    """
+    missing = {eos_token, pad_token} - set(special_tokens)
+    assert not missing, f"not among the special tokens: {missing}"
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    found = backend.get_vocab_size()
+    if found != vocab_size:
+        raise CorpusError(
+            f"the tokenizer's corpus gives {found} tokens, not the {vocab_size} asked for",
+            remedy="Give it more varied text, or set vocab_size between"
+            f" {256 + len(special_tokens)} and {max(found, 256 + len(special_tokens))}.",
+        )
+    others = [token for token in special_tokens if token not in (eos_token, pad_token)]
+    make = cast("Callable[..., Tokenizer]", PreTrainedTokenizerFast)
+    return make(
+        tokenizer_object=backend,
+        eos_token=eos_token,
+        pad_token=pad_token,
+        extra_special_tokens=others,
+    )
+
+
+def _pairs(tokenizer: Vocabulary) -> list[tuple[int, str]]:
+    return [(token_id, token) for token, token_id in tokenizer.get_vocab().items()]
+
+
+def _shown(token: str | None) -> str:
+    return "-" if token is None else repr(token)

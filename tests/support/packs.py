@@ -1,0 +1,88 @@
+"""Document files and packs for tests, with an encoder that needs no tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cpt_residual.data.packing import PackLedger, PackPlan, Source, build_pack, chat_source, text_source
+from cpt_residual.data.rows import Encoded
+
+PAD, EOS, BOS = 0, 1, 2
+FIRST_BYTE = 10
+
+Dialogue = list[dict[str, str]]
+
+
+def encode_bytes(documents: Sequence[str]) -> list[Encoded]:
+    """BOS, one token a byte, EOS; loss on all but the first."""
+    return [_encoded([BOS, *(FIRST_BYTE + byte for byte in text.encode()), EOS]) for text in documents]
+
+
+def encode_dialogues(documents: Sequence[Sequence[dict[str, str]]]) -> list[Encoded]:
+    """One token a byte; loss on the answers only."""
+    encoded: list[Encoded] = []
+    for messages in documents:
+        ids: list[int] = []
+        loss: list[bool] = []
+        for message in messages:
+            content = [FIRST_BYTE + byte for byte in message["content"].encode()]
+            ids += content
+            loss += [message["role"] == "assistant"] * len(content)
+        encoded.append((np.array(ids, dtype=np.uint32), np.array(loss, dtype=np.bool_)))
+    return encoded
+
+
+def _encoded(ids: list[int]) -> Encoded:
+    loss = np.ones(len(ids), dtype=np.bool_)
+    loss[0] = False
+    return np.array(ids, dtype=np.uint32), loss
+
+
+def dialogue(question: str, answer: str) -> Dialogue:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def write_texts(path: Path, texts: Sequence[str]) -> Path:
+    return _write(path, [{"text": text} for text in texts])
+
+
+def write_dialogues(path: Path, dialogues: Sequence[Dialogue]) -> Path:
+    return _write(path, [{"messages": messages} for messages in dialogues])
+
+
+def _write(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def byte_texts(path: Path, name: str = "text", *, share: float = 1.0) -> Source:
+    return text_source(name, path, share=share, encode=encode_bytes)
+
+
+def byte_dialogues(path: Path, name: str = "chat", *, share: float = 1.0) -> Source:
+    return chat_source(name, path, share=share, encode=encode_dialogues)
+
+
+def plan(length: int, budget: int, *, repeat: bool = False, seed: int = 0) -> PackPlan:
+    return PackPlan(
+        sequence_length=length,
+        token_budget=budget,
+        repeat=repeat,
+        seed=seed,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=PAD,
+        tokenizer_map_hash="bytes",
+    )
+
+
+def pack(
+    out: Path, sources: Sequence[Source], asked: PackPlan, *, batch_documents: int = 1024
+) -> PackLedger:
+    return build_pack(
+        out, sources, asked, progress=lambda *_: None, batch_documents=batch_documents
+    )
