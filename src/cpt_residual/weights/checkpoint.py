@@ -1,0 +1,375 @@
+"""A model directory as a frozen value: which tensors lie where, proven from headers alone.
+
+`open_checkpoint` reads safetensors headers, the index and config.json, never weights, and needs
+no torch, so that a plan can call it. All problems of a directory are collected before raising.
+Price: one small read per shard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeGuard, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cpt_residual.errors import ArtifactError, CompatibilityError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ITEM_SIZES: Mapping[str, int] = {"BF16": 2, "F16": 2, "F32": 4}
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_HEAD = "lm_head.weight"
+_EMBEDDING_SUFFIXES = ("embed_tokens.weight", "wte.weight")
+
+Shape = tuple[int, ...]
+DtypeName = Literal["BF16", "F16", "F32"]
+
+
+class ModelFacts(BaseModel):
+    """The fields of config.json that decide whether two models' weights can be added."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    model_type: str
+    tie_word_embeddings: bool | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    hidden_act: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies. `offset` is in bytes from the start of the shard's file."""
+
+    name: str
+    dtype: DtypeName
+    shape: Shape
+    shard: str
+    offset: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def item_size(self) -> int:
+        return ITEM_SIZES[self.dtype]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.item_size
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file. `header` is its raw start, length prefix included; tensors are in
+    the order of their offsets."""
+
+    name: str
+    path: Path
+    header: bytes
+    num_bytes: int
+    tensors: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a model directory. `aliases` maps a tied tensor to the tensor it repeats."""
+
+    role: str
+    path: Path
+    shards: tuple[Shard, ...]
+    tensors: Mapping[str, TensorEntry]
+    index: bytes | None
+    facts: ModelFacts
+    aliases: Mapping[str, str]
+
+    @property
+    def unique_tensors(self) -> Mapping[str, TensorEntry]:
+        """Every tensor once: stored copies of tied tensors are left out."""
+        return {name: entry for name, entry in self.tensors.items() if name not in self.aliases}
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(entry.num_elements for entry in self.unique_tensors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+
+def open_checkpoint(path: Path, *, role: str, links_allowed: bool = False) -> Checkpoint:
+    """The checked layout of a model directory; `role` names it in messages.
+
+    Raises ArtifactError for files that cannot be trusted, CompatibilityError for weights of a kind
+    that is not supported. Links that leave the directory are refused unless `links_allowed`, which
+    is for directories that our own source stage has made.
+    """
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{role}: {path} is not a directory", remedy="Give the directory of a saved model."
+        )
+    facts = _read_facts(path, role)
+    index, weight_map = _read_index(path, role)
+    problems: list[str] = []
+    shards: list[Shard] = []
+    names = sorted(set(weight_map.values())) if weight_map else [SINGLE_FILE]
+    for name in names:
+        problem = _unsafe_name(path, name, links_allowed=links_allowed)
+        if problem:
+            problems.append(problem)
+            continue
+        try:
+            shards.append(read_shard(path / name))
+        except ArtifactError as error:
+            problems.extend([error.what, *error.problems])
+    problems.extend(_layout_problems(shards, weight_map, complete=len(shards) == len(names)))
+    if problems:
+        raise ArtifactError(
+            f"{role}: the weights in {path} cannot be trusted",
+            problems=problems,
+            remedy="Nothing was read. Download or save the model again.",
+        )
+    tensors = {entry.name: entry for shard in shards for entry in shard.tensors}
+    return Checkpoint(
+        role=role,
+        path=path,
+        shards=tuple(shards),
+        tensors=tensors,
+        index=index,
+        facts=facts,
+        aliases=_aliases(tensors, facts),
+    )
+
+
+def read_shard(path: Path) -> Shard:
+    """One safetensors file's checked header: sizes, offsets, dtypes, no holes, no overlaps."""
+    if not path.is_file():
+        raise ArtifactError(f"{path.name}: the file is missing")
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        header_bytes = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or header_bytes > min(num_bytes - 8, _MAX_HEADER_BYTES):
+            raise ArtifactError(
+                f"{path.name}: not a safetensors file, or cut inside its header ({num_bytes} bytes)"
+            )
+        raw = file.read(header_bytes)
+    try:
+        header = _json_object(raw)
+    except ValueError as error:
+        raise ArtifactError(f"{path.name}: the safetensors header is broken: {error}") from error
+    header.pop("__metadata__", None)
+    entries: list[TensorEntry] = []
+    problems: list[str] = []
+    for name, fields in header.items():
+        entry = _entry(name, fields, shard=path.name, start=8 + header_bytes)
+        if isinstance(entry, TensorEntry):
+            entries.append(entry)
+        else:
+            problems.append(entry)
+    entries.sort(key=lambda entry: (entry.offset, entry.num_bytes))
+    if not problems:
+        problems = _offset_problems(entries, shard=path.name, start=8 + header_bytes, end=num_bytes)
+    if problems:
+        raise ArtifactError(
+            f"{path.name}: {len(problems)} problem(s) in the header", problems=problems
+        )
+    return Shard(
+        name=path.name,
+        path=path,
+        header=prefix + raw,
+        num_bytes=num_bytes,
+        tensors=tuple(entries),
+    )
+
+
+def read_json_object(path: Path, role: str) -> dict[str, object]:
+    """A JSON file that must hold an object without repeated keys."""
+    try:
+        return _json_object(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{role}: {path} is missing", remedy="A model directory needs it; save the model again."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{role}: {path} is not valid JSON: {error}") from error
+
+
+def is_mapping(value: object) -> TypeGuard[dict[str, object]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[object]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
+
+
+def _json_object(raw: bytes) -> dict[str, object]:
+    value = cast("object", json.loads(raw, object_pairs_hook=_without_repeats))
+    if not is_mapping(value):
+        raise ValueError("the top level is not an object")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = [name for name, _ in pairs]
+    repeated = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
+    if repeated:
+        raise ValueError(f"repeated keys: {', '.join(repeated)}")
+    return dict(pairs)
+
+
+def _repeats(names: list[str]) -> bool:
+    return len(set(names)) != len(names)
+
+
+def _read_facts(path: Path, role: str) -> ModelFacts:
+    if (path / "adapter_config.json").is_file() and not (path / SINGLE_FILE).is_file():
+        raise CompatibilityError(
+            f"{role}: {path} is a LoRA adapter, not a model",
+            remedy="Merge the adapter into its base model first and give the merged directory.",
+        )
+    try:
+        return ModelFacts.model_validate(read_json_object(path / "config.json", role))
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{role}: {path / 'config.json'} is not a model's configuration",
+            problems=[
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+            ],
+        ) from error
+
+
+def _read_index(path: Path, role: str) -> tuple[bytes | None, dict[str, str]]:
+    single, index_path = path / SINGLE_FILE, path / INDEX_FILE
+    if single.exists() and index_path.exists():
+        raise ArtifactError(
+            f"{role}: {path} holds both {SINGLE_FILE} and {INDEX_FILE}",
+            remedy="Which weights are meant is not clear. Remove the file that is not the model.",
+        )
+    if index_path.is_file():
+        fields = read_json_object(index_path, role).get("weight_map")
+        weight_map = dict(fields) if is_mapping(fields) else {}
+        if not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ArtifactError(f"{role}: {index_path} has no weight_map of file names")
+        return index_path.read_bytes(), {name: str(shard) for name, shard in weight_map.items()}
+    if single.exists() or single.is_symlink():
+        return None, {}
+    _refuse_other_weights(path, role)
+    raise ArtifactError(
+        f"{role}: {path} holds no weights ({SINGLE_FILE} or {INDEX_FILE})",
+        remedy="Give the directory of a saved model.",
+    )
+
+
+def _refuse_other_weights(path: Path, role: str) -> None:
+    files = sorted(entry.name for entry in path.iterdir())
+    pickles = [name for name in files if name.endswith(_PICKLE_SUFFIXES)]
+    if pickles:
+        raise CompatibilityError(
+            f"{role}: {path} holds pickle weights only",
+            problems=pickles,
+            remedy="Pickle files can run code and are never opened. Convert the model to "
+            "safetensors (save_pretrained does) and give that directory.",
+        )
+    others = [name for name in files if name.endswith(".safetensors")]
+    if others:
+        raise ArtifactError(
+            f"{role}: {path} has safetensors files but neither {SINGLE_FILE} nor {INDEX_FILE}",
+            problems=others,
+            remedy="The index is missing or the files are not a model's. Download it again.",
+        )
+
+
+def _unsafe_name(path: Path, name: str, *, links_allowed: bool) -> str:
+    if not name or name in {".", ".."} or Path(name).name != name or "\\" in name:
+        return f"{name!r}: the index points outside the directory"
+    if not links_allowed and (path / name).is_symlink():
+        target = Path(os.path.realpath(path / name))
+        if not target.is_relative_to(Path(os.path.realpath(path))):
+            return f"{name}: a link that leaves the directory ({target})"
+    return ""
+
+
+def _entry(name: str, fields: object, *, shard: str, start: int) -> TensorEntry | str:
+    if not is_mapping(fields):
+        return f"{name}: the entry is not an object"
+    dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        return f"{name}: dtype {dtype} is not one of {', '.join(sorted(ITEM_SIZES))}"
+    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
+        return f"{name}: shape {shape} or data_offsets {span} are not counts"
+    entry = TensorEntry(
+        name=name,
+        dtype=cast("DtypeName", dtype),
+        shape=tuple(shape),
+        shard=shard,
+        offset=start + span[0],
+    )
+    if span[1] - span[0] != entry.num_bytes:
+        return (
+            f"{name}: {dtype} {list(shape)} takes {entry.num_bytes} bytes, "
+            f"the header says {span[1] - span[0]}"
+        )
+    return entry
+
+
+def _are_counts(value: object) -> TypeGuard[list[int]]:
+    return is_list(value) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _offset_problems(entries: list[TensorEntry], *, shard: str, start: int, end: int) -> list[str]:
+    problems: list[str] = []
+    expected = start
+    for entry in entries:
+        if entry.offset != expected:
+            kind = "overlaps the tensor before it" if entry.offset < expected else "leaves a hole"
+            problems.append(
+                f"{entry.name}: byte offset {entry.offset}, expected {expected}: {kind}"
+            )
+        expected = entry.offset + entry.num_bytes
+    if expected != end and not problems:
+        kind = "is truncated" if end < expected else "has bytes after its last tensor"
+        problems.append(f"{shard} {kind}: {end} bytes, its header describes {expected}")
+    return problems
+
+
+def _layout_problems(
+    shards: Iterable[Shard], weight_map: Mapping[str, str], *, complete: bool
+) -> list[str]:
+    problems: list[str] = []
+    found: dict[str, str] = {}
+    for shard in shards:
+        for entry in shard.tensors:
+            if entry.name in found:
+                problems.append(f"{entry.name}: stored in {found[entry.name]} and in {shard.name}")
+            found[entry.name] = shard.name
+            if weight_map and entry.name not in weight_map:
+                problems.append(f"{entry.name}: in {shard.name} but not in the index")
+    for name, shard_name in sorted(weight_map.items()):
+        if found.get(name, shard_name) != shard_name:
+            problems.append(f"{name}: the index says {shard_name}, it is in {found[name]}")
+        elif complete and name not in found:
+            problems.append(f"{name}: the index says {shard_name}, which does not hold it")
+    if complete and not found:
+        problems.append("no tensors at all")
+    return problems
+
+
+def _aliases(tensors: Mapping[str, TensorEntry], facts: ModelFacts) -> dict[str, str]:
+    if not facts.tie_word_embeddings or _HEAD not in tensors:
+        return {}
+    owners = [name for name in tensors if name.endswith(_EMBEDDING_SUFFIXES)]
+    return {_HEAD: owners[0]} if len(owners) == 1 else {}

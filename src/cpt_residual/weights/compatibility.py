@@ -1,0 +1,101 @@
+"""Whether weights and tokens of two models belong together. Every mismatch is collected first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cpt_residual.errors import CompatibilityError
+from cpt_residual.weights.checkpoint import Checkpoint, ModelFacts, Shape
+
+_VOCABULARY_SUFFIXES = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: how messages call it, its tensors' shapes, its config."""
+
+    label: str
+    shapes: Mapping[str, Shape]
+    facts: ModelFacts
+
+
+def side_of(checkpoint: Checkpoint) -> Side:
+    """A checkpoint as a side; tied tensors count once."""
+    shapes = {name: entry.shape for name, entry in checkpoint.unique_tensors.items()}
+    return Side(label=checkpoint.role, shapes=shapes, facts=checkpoint.facts)
+
+
+def require_match(expected: Side, found: Side) -> None:
+    """Raises CompatibilityError unless both have the same architecture, names and shapes."""
+    problems = _facts_problems(expected, found)
+    names = sorted(expected.shapes.keys() | found.shapes.keys())
+    mismatched = [name for name in names if expected.shapes.get(name) != found.shapes.get(name)]
+    width = max((len(name) for name in mismatched), default=0)
+    for name in mismatched:
+        left, right = expected.shapes.get(name), found.shapes.get(name)
+        problems.append(
+            f"{name + ':':<{width + 1}} {expected.label} {_text(left)} vs "
+            f"{found.label} {_text(right)}"
+        )
+    if problems:
+        raise CompatibilityError(
+            f"{expected.label} does not fit {found.label} "
+            f"({len(mismatched)} of {len(names)} tensors)",
+            problems=problems,
+            remedy=_remedy(expected, found, mismatched),
+        )
+
+
+def require_same_tokens(
+    expected_label: str, found_label: str, *, hashes: tuple[str, str], differing: Sequence[str]
+) -> None:
+    """Raises CompatibilityError unless the two id-to-token maps are the same.
+
+    `hashes` are the two maps' hashes, `differing` ready lines on the first ids that differ. Equal
+    shapes say nothing: rows of different tokens must never be added.
+    """
+    if hashes[0] == hashes[1]:
+        return
+    raise CompatibilityError(
+        f"{expected_label} and {found_label} do not have the same tokens "
+        f"(token map {hashes[0][:12]} vs {hashes[1][:12]})",
+        problems=differing,
+        remedy="Adding embedding rows of different tokens gives a broken model. Use models of one "
+        "tokenizer; aligning rows by token (vocab_policy=common_tokens) is not available yet.",
+    )
+
+
+def _facts_problems(expected: Side, found: Side) -> list[str]:
+    problems: list[str] = []
+    for field in ModelFacts.model_fields:
+        left: object = getattr(expected.facts, field)
+        right: object = getattr(found.facts, field)
+        if left != right:
+            problems.append(
+                f"config.json {field}: {expected.label} {left} vs {found.label} {right}"
+            )
+    return problems
+
+
+def _remedy(expected: Side, found: Side, mismatched: Sequence[str]) -> str:
+    rows = [
+        (expected.shapes[name][0], found.shapes[name][0])
+        for name in mismatched
+        if name.endswith(_VOCABULARY_SUFFIXES)
+        and name in expected.shapes
+        and name in found.shapes
+        and expected.shapes[name][1:] == found.shapes[name][1:]
+    ]
+    if mismatched and len(rows) == len(mismatched):
+        left, right = rows[0]
+        return (
+            f"Only the vocabulary differs: {left} rows in {expected.label}, {right} in "
+            f"{found.label}. Rows must be aligned by token, which needs a vocabulary policy "
+            "(vocab_policy=common_tokens), not available yet: rerun cpt without added tokens."
+        )
+    return "Nothing is skipped, cut or resized. Use models of one family and size."
+
+
+def _text(shape: Shape | None) -> str:
+    return "missing" if shape is None else str(shape)

@@ -1,0 +1,176 @@
+"""Reads tensors of safetensors shards in blocks: bounded memory, any number of threads.
+
+A block is a run of at most BLOCK elements of one tensor, flat. Reading goes through `preadv` into
+fresh buffers and not through a memory map, so that resident memory stays at a few blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cpt_residual.core.stage import ProgressReport
+from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shard, TensorEntry
+
+BLOCK = 1 << 18  # elements; temporaries of a block stay in the processor's caches
+TORCH_DTYPES: Mapping[DtypeName, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _no_progress(done: int, total: int, unit: str) -> None:
+    del done, total, unit
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a pass over the weights runs; never changes the bytes. Memory: some 30 MB per thread."""
+
+    progress: ProgressReport = _no_progress
+    threads: int = 2
+
+
+DEFAULT_STREAMING = Streaming()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Elements start to stop (exclusive) of the flattened tensor `name`."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.stop - self.start
+
+
+def blocks_of(entries: Iterable[TensorEntry], block: int | None = None) -> Iterator[Block]:
+    """Every element of every entry exactly once, in order. An empty tensor has one empty block."""
+    step = BLOCK if block is None else block
+    for entry in entries:
+        for start in range(0, max(entry.num_elements, 1), step):
+            yield Block(entry.name, start, min(start + step, entry.num_elements))
+
+
+class ShardReader:
+    """Open shards; `read` may be called from several threads."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        self._files: dict[str, int] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        for shard in self._shards:
+            file = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._stack.callback(os.close, file)
+            self._files[shard.name] = file
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def read(self, entry: TensorEntry, start: int, stop: int) -> Tensor:
+        """Elements start to stop of the flattened tensor, in its own dtype."""
+        values = torch.empty(stop - start, dtype=TORCH_DTYPES[entry.dtype])
+        room = bytes_of(values)
+        offset = entry.offset + start * entry.item_size
+        while room.nbytes:
+            num_read = os.preadv(self._files[entry.shard], [room], offset)
+            if num_read == 0:
+                raise ArtifactError(
+                    f"{entry.shard} ended inside {entry.name} at byte {offset}",
+                    remedy="The file was cut while it was being read. Restore it and run again.",
+                )
+            room, offset = room[num_read:], offset + num_read
+        return values
+
+
+def bytes_of(values: Tensor) -> memoryview:
+    """The memory of a flat contiguous tensor, shared, not copied."""
+    array = cast("npt.NDArray[np.uint8]", values.view(torch.uint8).numpy())
+    return array.data
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int
+) -> Iterator[Result]:
+    """function(item) for every item, computed by threads, yielded in the items' order.
+
+    At most two items per thread are in work or waiting, so memory does not grow with the input.
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def require_finite(broken: Iterable[str]) -> None:
+    """Raises CompatibilityError that lists tensors with NaN or Inf; `broken` are ready lines."""
+    problems = list(dict.fromkeys(broken))
+    if problems:
+        raise CompatibilityError(
+            f"{len(problems)} tensor(s) hold values that are not finite numbers",
+            problems=problems,
+            remedy="Nothing was written: NaN or Inf would spread into every result. "
+            "Use a model whose weights are all finite.",
+        )
+
+
+def require_equal_aliases(checkpoint: Checkpoint, *, threads: int) -> None:
+    """Refuses a model whose config ties tensors that are stored with different values."""
+    problems: list[str] = []
+    with ShardReader(checkpoint.shards) as reader:
+        for alias, owner in checkpoint.aliases.items():
+            left, right = checkpoint.tensors[alias], checkpoint.tensors[owner]
+            if (left.shape, left.dtype) != (right.shape, right.dtype):
+                problems.append(f"{alias} {left.dtype} {left.shape} vs {right.dtype} {right.shape}")
+                continue
+
+            def differs(block: Block, left: TensorEntry = left, right: TensorEntry = right) -> bool:
+                one = reader.read(left, block.start, block.stop).view(torch.uint8)
+                return not torch.equal(
+                    one, reader.read(right, block.start, block.stop).view(torch.uint8)
+                )
+
+            if any(map_in_order(differs, blocks_of([left]), threads=threads)):
+                problems.append(f"{alias} is stored with other values than {owner}")
+    if problems:
+        raise CompatibilityError(
+            f"{checkpoint.role}: config.json says tie_word_embeddings, the weights do not",
+            problems=problems,
+            remedy="Loading would silently drop one of them. Set tie_word_embeddings to false, "
+            "or save the model again.",
+        )

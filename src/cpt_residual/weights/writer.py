@@ -1,0 +1,129 @@
+"""Writes safetensors shards in place: the whole file is reserved first, blocks go to offsets.
+
+Memory is one block per thread. Flushing to disk and the atomic publication are the store's work;
+`fresh_directory` only makes sure that a failed build leaves nothing behind at its destination.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from cpt_residual.core.disk import FullDiskReport
+from cpt_residual.errors import ArtifactError
+from cpt_residual.weights.checkpoint import ITEM_SIZES, DtypeName, Shape, TensorEntry
+from cpt_residual.weights.reader import bytes_of
+
+_NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def layout(
+    shard: str,
+    tensors: Sequence[tuple[str, DtypeName, Shape]],
+    metadata: Mapping[str, str],
+) -> tuple[bytes, tuple[TensorEntry, ...]]:
+    """The header of a shard that holds `tensors` back to back, and where each then lies."""
+    fields: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    sized: list[tuple[TensorEntry, int]] = []
+    end = 0
+    for name, dtype, shape in tensors:
+        entry = TensorEntry(name=name, dtype=dtype, shape=shape, shard=shard, offset=end)
+        fields[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [end, end + entry.num_elements * ITEM_SIZES[dtype]],
+        }
+        sized.append((entry, end))
+        end += entry.num_bytes
+    raw = json.dumps(fields, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    header = len(raw).to_bytes(8, "little") + raw
+    return header, tuple(
+        TensorEntry(
+            name=entry.name,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            shard=shard,
+            offset=len(header) + offset,
+        )
+        for entry, offset in sized
+    )
+
+
+class ShardWriter:
+    """One file of exactly `num_bytes` that starts with `header`; `write` is thread-safe."""
+
+    def __init__(self, path: Path, *, header: bytes, num_bytes: int) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            self._reserve(num_bytes)
+            self._write_bytes(memoryview(header), 0)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def write(self, entry: TensorEntry, start: int, values: Tensor) -> None:
+        """Puts flat `values` at element `start` of the tensor that `entry` describes."""
+        raw = bytes_of(values)
+        self._write_bytes(raw, entry.offset + start * entry.item_size)
+
+    def _reserve(self, num_bytes: int) -> None:
+        with FullDiskReport(self._path.parent, num_bytes):
+            try:
+                os.posix_fallocate(self._file, 0, num_bytes)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+                os.ftruncate(self._file, num_bytes)
+
+    def _write_bytes(self, raw: memoryview, offset: int) -> None:
+        with FullDiskReport(self._path.parent, raw.nbytes):
+            while raw.nbytes:
+                num_written = os.pwrite(self._file, raw, offset)
+                raw, offset = raw[num_written:], offset + num_written
+
+
+@contextmanager
+def fresh_directory(out: Path) -> Generator[Path]:
+    """A new directory beside `out` that becomes `out` on success and vanishes on failure.
+
+    `out` must not exist or be empty: an output that is an input, or holds anything, is refused.
+    """
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise ArtifactError(
+            f"The output {out} exists and is not an empty directory",
+            remedy="Nothing is overwritten. Choose another directory or remove it.",
+        )
+    partial = out.with_name(f".{out.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

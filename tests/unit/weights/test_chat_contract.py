@@ -1,0 +1,82 @@
+"""What a merged directory must carry so that it answers like instruct and stops like it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids, install
+from support.pico_family import Tensors, fake_model
+
+
+@pytest.fixture
+def instruct(tmp_path: Path, tensors: Tensors) -> Path:
+    config = {"eos_token_id": [4, 1], "pad_token_id": 0, "bos_token_id": 2}
+    folder = fake_model(tmp_path / "instruct", tensors, config=config)
+    generation = {"eos_token_id": 4, "temperature": 0.6, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "trace.jsonl").write_text("")
+    return folder
+
+
+@pytest.fixture
+def side(tmp_path: Path, instruct: Path) -> Path:
+    copy_instruct_side(instruct, tmp_path / "side")
+    return tmp_path / "side"
+
+
+def test_ids_come_from_all_three_places(instruct: Path) -> None:
+    assert eos_token_ids(instruct) == [4, 1]
+    (instruct / "generation_config.json").unlink()
+    assert eos_token_ids(instruct) == [4, 1]
+    (instruct / "config.json").write_text('{"model_type": "llama"}')
+    assert eos_token_ids(instruct) == [1]  # the tokenizer's own
+
+
+@pytest.mark.parametrize("value", [True, "4", [4, None], -1])
+def test_ids_that_are_none(instruct: Path, value: object) -> None:
+    (instruct / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ArtifactError, match="is not an id or a list of ids"):
+        eos_token_ids(instruct)
+
+
+def test_the_union(tmp_path: Path, side: Path, tensors: Tensors) -> None:
+    target = fake_model(tmp_path / "target", tensors, config={"eos_token_id": 7, "rope_theta": 5.0})
+    (tmp_path / "out").mkdir()
+    ids = install(instruct_side=side, base_eos=[9, 1], target=target, out=tmp_path / "out")
+    assert ids == [4, 1, 9, 7]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["eos_token_id"] == ids
+    assert (config["pad_token_id"], config["bos_token_id"]) == (0, 2)
+    assert config["rope_theta"] == 5.0
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": ids, "temperature": 0.6, "do_sample": True}
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (side / name).read_bytes()
+    assert not (side / "trace.jsonl").exists()
+
+
+def test_one_id_stays_a_number_and_a_generation_config_is_made(
+    tmp_path: Path, tensors: Tensors
+) -> None:
+    model = fake_model(tmp_path / "model", tensors)
+    (tmp_path / "out").mkdir()
+    assert install(instruct_side=model, base_eos=[1], target=model, out=tmp_path / "out") == [1]
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": 1}
+
+
+def test_without_template_or_tokenizer(tmp_path: Path, side: Path, instruct: Path) -> None:
+    (side / "chat_template.jinja").unlink()
+    with pytest.raises(CompatibilityError, match="has no chat template"):
+        install(instruct_side=side, base_eos=[], target=instruct, out=tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (instruct / name).unlink()
+    with pytest.raises(CompatibilityError, match="has no tokenizer files"):
+        copy_instruct_side(instruct, tmp_path / "side2")
+    (instruct / "config.json").write_text('{"model_type": "nobody-knows"}')
+    with pytest.raises(ArtifactError, match=r"The tokenizer in .* does not load"):
+        eos_token_ids(instruct)
