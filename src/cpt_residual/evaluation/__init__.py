@@ -1,0 +1,1 @@
+"""Scores: suites, the one lm-eval adapter, typed result rows, statistics."""

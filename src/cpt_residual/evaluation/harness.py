@@ -1,0 +1,297 @@
+"""The one lm-eval adapter: a model directory and suites in, typed rows out.
+
+Every score is computed by lm-eval: our own probes are tasks of it too, generated as yaml files
+that name the functions in `tasks/`. What lm-eval returns as nested dicts ends here. Neither its
+response cache (keyed by the prompt alone) nor its `delta=` (adds tied tensors twice) is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
+from cpt_residual.errors import EvaluationError
+from cpt_residual.evaluation import taskfiles
+from cpt_residual.evaluation.answers import HarnessAnswer
+from cpt_residual.evaluation.model import ModelSettings, PromptCounter, RecordingLM
+from cpt_residual.evaluation.quiet import quiet_harness
+from cpt_residual.evaluation.results import EvaluationResult, Facts, ResultRow, Sample
+from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
+from cpt_residual.evaluation.statistics import mean_stderr
+from cpt_residual.evaluation.stock import StockTask, find_stock_task, load_tasks
+from cpt_residual.evaluation.template import ChatSide
+from cpt_residual.evaluation.untyped import untyped
+from cpt_residual.modeling.tokenizer import token_map_hash
+
+__all__ = ["EvaluationInputs", "EvaluationSettings", "evaluate"]
+
+Progress = Callable[[int, int, str], None]
+
+
+def _no_progress(done: int, total: int, unit: str) -> None:
+    del done, total, unit
+
+
+_BOOTSTRAP_DRAWS = 100  # of stock metrics without an analytic error (perplexity, f1)
+_COUNTS = {
+    "num_bytes": "bits_per_byte",
+    "num_tokens": "token_perplexity",
+    "num_words": "word_perplexity",
+}
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Files an evaluation reads. template_dir: the model whose chat template all are asked
+    through; probes_dir: `probes/` of the world; heldout: held-out documents by corpus."""
+
+    template_dir: Path
+    probes_dir: Path | None = None
+    heldout: Mapping[str, Path] = field(default_factory=dict[str, Path])
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How to evaluate. scratch: a folder for the generated task files; include_paths: folders
+    with further lm-eval task files."""
+
+    scratch: Path
+    seed: int = 0
+    precision: str = "fp32"
+    device: str = "cpu"
+    batch_size: int = 32
+    include_paths: tuple[Path, ...] = ()
+
+
+def evaluate(
+    model_dir: Path,
+    suites: Mapping[str, Suite],
+    *,
+    variant: str,
+    inputs: EvaluationInputs,
+    settings: EvaluationSettings,
+    progress: Progress = _no_progress,
+) -> EvaluationResult:
+    """Score one variant on all suites.
+
+    Everything that can be missing (tasks, nltk data, data sets, probe files) is looked for before
+    the model is loaded. Deterministic: greedy decoding, seeded, nothing kept between calls.
+    """
+    with quiet_harness():
+        chat = ChatSide.of(inputs.template_dir)
+        run, counter = _Run(variant, settings, chat.turn_end), PromptCounter(progress)
+        chat.check_tokenizer_of(model_dir)
+        plans = [*_own_plans(suites, inputs, chat, settings), *_stock_plans(suites, settings)]
+        _check_unique([name for plan in plans for name in plan.names])
+        model_settings = ModelSettings(
+            stop_token_ids=chat.stop_token_ids(model_dir),
+            precision=settings.precision,
+            device=settings.device,
+            batch_size=settings.batch_size,
+        )
+        lm = RecordingLM(model_dir, chat.tokenizer, model_settings, counter)
+        counter.expect(sum(plan.num_documents() for plan in plans))
+        for plan in plans:
+            run.execute(plan, lm)
+    return EvaluationResult(
+        variant=variant,
+        rows=run.checked_rows(),
+        samples=tuple(run.samples),
+        facts=_facts(chat, model_settings, settings, run),
+    )
+
+
+# --- what is to be run ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Plan:
+    """One call of lm-eval: loaded tasks that share few-shot number, limit and template use."""
+
+    names: tuple[str, ...]
+    tasks: Sequence[Any]
+    manager: Any
+    own: bool
+    scorer_sha256: str
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat: bool = True
+
+    def num_documents(self) -> int:
+        """Documents of single tasks; those of groups are counted when they come."""
+        sizes = [len(task.eval_docs) for task in self.tasks if hasattr(task, "eval_docs")]
+        return sum(min(size, self.limit or size) for size in sizes)
+
+
+def _own_plans(
+    suites: Mapping[str, Suite],
+    inputs: EvaluationInputs,
+    chat: ChatSide,
+    settings: EvaluationSettings,
+) -> Iterator[_Plan]:
+    """At most one plan with all world probes and held-out corpora of all suites."""
+    files = [file for suite in suites.values() for file in _task_files(suite, inputs, chat)]
+    if not files:
+        return
+    names = tuple(file.task for file in files)
+    _check_unique(names)
+    folder = taskfiles.write_task_files(files, settings.scratch / "tasks")
+    manager = untyped("lm_eval.tasks").TaskManager(include_path=str(folder), include_defaults=False)
+    tasks = load_tasks(manager, names)
+    yield _Plan(names, tasks, manager, own=True, scorer_sha256=own_scorer_sha256())
+
+
+def _task_files(
+    suite: Suite, inputs: EvaluationInputs, chat: ChatSide
+) -> Iterator[taskfiles.TaskFile]:
+    if isinstance(suite, WorldSuite):
+        for probe in suite.probes:
+            documents = _existing(inputs.probes_dir and inputs.probes_dir / f"{probe}.jsonl", probe)
+            yield taskfiles.probe_task(
+                probe, documents, turn_end=chat.turn_end, max_new_tokens=suite.max_new_tokens
+            )
+    elif isinstance(suite, HeldoutSuite):
+        for corpus in suite.corpora:
+            documents = _existing(inputs.heldout.get(corpus), f"held-out text of '{corpus}'")
+            yield taskfiles.heldout_task(corpus, documents, max_documents=suite.max_documents)
+
+
+def _stock_plans(suites: Mapping[str, Suite], settings: EvaluationSettings) -> Iterator[_Plan]:
+    wanted = [
+        task for suite in suites.values() if isinstance(suite, HarnessSuite) for task in suite.tasks
+    ]
+    for found in [find_stock_task(task, settings.include_paths) for task in wanted]:
+        yield _stock_plan(found, found.wanted)
+
+
+def _stock_plan(found: StockTask, wanted: HarnessTask) -> _Plan:
+    return _Plan(
+        names=(wanted.task,),
+        tasks=load_tasks(found.manager, [wanted.task], found.data_sets),
+        manager=found.manager,
+        own=False,
+        scorer_sha256=found.scorer_sha256,
+        num_fewshot=wanted.num_fewshot,
+        limit=wanted.limit,
+        chat=wanted.chat,
+    )
+
+
+def _existing(path: Path | None, what: str) -> Path:
+    if path is None or not path.is_file():
+        raise EvaluationError(
+            f"A suite asks for {what}, but its inputs do not have that.",
+            remedy="Give the experiment a world for its probes, and every held-out corpus "
+            "heldout_documents above 0.",
+        )
+    return path
+
+
+def _check_unique(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise EvaluationError(
+            "A task is in the suites more than once.",
+            problems=twice,
+            remedy="Its rows could not be told apart. Name each task in one suite.",
+        )
+
+
+# --- running -------------------------------------------------------------------------------------
+@dataclass
+class _Run:
+    """Rows, samples and facts of one evaluation, as they come."""
+
+    variant: str
+    settings: EvaluationSettings
+    turn_end: str
+    rows: list[ResultRow] = field(default_factory=list[ResultRow])
+    samples: list[Sample] = field(default_factory=list[Sample])
+    task_facts: dict[str, Facts] = field(default_factory=dict[str, Facts])
+
+    def execute(self, plan: _Plan, lm: RecordingLM) -> None:
+        """One call of lm-eval, turned into rows and samples."""
+        lm.rolling = "document" if plan.own else "stock"
+        seed = self.settings.seed
+        raw = untyped("lm_eval").simple_evaluate(
+            model=lm,
+            tasks=[*plan.tasks],
+            task_manager=plan.manager,
+            num_fewshot=plan.num_fewshot,
+            limit=plan.limit,
+            apply_chat_template=plan.chat,
+            fewshot_as_multiturn=plan.chat,
+            bootstrap_iters=0 if plan.own else _BOOTSTRAP_DRAWS,
+            log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+        self._take(plan, HarnessAnswer(cast("Mapping[str, Any]", raw)))
+
+    def _take(self, plan: _Plan, answer: HarnessAnswer) -> None:
+        samples = answer.samples()
+        self.rows += answer.rows(self.variant, samples, seed=self.settings.seed)
+        for task, found in samples.items():
+            if plan.chat and not plan.own and any(sample.stop_reason for sample in found):
+                self.rows.append(self._closed_share(task, found))
+            self.samples += found
+            self.task_facts[task] = _task_facts(plan, answer, task, found)
+
+    def _closed_share(self, task: str, samples: Sequence[Sample]) -> ResultRow:
+        """Of a stock task, whose own metrics do not ask why a response ended."""
+        closed = [float(sample.stop_reason == self.turn_end) for sample in samples]
+        share = sum(closed) / len(closed)
+        return ResultRow(
+            self.variant, task, "closed_share", share, mean_stderr(closed), len(closed)
+        )
+
+    def checked_rows(self) -> tuple[ResultRow, ...]:
+        """All rows; a score that is no number is an error."""
+        odd = [row for row in self.rows if not math.isfinite(row.value)]
+        if odd or not self.rows:
+            raise EvaluationError(
+                f"Variant {self.variant}: some scores are not numbers.",
+                problems=[f"{row.task}, {row.metric}: {row.value} (n={row.n})" for row in odd]
+                or ["no scores at all"],
+                remedy="The weights are damaged (look for NaN in the training loss), or a task has "
+                "no documents.",
+            )
+        return tuple(self.rows)
+
+
+def _task_facts(plan: _Plan, answer: HarnessAnswer, task: str, samples: Sequence[Sample]) -> Facts:
+    facts: dict[str, Any] = {
+        "chat": plan.chat and bool(samples[0].response is not None or not plan.own),
+        "limit": plan.limit,
+        "num_documents": len(samples),
+        "num_fewshot": answer.num_fewshot(task),
+        "scorer_sha256": plan.scorer_sha256,
+        "version": answer.version(task),
+    }
+    if "bits_per_byte" in samples[0].metrics:
+        for count, metric in _COUNTS.items():
+            pairs = [cast("list[float]", sample.metrics[metric]) for sample in samples]
+            facts[count] = int(sum(pair[1] for pair in pairs))
+    return facts
+
+
+def _facts(chat: ChatSide, model: ModelSettings, settings: EvaluationSettings, run: _Run) -> Facts:
+    tokenizer = chat.tokenizer
+    return {
+        "chat_template_sha256": chat.template_sha256,
+        "decoding": "greedy",
+        "lm_eval": harness_version(),
+        "precision": settings.precision,
+        "seed": settings.seed,
+        "stop_tokens": [str(tokenizer.convert_ids_to_tokens(i)) for i in model.stop_token_ids],
+        "tasks": run.task_facts,
+        "token_map_sha256": token_map_hash(tokenizer),
+        "torch": version("torch").split("+")[0],
+        "transformers": version("transformers"),
+        "turn_end": chat.turn_end,
+    }

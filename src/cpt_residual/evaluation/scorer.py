@@ -1,0 +1,35 @@
+"""Which code scores: a hash over the sources of our tasks and of lm-eval's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["harness_version", "hash_sources", "own_scorer_sha256"]
+
+_SUFFIXES = (".py", ".yaml", ".yml")
+
+
+def harness_version() -> str:
+    """Version of lm-eval, read without importing it."""
+    return version("lm_eval")
+
+
+def own_scorer_sha256() -> str:
+    """Hash of our task functions, their yaml files, and the verifiers of the world."""
+    package = Path(__file__).parent
+    return hash_sources([package / "tasks", package.parent / "data" / "world" / "checks.py"])
+
+
+def hash_sources(roots: Iterable[Path]) -> str:
+    """sha256 over names (relative to each root) and bytes of all sources below `roots`."""
+    digest = hashlib.sha256()
+    for root in roots:
+        files = [root] if root.is_file() else sorted(root.rglob("*"), key=lambda f: f.as_posix())
+        for file in files:
+            if file.is_file() and file.suffix in _SUFFIXES:
+                digest.update(file.relative_to(root.parent).as_posix().encode("utf-8") + b"\0")
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

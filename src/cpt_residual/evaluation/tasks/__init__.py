@@ -1,0 +1,1 @@
+"""Our lm-eval tasks: yaml templates, and the functions they name."""

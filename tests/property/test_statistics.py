@@ -1,0 +1,62 @@
+"""Laws of the statistics: mirrored, blind to order, equal to scipy where scipy has them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from cpt_residual.evaluation.statistics import (
+    compare_paired,
+    paired_permutation_p,
+    ratio_stderr,
+    sign_test_p,
+)
+
+scores = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+pairs = st.lists(st.tuples(scores, scores), min_size=1, max_size=30)
+reals = st.floats(-5, 5, allow_nan=False, width=32)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_the_sign_test_is_scipys(better: int, worse: int) -> None:
+    expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert sign_test_p(better, worse) == pytest.approx(expected)
+    assert sign_test_p(worse, better) == sign_test_p(better, worse)
+
+
+@settings(max_examples=40)
+@given(pairs)
+def test_comparing_the_other_way_round_mirrors_everything(rows: list[tuple[float, float]]) -> None:
+    a, b = [row[0] for row in rows], [row[1] for row in rows]
+    there, back = compare_paired(a, b), compare_paired(b, a)
+    assert back.difference == -there.difference
+    assert (back.low, back.high) == (pytest.approx(-there.high), pytest.approx(-there.low))
+    assert (back.num_better, back.num_worse) == (there.num_worse, there.num_better)
+    assert back.p_value == there.p_value
+    assert there.low <= there.high
+    assert paired_permutation_p(a, b) == pytest.approx(paired_permutation_p(b, a))
+
+
+@settings(max_examples=40)
+@given(pairs, st.randoms(use_true_random=False))
+def test_row_order_does_not_count(rows: list[tuple[float, float]], shuffler: random.Random) -> None:
+    mixed = rows[:]
+    shuffler.shuffle(mixed)
+    a, b = [row[0] for row in rows], [row[1] for row in rows]
+    assert compare_paired(a, b) == compare_paired(
+        [row[0] for row in mixed], [row[1] for row in mixed]
+    )
+    whole = [(top, 1.0) for top, _ in rows]
+    moved = [(top, 1.0) for top, _ in mixed]
+    assert ratio_stderr(whole, seed=5) == ratio_stderr(moved, seed=5)
+
+
+@settings(max_examples=40)
+@given(st.lists(reals, min_size=1, max_size=20))
+def test_a_variant_against_itself_shows_nothing(values: list[float]) -> None:
+    same = compare_paired(values, values)
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
