@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Submit a frozen plan to SLURM: one array per level of the graph, each after the one before.
+
+    python -m cpt_residual.plan +experiment=llama3_500m --out PLAN.json
+    python slurm/submit.py PLAN.json --gpu="--gres=gpu:8 --time=24:00:00" -- --account=me
+
+Needs nothing but the standard library and `sbatch`. Prints one line per array.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GPU_STAGES = frozenset({"pretrain", "sft", "cpt", "evaluate"})
+SCRIPT = Path(__file__).resolve().parent / "array.sbatch"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Rows first..last of the plan, which need nothing of each other."""
+
+    number: int
+    first: int
+    last: int
+    stages: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to submit: the plan, the interpreter, and extra `sbatch` options."""
+
+    plan: Path
+    python: str
+    max_parallel: int | None
+    gpu: tuple[str, ...]
+    cpu: tuple[str, ...]
+    common: tuple[str, ...]
+
+
+def levels_of(document: dict[str, Any]) -> list[Level]:
+    """The levels of a plan; a SystemExit that says what is wrong with it otherwise."""
+    if document.get("schema") != 1:
+        raise SystemExit(f"plan.json has schema {document.get('schema')!r}; this script reads 1")
+    rows = {int(row["index"]): row for row in document["rows"]}
+    found: list[Level] = []
+    for number, indices in enumerate(document["levels"]):
+        if not indices or sorted(indices) != list(range(min(indices), max(indices) + 1)):
+            raise SystemExit(f"level {number} is empty or not a run of consecutive rows: {indices}")
+        stages = frozenset(str(rows[index]["stage"]) for index in indices)
+        found.append(Level(number, min(indices), max(indices), stages))
+    return found
+
+
+def sbatch_command(level: Level, options: Options, after: str | None) -> list[str]:
+    """The `sbatch` call for one level; `after` is the job id of the level before."""
+    limit = f"%{options.max_parallel}" if options.max_parallel else ""
+    command = [
+        "sbatch",
+        "--parsable",
+        f"--array={level.first}-{level.last}{limit}",
+        f"--output={options.plan.parent / 'slurm'}/level{level.number}-%A_%a.out",
+    ]
+    if after is not None:
+        # a failed row must cancel what needs it, not leave it pending for ever
+        command += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    command += options.common
+    command += options.gpu if level.stages & GPU_STAGES else options.cpu
+    return [*command, str(SCRIPT), str(options.plan), options.python]
+
+
+def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
+    """The options, and whether only to print."""
+    own, extra = list(arguments), list[str]()
+    if "--" in own:
+        cut = own.index("--")
+        own, extra = own[:cut], own[cut + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--gpu", default="", help="sbatch options of levels that train or evaluate")
+    parser.add_argument("--cpu", default="", help="sbatch options of all other levels")
+    parser.add_argument("--max-parallel", type=int, help="array tasks that may run at once")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the tasks")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    given = parser.parse_args(own)
+    plan: Path = given.plan.absolute()
+    if not plan.is_file():
+        raise SystemExit(f"no plan at {plan}")
+    options = Options(
+        plan=plan,
+        python=given.python,
+        max_parallel=given.max_parallel,
+        gpu=tuple(shlex.split(given.gpu)),
+        cpu=tuple(shlex.split(given.cpu)),
+        common=tuple(extra),
+    )
+    return options, given.dry_run
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str]) -> int:
+    options, dry_run = parse(arguments)
+    levels = levels_of(json.loads(options.plan.read_text(encoding="utf-8")))
+    (options.plan.parent / "slurm").mkdir(exist_ok=True)
+    after: str | None = None
+    for level in levels:
+        command = sbatch_command(level, options, after)
+        if dry_run:
+            _say(shlex.join(command))
+            after = f"LEVEL{level.number}"
+            continue
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            sent = f" Levels before it are queued; cancel with: scancel {after}" if after else ""
+            problem = f"level {level.number}: sbatch failed: {done.stderr.strip()}{sent}"
+            sys.stderr.write(problem + "\n")
+            return 1
+        after = done.stdout.strip().split(";")[0]
+        rows = f"rows {level.first}-{level.last}"
+        _say(f"level {level.number}: job {after}, {rows} ({', '.join(sorted(level.stages))})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""How every figure looks, and how it is written so that the same values give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import figure as mpl_figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from cpt_residual.report.facts import Kind
+
+Axes = Any
+Figure = Any
+"""Matplotlib's own annotations are partial; its objects are met as Any, in figure modules only."""
+
+COLOURS: Mapping[Kind, str] = {  # Okabe and Ito's palette: told apart by colour-blind readers
+    "base": "#9A9A9A",
+    "instruct": "#0072B2",
+    "base_cpt": "#5C5C5C",
+    "instruct_cpt": "#D55E00",
+    "merged": "#009E73",
+    "alpha": "#7FCEB9",
+    "donor": "#56B4E9",
+    "replay": "#CC79A7",
+    "sft": "#E69F00",
+    "control": "#B8A46A",
+}
+MARKERS: Mapping[Kind, str] = {
+    "base": "o",
+    "instruct": "s",
+    "base_cpt": "o",
+    "instruct_cpt": "v",
+    "merged": "D",
+    "alpha": "d",
+    "donor": "P",
+    "replay": "^",
+    "sft": "X",
+    "control": "h",
+}
+INK = "#222222"
+FAINT = "#8A8A8A"
+_DPI = 130
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 10,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9.5,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "cpt_residual",
+}
+
+
+@contextmanager
+def house_style() -> Generator[None]:
+    """Matplotlib's defaults plus ours, whatever the user's matplotlibrc says; restored after."""
+    library: Any = mpl
+    with library.rc_context():
+        library.rcdefaults()
+        library.rcParams.update(_RC)
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of the given inches, drawn by Agg (no display, no global state)."""
+    figure = mpl_figure.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png_bytes(draw: Callable[[], Figure | None]) -> bytes | None:
+    """The figure as PNG without date or version metadata; None when there is nothing to draw."""
+    with house_style():
+        figure = draw()
+        if figure is None:
+            return None
+        out = BytesIO()
+        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
+        return out.getvalue()
+
+
+def write_png(path: Path, draw: Callable[[], Figure | None]) -> bool:
+    """Write the figure; False when there is nothing to draw."""
+    content = png_bytes(draw)
+    if content is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return True
+
+
+def spread(positions: list[float], *, gap: float) -> list[float]:
+    """Label positions at least `gap` apart, near the wanted ones, in the same order."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    placed = [positions[i] for i in order]
+    for _ in range(200):
+        moved = False
+        for i in range(1, len(placed)):
+            overlap = gap - (placed[i] - placed[i - 1])
+            if overlap > 1e-9:
+                placed[i - 1] -= overlap / 2
+                placed[i] += overlap / 2
+                moved = True
+        if not moved:
+            break
+    result = list(positions)
+    for place, index in zip(placed, order, strict=True):
+        result[index] = place
+    return result

@@ -1,0 +1,1 @@
+"""Where series go: JSON lines always, Weights & Biases as asked."""

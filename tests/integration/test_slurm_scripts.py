@@ -1,0 +1,205 @@
+"""The SLURM scripts against stand-ins for `sbatch`, `srun` and `scontrol` (bash, no SLURM)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ARRAY = ROOT / "slurm" / "array.sbatch"
+SUBMIT = ROOT / "slurm" / "submit.py"
+GOLDEN = ROOT / "tests" / "golden" / "slurm"
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    return folder
+
+
+def stand_in(folder: Path, name: str, body: str) -> None:
+    path = folder / name
+    path.write_text(f'#!/usr/bin/env bash\necho {name} "$@" >> {folder}/calls\n{body}\n')
+    path.chmod(0o755)
+
+
+def calls(folder: Path) -> list[str]:
+    path = folder / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def environment(folder: Path, **extra: str) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **extra}
+
+
+def array_task(folder: Path, **extra: str) -> subprocess.Popen[bytes]:
+    known = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "80"}
+    return subprocess.Popen(
+        ["bash", str(ARRAY), "/plans/plan.json", "/venv/bin/python"],
+        env=environment(folder, **known, **extra),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def plan(folder: Path) -> Path:
+    stages = ["world", "pack", "pack", "cpt", "apply", "evaluate", "evaluate", "report"]
+    levels = [[0], [1, 2], [3], [4], [5, 6], [7]]
+    rows = [
+        {"index": i, "level": level, "node": f"n{i}", "stage": stages[i], "fingerprint": "f"}
+        for level, indices in enumerate(levels)
+        for i in indices
+    ]
+    path = folder / "plan.json"
+    path.write_text(json.dumps({"schema": 1, "levels": levels, "rows": rows}))
+    return path
+
+
+def submit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SUBMIT), *arguments],
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- the array script ----------------------------------------------------------------------------
+def test_the_script_is_golden_and_is_bash() -> None:
+    assert ARRAY.read_text() == (GOLDEN / "array.sbatch").read_text()
+    bash = shutil.which("bash")
+    assert bash is not None
+    assert subprocess.run([bash, "-n", str(ARRAY)], check=False).returncode == 0
+
+
+def test_a_row_is_run_from_the_frozen_plan(bin_dir: Path) -> None:
+    stand_in(bin_dir, "srun", "exit 0")
+    task = array_task(bin_dir)
+    assert task.wait(20) == 0
+    (call,) = calls(bin_dir)
+    assert call.endswith("/venv/bin/python -m cpt_residual.row /plans/plan.json 3")
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_failure_ends_the_task_with_its_exit_code(bin_dir: Path, code: int) -> None:
+    stand_in(bin_dir, "srun", f"exit {code}")
+    stand_in(bin_dir, "scontrol", "exit 0")
+    assert array_task(bin_dir).wait(20) == code
+    assert not [call for call in calls(bin_dir) if call.startswith("scontrol")]
+
+
+def test_an_interrupted_stage_requeues_its_own_array_task(bin_dir: Path) -> None:
+    stand_in(bin_dir, "srun", "exit 75")
+    stand_in(bin_dir, "scontrol", "exit 0")
+    assert array_task(bin_dir).wait(20) == 75
+    assert calls(bin_dir)[-1] == "scontrol requeue 77_3"
+
+
+def test_usr1_is_passed_on_and_waited_for(bin_dir: Path) -> None:
+    saved = bin_dir / "saved"
+    body = f"trap 'sleep 0.3; touch {saved}; exit 75' USR1\ntouch {bin_dir}/up\n"
+    stand_in(bin_dir, "srun", body + "while true; do sleep 0.05; done")
+    stand_in(bin_dir, "scontrol", "kill -TERM $PPID; exit 0")  # as the real requeue does
+    task = array_task(bin_dir)
+    deadline = time.monotonic() + 20
+    while not (bin_dir / "up").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    task.send_signal(signal.SIGUSR1)
+    assert task.wait(20) == 75
+    assert saved.exists()
+    assert calls(bin_dir)[-1] == "scontrol requeue 77_3"
+
+
+def test_a_row_that_finishes_after_usr1_is_done(bin_dir: Path) -> None:
+    body = f"trap 'exit 0' USR1\ntouch {bin_dir}/up\nwhile true; do sleep 0.05; done"
+    stand_in(bin_dir, "srun", body)
+    task = array_task(bin_dir)
+    deadline = time.monotonic() + 20
+    while not (bin_dir / "up").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    task.send_signal(signal.SIGUSR1)
+    assert task.wait(20) == 0
+
+
+def test_restarts_are_bounded(bin_dir: Path) -> None:
+    stand_in(bin_dir, "srun", "exit 75")
+    stand_in(bin_dir, "scontrol", "exit 0")
+    task = array_task(bin_dir, SLURM_RESTART_COUNT="5", MAX_RESTARTS="5")
+    assert task.wait(20) == 1
+    assert len(calls(bin_dir)) == 1
+
+
+def test_a_requeue_that_fails_is_a_failure(bin_dir: Path) -> None:
+    stand_in(bin_dir, "srun", "exit 75")
+    stand_in(bin_dir, "scontrol", "exit 1")
+    assert array_task(bin_dir).wait(20) == 1
+
+
+# --- the submit script ---------------------------------------------------------------------------
+def test_one_array_per_level_each_after_the_one_before(bin_dir: Path, tmp_path: Path) -> None:
+    count = f"n=$(wc -l < {bin_dir}/calls); echo $((100 + n))"
+    stand_in(bin_dir, "sbatch", count)
+    path = plan(tmp_path)
+    done = submit(bin_dir, str(path), "--gpu=--gres=gpu:8", "--cpu=--mem=8G", "--", "--account=me")
+    assert done.returncode == 0, done.stderr
+    made = [shlex.split(call) for call in calls(bin_dir)]
+    assert [call[2] for call in made] == [
+        f"--array={span}" for span in ("0-0", "1-2", "3-3", "4-4", "5-6", "7-7")
+    ]
+    after = [[arg for arg in call if arg.startswith("--dependency")] for call in made]
+    assert after == [[], *[[f"--dependency=afterok:{100 + n}"] for n in range(1, 6)]]
+    assert all("--kill-on-invalid-dep=yes" in call for call in made[1:])
+    assert ["--gres=gpu:8" in call for call in made] == [False, False, True, False, True, False]
+    assert ["--mem=8G" in call for call in made] == [True, True, False, True, False, True]
+    assert all("--account=me" in call for call in made)
+    assert all(call[-3:] == [str(ARRAY), str(path), sys.executable] for call in made)
+    assert (tmp_path / "slurm").is_dir()  # SLURM does not make the folder of --output
+    assert "level 5: job 106, rows 7-7 (report)" in done.stdout
+
+
+def test_a_dry_run_submits_nothing(bin_dir: Path, tmp_path: Path) -> None:
+    stand_in(bin_dir, "sbatch", "echo 1")
+    done = submit(bin_dir, str(plan(tmp_path)), "--dry-run", "--max-parallel", "2")
+    assert done.returncode == 0
+    assert calls(bin_dir) == []
+    assert len(done.stdout.splitlines()) == 6
+    assert "--array=5-6%2" in done.stdout
+
+
+def test_a_refused_submission_names_the_level_and_what_is_queued(
+    bin_dir: Path, tmp_path: Path
+) -> None:
+    body = f"[ $(wc -l < {bin_dir}/calls) -lt 3 ] && echo 41 && exit 0\n"
+    stand_in(bin_dir, "sbatch", body + "echo no such account >&2; exit 1")
+    done = submit(bin_dir, str(plan(tmp_path)))
+    assert done.returncode == 1
+    assert "level 2: sbatch failed: no such account" in done.stderr
+    assert "scancel 41" in done.stderr
+
+
+def test_a_plan_of_another_version_is_refused(bin_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"schema": 2, "levels": [], "rows": []}))
+    done = submit(bin_dir, str(path))
+    assert done.returncode == 1
+    assert "schema 2" in done.stderr
+    assert "no plan at" in submit(bin_dir, str(tmp_path / "none.json")).stderr
+
+
+def test_levels_that_are_no_runs_of_rows_are_refused(bin_dir: Path, tmp_path: Path) -> None:
+    path = plan(tmp_path)
+    document = json.loads(path.read_text())
+    document["levels"][1] = [1, 5]
+    path.write_text(json.dumps(document))
+    assert "not a run of consecutive rows: [1, 5]" in submit(bin_dir, str(path)).stderr

@@ -1,0 +1,230 @@
+"""W&B as users have it: offline, online against a recording endpoint, resumed, and unreachable."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpt_residual.tracking.identity import RunIdentity
+from cpt_residual.tracking.series import read_series, series_path
+from support.wandb_endpoint import WandbEndpoint
+from support.wandb_offline import OfflineRun, read_offline_run
+
+KEY = "0" * 40
+SECRET = "a-secret-of-the-environment"
+FINGERPRINT = "ab" * 32
+SCRIPT = """
+import json, logging, sys
+from dataclasses import dataclass
+from pathlib import Path
+from pydantic import BaseModel
+from cpt_residual.config.schema import Tracking
+from cpt_residual.core.stage import Node
+from cpt_residual.errors import CptResidualError
+from cpt_residual.tracking import wandb_sink
+from cpt_residual.tracking.sinks import open_sinks, track_report
+
+class Recipe(BaseModel):
+    learning_rate: float = 0.001
+
+@dataclass(frozen=True)
+class Stage:
+    name = "cpt"
+    version = 1
+    node = "cpt:base_cpt"
+    def recipe(self):
+        return Recipe()
+    def inputs(self):
+        return {}
+
+order = json.loads(sys.argv[1])
+wandb_sink._INIT_TIMEOUT_SECONDS = order.get("init_timeout", 20.0)
+tracking = Tracking(wandb=order["mode"], project="p")
+run_dir = Path(order["run_dir"])
+try:
+    if order.get("report_dir"):
+        track_report(tracking, experiment="tiny", seed=0, fingerprint="ab" * 32,
+                     run_dir=run_dir, report_dir=Path(order["report_dir"]))
+        sys.exit(0)
+    node = Node(Stage(), "ab" * 32, 0, {"start": "base"})
+    with open_sinks(tracking, experiment="tiny", seed=0, node=node, run_dir=run_dir) as sinks:
+        for step in order["steps"]:
+            sinks.log({"loss": 1 / step}, tokens=2048 * step, step=step)
+            if step == order.get("kill_at"):
+                import os, signal, time
+                time.sleep(1)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == order.get("fail_at"):
+                raise RuntimeError("the training failed")
+        sinks.summarise({"final_loss": 0.25, "outcome": "kept"})
+    print("wandb imported:", "wandb" in sys.modules)
+except CptResidualError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def track(
+    run_dir: Path, mode: str, *, url: str = "", key: str = "", **order: object
+) -> subprocess.CompletedProcess[str]:
+    """One process that tracks one stage, as a worker does."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {"HOME": str(run_dir.parent), "MY_PASSWORD": SECRET}
+    environment |= {"WANDB_BASE_URL": url} if url else {}
+    environment |= {"WANDB_API_KEY": key} if key else {}
+    request = json.dumps({"mode": mode, "run_dir": str(run_dir), "steps": [1, 2, 3], **order})
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, request],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+        cwd=run_dir.parent,
+    )
+
+
+def offline_runs(run_dir: Path) -> list[OfflineRun]:
+    folders = sorted((run_dir / "wandb").glob("offline-run-*"))
+    return [read_offline_run(folder) for folder in folders]
+
+
+def loss_rows(run: OfflineRun) -> list[tuple[int, int]]:
+    return [(row["_step"], row["tokens"]) for row in run.history if "loss" in row]
+
+
+def test_off_writes_json_lines_and_never_imports_wandb(tmp_path: Path) -> None:
+    done = track(tmp_path / "run", "off")
+    assert done.returncode == 0, done.stderr
+    assert "wandb imported: False" in done.stdout
+    rows = read_series(series_path(tmp_path / "run", "cpt:base_cpt"))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+
+
+def test_offline_run_has_identity_config_axis_and_summary(tmp_path: Path) -> None:
+    done = track(tmp_path / "run", "offline")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # quiet
+    (run,) = offline_runs(tmp_path / "run")
+    assert run.run_id == RunIdentity("tiny", 0, "cpt", "cpt:base_cpt", FINGERPRINT).run_id
+    assert (run.project, run.group, run.job_type) == ("p", "tiny-seed0", "cpt")
+    assert run.name == "cpt:base_cpt seed 0"
+    assert run.config["recipe"] == {"learning_rate": 0.001}
+    assert run.config["fingerprint"] == FINGERPRINT
+    assert loss_rows(run) == [(1, 2048), (2, 4096), (3, 6144)]
+    assert run.x_axes["*"] == "tokens"
+    assert run.summary["final_loss"] == 0.25
+    assert run.exit_code == 0
+
+
+def test_nothing_of_the_environment_or_the_machine_is_kept(tmp_path: Path) -> None:
+    track(tmp_path / "run", "offline")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files
+    assert not [path.name for path in files if SECRET.encode() in path.read_bytes()]
+    names = {path.name for path in files}
+    assert not names & {"requirements.txt", "wandb-metadata.json", "output.log", "diff.patch"}
+
+
+def test_a_killed_run_keeps_its_rows_and_a_resume_goes_on_under_the_same_id(
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    killed = track(run_dir, "offline", steps=[1, 2, 3, 4], kill_at=3)
+    assert killed.returncode == -9
+    track(run_dir, "offline", steps=[3, 4])
+    rows = read_series(series_path(run_dir, "cpt:base_cpt"))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    runs = sorted(offline_runs(run_dir), key=lambda run: loss_rows(run)[0])
+    assert len({run.run_id for run in runs}) == 1
+    assert [step for step, _ in loss_rows(runs[0])] == [1, 2, 3]
+    assert [step for step, _ in loss_rows(runs[1])] == [3, 4]
+
+
+def test_a_failed_stage_ends_its_run_as_failed(tmp_path: Path) -> None:
+    done = track(tmp_path / "run", "offline", fail_at=2)
+    assert "the training failed" in done.stderr
+    (run,) = offline_runs(tmp_path / "run")
+    assert run.exit_code == 1
+    assert [step for step, _ in loss_rows(run)] == [1, 2]
+
+
+def test_online_sends_rows_and_a_resume_sends_no_step_twice(tmp_path: Path) -> None:
+    with WandbEndpoint() as endpoint:
+        first = track(tmp_path / "run", "online", url=endpoint.url, key=KEY, steps=[1, 2, 3])
+        assert first.returncode == 0, first.stderr
+        second = track(tmp_path / "run", "online", url=endpoint.url, key=KEY, steps=[2, 3, 4, 5])
+        assert second.returncode == 0, second.stderr
+        (run_id,) = endpoint.runs
+        run = endpoint.runs[run_id]
+        sent = b"".join(endpoint.bodies)
+    assert run_id == RunIdentity("tiny", 0, "cpt", "cpt:base_cpt", FINGERPRINT).run_id
+    rows = [row for row in run.history if "loss" in row]
+    assert [row["_step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["tokens"] for row in rows] == [2048 * step for step in range(1, 6)]
+    assert run.settings["groupName"] == "tiny-seed0"
+    assert run.config["recipe"] == {"learning_rate": 0.001}
+    assert run.exit_code == 0
+    assert SECRET.encode() not in sent
+    assert KEY.encode() not in sent
+
+
+def test_online_without_a_key_says_what_to_do(tmp_path: Path) -> None:
+    done = track(tmp_path / "run", "online", url="http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "no W&B API key was found" in done.stdout
+    assert "wandb login" in done.stdout
+    assert "tracking.wandb=offline" in done.stdout
+
+
+def test_an_unreachable_server_costs_one_warning_and_nothing_else(tmp_path: Path) -> None:
+    done = track(tmp_path / "run", "online", url="http://127.0.0.1:9", key=KEY, init_timeout=3.0)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "did not start" in line]
+    assert len(warnings) == 1
+    assert "wandb sync" in warnings[0]
+    rows = read_series(series_path(tmp_path / "run", "cpt:base_cpt"))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    (run,) = offline_runs(tmp_path / "run")
+    assert [step for step, _ in loss_rows(run)] == [1, 2, 3]
+
+
+@pytest.fixture
+def report_dir(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "report"
+    (folder / "figures").mkdir(parents=True)
+    lines = [
+        "variant,task,metric,value,stderr,n",
+        "base,ifeval,acc,0.5,,10",
+        "x,ifeval,acc,1,0.1,10",
+    ]
+    (folder / "results.csv").write_text("\n".join(lines) + "\n")
+    Image.new("RGB", (4, 4)).save(folder / "figures" / "comparison.png")
+    return folder
+
+
+def test_the_summary_run_carries_table_and_figures(tmp_path: Path, report_dir: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = track(run_dir, "offline", report_dir=str(report_dir))
+    assert done.returncode == 0, done.stderr
+    (run,) = offline_runs(run_dir)
+    assert run.job_type == "summary"
+    (row,) = [row for row in run.history if "results" in row or "results/_type" in row]
+    assert any(key.startswith("figures/comparison") for key in row)
+    (table,) = run_dir.rglob("*.table.json")
+    document = json.loads(table.read_text())
+    assert document["columns"] == ["variant", "task", "metric", "value", "stderr", "n"]
+    assert document["data"][0] == ["base", "ifeval", "acc", 0.5, None, 10]
+
+
+def test_the_summary_run_is_nothing_when_wandb_is_off(tmp_path: Path, report_dir: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert track(run_dir, "off", report_dir=str(report_dir)).returncode == 0
+    assert not run_dir.exists()

@@ -1,0 +1,98 @@
+"""Several seeds: mean and spread, every seed as it is, a pooled paired test."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+
+import pytest
+
+from cpt_residual.errors import ArtifactError
+from cpt_residual.report.format import MINUS
+from cpt_residual.report.published import read_report
+from cpt_residual.report.seeds import pooled, write_seed_report
+from cpt_residual.report.write import write_report
+from support.report_scenarios import HIGH_DRIFT, N_PROMPTS, SUCCESS, facts, paired
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("reports")
+    for seed in range(3):
+        lines = HIGH_DRIFT if seed == 2 else {name: SUCCESS[name] for name in HIGH_DRIFT}
+        write_report(facts(lines, seed=seed), root / str(seed))
+    return [root / str(seed) for seed in range(3)]
+
+
+def test_a_failing_seed_is_shown_as_it_is(folders: list[Path], tmp_path: Path) -> None:
+    text = write_seed_report(folders, tmp_path, paired_test=paired).read_text(encoding="utf-8")
+    assert "**Seeds.** 2 of 3 mostly kept, 1 of 3 failed." in text
+    loss = next(
+        line for line in text.splitlines() if line.startswith(f"| instruct {MINUS} base_cpt_res")
+    )
+    assert "NO" in loss
+    assert "2 of 3" in loss
+    assert "* seed 2: The residual did not work here" in text
+    assert (tmp_path / "figures" / "seeds.png").is_file()
+
+
+def test_summary_is_mean_sample_std_min_and_max(folders: list[Path], tmp_path: Path) -> None:
+    write_seed_report(folders, tmp_path, paired_test=paired)
+    reports = [read_report(folder) for folder in folders]
+    values = [r.scores.value("instruct", "strict") for r in reports]
+    assert all(value is not None for value in values)
+    known = [value for value in values if value is not None]
+    with (tmp_path / "summary.csv").open(newline="") as lines:
+        row = next(
+            row
+            for row in csv.DictReader(lines)
+            if (row["variant"], row["metric"]) == ("instruct", "prompt_level_strict_acc")
+            and row["task"] == "instruction_following"
+        )
+    assert float(row["mean"]) == pytest.approx(statistics.fmean(known))
+    assert float(row["std"]) == pytest.approx(statistics.stdev(known))
+    assert (float(row["min"]), float(row["max"])) == (min(known), max(known))
+    assert row["seeds"] == "3"
+
+
+def test_the_pooled_test_takes_the_prompts_of_all_seeds(folders: list[Path]) -> None:
+    reports = [read_report(folder) for folder in folders]
+    tests = {(test.first, test.second): test for test in pooled(reports, paired)}
+    test = tests[("instruct", "instruct_cpt")]
+    assert test.n == 3 * N_PROMPTS
+    gaps = [
+        (r.scores.value("instruct", "strict") or 0)
+        - (r.scores.value("instruct_cpt", "strict") or 0)
+        for r in reports
+    ]
+    assert test.value == pytest.approx(statistics.fmean(gaps))
+
+
+def test_order_of_the_folders_does_not_count(folders: list[Path], tmp_path: Path) -> None:
+    first = write_seed_report(folders, tmp_path / "a", paired_test=paired)
+    second = write_seed_report(folders[::-1], tmp_path / "b", paired_test=paired)
+    assert first.read_bytes() == second.read_bytes()
+    png = Path("figures") / "seeds.png"
+    assert (tmp_path / "a" / png).read_bytes() == (tmp_path / "b" / png).read_bytes()
+
+
+def test_one_seed_has_no_spread(folders: list[Path], tmp_path: Path) -> None:
+    text = write_seed_report(folders[:1], tmp_path, paired_test=paired).read_text(encoding="utf-8")
+    assert "±" not in text[text.index("## Goals") : text.index("## Comparison")]
+    assert "**Seeds.** 1 of 1 mostly kept." in text
+
+
+def test_the_same_seed_twice_is_refused(folders: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="seed 0 twice"):
+        write_seed_report([folders[0], folders[0]], tmp_path, paired_test=paired)
+
+
+def test_a_folder_that_is_no_report_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"results\.json is missing"):
+        read_report(tmp_path)
+
+
+def test_nothing_to_aggregate_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no reports"):
+        write_seed_report([], tmp_path, paired_test=paired)

@@ -1,0 +1,165 @@
+"""The files of a report: golden tables, byte-equal twice, and graceful gaps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cpt_residual.report.facts import ReportFacts
+from cpt_residual.report.goals import check_goals
+from cpt_residual.report.measures import Scores
+from cpt_residual.report.tables import comparison_table, comparison_text
+from cpt_residual.report.write import write_report
+from support.report_scenarios import HIGH_DRIFT, SUCCESS, facts
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "report"
+NO_CONTROLS = {name: line for name, line in SUCCESS.items() if line.kind not in ("alpha", "sft")}
+
+
+@pytest.fixture(scope="module")
+def success(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("success")
+    write_report(facts(SUCCESS), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def high_drift(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("high_drift")
+    write_report(facts(HIGH_DRIFT, drift=0.35), folder)
+    return folder
+
+
+def document_of(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_golden(folder: Path, name: str) -> None:
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert text == (GOLDEN / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_report_of_a_success_is_golden(success: Path) -> None:
+    assert_golden(success, "success")
+
+
+def test_report_of_a_failure_is_golden(high_drift: Path) -> None:
+    assert_golden(high_drift, "high_drift")
+
+
+def test_same_facts_same_bytes_whatever_the_row_order(success: Path, tmp_path: Path) -> None:
+    given = facts(SUCCESS)
+    shuffled = list(given.rows)
+    random.Random(3).shuffle(shuffled)
+    write_report(replace(given, rows=tuple(shuffled)), tmp_path)
+    first = tree(success)
+    assert first == tree(tmp_path)
+    assert len([name for name in first if name.endswith(".png")]) == 7
+
+
+def test_results_csv_has_all_rows_exactly(success: Path) -> None:
+    given = facts(SUCCESS)
+    with (success / "results.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0]) == ["variant", "task", "metric", "value", "stderr", "n"]
+    read = {(r["variant"], r["task"], r["metric"]): float(r["value"]) for r in rows}
+    assert read == {(r.variant, r.task, r.metric): r.value for r in given.rows}
+    assert rows[0]["variant"] == "base"
+
+
+def test_no_time_host_or_path_in_any_file(success: Path) -> None:
+    for name, content in tree(success).items():
+        assert str(success).encode() not in content, name
+        assert b"Matplotlib" not in content, name
+        assert b"tIME" not in content, name
+
+
+def test_figures_without_data_are_left_out_and_named(tmp_path: Path) -> None:
+    given = replace(facts(NO_CONTROLS, world=False), geometry=None, trainings=())
+    write_report(given, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    left_out = text[text.index("## Figures left out") :]
+    for name in ("tradeoff", "per_type", "alpha", "training", "geometry"):
+        assert f"* {name}: " in left_out
+        assert not (tmp_path / "figures" / f"{name}.png").exists()
+        assert f"figures/{name}.png" not in text
+    assert (tmp_path / "figures" / "comparison.png").is_file()
+    assert "mmlu acc" in text  # other tasks have their own table
+    assert "gsm8k exact_match" in text
+
+
+def test_a_report_without_any_known_score_still_says_so(tmp_path: Path) -> None:
+    given = facts(SUCCESS)
+    rows = tuple(replace(row, task="arc", metric="acc") for row in given.rows[:1])
+    empty = replace(given, rows=rows, differences=(), prompts=(), geometry=None, trainings=())
+    verdict = write_report(empty, tmp_path)
+    assert verdict.outcome == "not_measured"
+    assert "arc acc" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_results_json_carries_verdict_goals_and_costs(success: Path) -> None:
+    document = document_of(success)
+    assert document["verdict"]["outcome"] == "mostly_kept"
+    assert [goal["passed"] for goal in document["goals"]] == [True] * 5
+    costs = {variant["name"]: variant["flops"] for variant in document["variants"]}
+    assert costs["base_cpt_sft"] > costs["base_cpt_residual"] > costs["instruct"] == 0
+    assert document["geometry"]["drift"]["base_cpt"] == 0.123
+
+
+def test_missed_goals_are_shown_as_missed(high_drift: Path) -> None:
+    document = document_of(high_drift)
+    assert {goal["key"]: goal["passed"] for goal in document["goals"]} == {
+        "instruct": False,
+        "forgetting": True,
+        "loss": False,
+        "perplexity": False,
+        "new_facts": False,
+    }
+
+
+def test_zero_new_facts_of_instruct_do_not_divide() -> None:
+    lines = {**SUCCESS, "instruct": replace(SUCCESS["instruct"], new_facts=0.0)}
+    given = facts(lines)
+    goals = {goal.key: goal for goal in check_goals(Scores.of(given), given.roles)}
+    assert goals["new_facts"].passed is True
+    assert goals["new_facts"].value is None
+
+
+def terminal(given: ReportFacts) -> str:
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(comparison_table(given.rows, new_corpus=given.new_corpus))
+    return console.export_text()
+
+
+def test_terminal_table_and_plain_text_show_the_same_cells() -> None:
+    given = facts(SUCCESS)
+    text = comparison_text(given.rows, new_corpus=given.new_corpus)
+    lines = text.splitlines()
+    assert lines[0].split()[0] == "variant"
+    assert len(lines) == 1 + len(SUCCESS)
+    table = terminal(given)
+    merged = next(line for line in lines if line.startswith("base_cpt_residual "))
+    for cell in merged.split():
+        assert cell in table
+
+
+def test_the_strict_score_comes_from_ifeval_when_there_are_no_probes() -> None:
+    scores = Scores.of(facts(SUCCESS, world=False))
+    assert scores.sources["strict"] == ("ifeval", "prompt_level_strict_acc")
+    assert scores.other_tasks() == (("gsm8k", "exact_match"), ("mmlu", "acc"))
