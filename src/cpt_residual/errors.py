@@ -56,7 +56,7 @@ def _rebuild(
 
 
 class ConfigError(CptResidualError):
-    """The configuration is not valid: unknown name, wrong type, or values that do not fit together."""
+    """The configuration is not valid: unknown name, wrong type, or values that contradict."""
 
 
 class CorpusError(CptResidualError):

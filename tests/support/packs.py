@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cpt_residual.data.packing import PackLedger, PackPlan, Source, build_pack, chat_source, text_source
+from cpt_residual.data.packing import (
+    PackLedger,
+    PackPlan,
+    Source,
+    build_pack,
+    chat_source,
+    text_source,
+)
 from cpt_residual.data.rows import Encoded
 
 PAD, EOS, BOS = 0, 1, 2
@@ -19,7 +26,9 @@ Dialogue = list[dict[str, str]]
 
 def encode_bytes(documents: Sequence[str]) -> list[Encoded]:
     """BOS, one token a byte, EOS; loss on all but the first."""
-    return [_encoded([BOS, *(FIRST_BYTE + byte for byte in text.encode()), EOS]) for text in documents]
+    return [
+        _encoded([BOS, *(FIRST_BYTE + byte for byte in text.encode()), EOS]) for text in documents
+    ]
 
 
 def encode_dialogues(documents: Sequence[Sequence[dict[str, str]]]) -> list[Encoded]:

@@ -54,7 +54,8 @@ def build_node(store: Store, graph: Graph, node: Node | str, ctx: RunContext) ->
     status = store.status_unlocked(graph, node)
     if status.state != "missing":
         return _skip(store, node, status, watch)
-    needed = node.stage.cost().disk_bytes
+    cost = node.stage.cost()
+    needed = cost.disk_bytes + cost.scratch_bytes
     with FullDiskReport(store.root, needed), store.lock(node):
         status = store.status_unlocked(graph, node)  # another process may have been faster
         if status.state != "missing":

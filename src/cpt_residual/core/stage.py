@@ -20,7 +20,8 @@ class Cost:
 
     tokens: training tokens; steps: optimizer steps; flops: floating point operations;
     seconds: wall time on this machine; memory_bytes: peak per process (GPU memory when the stage
-    runs on one); disk_bytes: size of the artifact; cores: torch threads it keeps busy.
+    runs on one); disk_bytes: size of the artifact; scratch_bytes: what
+    the build needs besides it (checkpoints), freed afterwards; cores: torch threads it keeps busy.
     """
 
     tokens: int = 0
@@ -29,6 +30,7 @@ class Cost:
     seconds: float = 0.0
     memory_bytes: int = 0
     disk_bytes: int = 0
+    scratch_bytes: int = 0
     cores: int = 1
 
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from cpt_residual.config.schema import Architecture
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, write_chat_folder
-from cpt_residual.modeling.saving import no_progress_bars
+from cpt_residual.modeling.saving import no_progress_bars, share_weights
 from cpt_residual.modeling.tokenizer import Tokenizer, train_bpe_tokenizer
 
 __all__ = ["DOCUMENT_END", "PADDING", "SPECIAL_TOKENS", "TURN_END", "write_initial_model"]
@@ -63,6 +63,7 @@ def write_initial_model(
     )
     with no_progress_bars():
         model.save_pretrained(out)
+    share_weights(out)
     write_chat_folder(
         out,
         chat_template=TINY_CHAT_TEMPLATE,

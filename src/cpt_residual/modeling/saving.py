@@ -15,7 +15,13 @@ from transformers.utils import logging as transformers_logging
 from cpt_residual.errors import WorkerError
 from cpt_residual.modeling.loading import WeightFiles
 
-__all__ = ["carry_side_files", "no_progress_bars", "save_weights", "verify_weights"]
+__all__ = [
+    "carry_side_files",
+    "no_progress_bars",
+    "save_weights",
+    "share_weights",
+    "verify_weights",
+]
 
 _SIDE_FILES = (
     "tokenizer.json",
@@ -47,6 +53,13 @@ def save_weights(
     assert not wrong, f"not in {dtype}: {wrong}"
     with no_progress_bars():
         model.save_pretrained(out, state_dict=dict(state))
+    share_weights(out)
+
+
+def share_weights(out: Path) -> None:
+    """Let others read the weights: safetensors writes them for their owner only."""
+    for path in out.glob("*.safetensors"):
+        path.chmod(0o644)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ class _Row(BaseModel):
     residual_norm: float
     instruct_drift: float | None
     cosine_deltas: float | None
+    cosine_instruct: float | None = None
 
 
 class _Tensor(_Row):
@@ -69,6 +70,7 @@ def _cosine(row: _Row, roles: RoleNames) -> dict[str, float]:
     """A CPT model's name stands for the update that CPT made to it."""
     pairs = (
         (f"residual, {roles.base_cpt}", row.cosine),
+        (f"residual, {roles.instruct_cpt}", row.cosine_instruct),
         (f"{roles.base_cpt}, {roles.instruct_cpt}", row.cosine_deltas),
     )
     return {name: value for name, value in pairs if value is not None}

@@ -47,7 +47,8 @@ class GeometryRow(Frozen):
 
     cosine and sign_conflict are between the CPT delta (theta_base_cpt - theta_base) and the
     residual (theta_instruct - theta_base); sign_conflict is over elements where both move.
-    cosine_deltas: between the CPT deltas of base and instruct. lost_to_bf16: CPT updates that
+    cosine_deltas: between the CPT deltas of base and instruct. cosine_instruct: between the CPT
+    delta of instruct and the residual; below zero, CPT of instruct undoes the residual. lost_to_bf16: CPT updates that
     vanish when the models are rounded to bf16, over all updates.
     """
 
@@ -63,6 +64,7 @@ class GeometryRow(Frozen):
     instruct_delta_norm: float | None
     instruct_drift: float | None
     cosine_deltas: float | None
+    cosine_instruct: float | None
 
 
 class TensorRow(GeometryRow):
@@ -94,6 +96,7 @@ class _Sums:
     instruct_squared: float = 0.0
     instruct_delta_squared: float = 0.0
     dot_deltas: float = 0.0
+    instruct_delta_dot_residual: float = 0.0
 
     def add(self, other: _Sums) -> None:
         for field in fields(self):
@@ -183,6 +186,7 @@ def _block_sums(family: Family, readers: Mapping[str, ShardReader], block: Block
         instruct_delta = values["instruct_cpt"].float() - instruct
         sums.instruct_delta_squared = arithmetic.squared_norm(instruct_delta)
         sums.dot_deltas = arithmetic.dot(delta, instruct_delta)
+        sums.instruct_delta_dot_residual = arithmetic.dot(instruct_delta, residual)
     return sums
 
 
@@ -228,6 +232,9 @@ def _row(sums: _Sums, *, with_instruct_cpt: bool) -> GeometryRow:
         else None,
         cosine_deltas=arithmetic.cosine(
             sums.dot_deltas, sums.delta_squared, sums.instruct_delta_squared
+        ),
+        cosine_instruct=arithmetic.cosine(
+            sums.instruct_delta_dot_residual, sums.instruct_delta_squared, sums.residual_squared
         ),
     )
 

@@ -122,9 +122,7 @@ def base(tmp_path: Path) -> Path:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 1}))
     generation = {"eos_token_id": 1, "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(generation))
-    write_chat_folder(
-        folder, chat_template=TINY_CHAT_TEMPLATE, end_token="<|end|>", end_ids=[4, 1]
-    )
+    write_chat_folder(folder, chat_template=TINY_CHAT_TEMPLATE, end_token="<|end|>", end_ids=[4, 1])
     return folder
 
 

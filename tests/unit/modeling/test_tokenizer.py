@@ -51,7 +51,11 @@ def test_the_hash_is_of_the_map_and_of_nothing_else(tmp_path: Path) -> None:
 
 def test_differing_ids_are_shown_in_order() -> None:
     a, b = Vocabulary(x=0, y=1, z=2), Vocabulary(x=0, z=1, y=2, new=7)
-    assert first_differing_ids(a, b, 5) == ["id 1: 'y' vs 'z'", "id 2: 'z' vs 'y'", "id 7: - vs 'new'"]
+    assert first_differing_ids(a, b, 5) == [
+        "id 1: 'y' vs 'z'",
+        "id 2: 'z' vs 'y'",
+        "id 7: - vs 'new'",
+    ]
     assert first_differing_ids(a, b, 1) == ["id 1: 'y' vs 'z'"]
     assert first_differing_ids(a, a, 5) == []
 

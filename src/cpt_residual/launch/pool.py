@@ -1,0 +1,290 @@
+"""Run a graph of jobs on long-lived worker processes within a core budget.
+
+A worker imports the heavy libraries once and then builds one job after another, so a graph of
+forty small stages pays for two imports of torch and not for forty. Guarantees:
+
+* a job starts only when all its dependencies are done, and never takes the sum of cores above the
+  budget (a job that wants more than the budget runs alone);
+* jobs on the longest remaining path start first;
+* a failed job blocks what depends on it and nothing else;
+* workers die with their parent, also when it is killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from cpt_residual.errors import CptResidualError, WorkerError
+
+Report = Callable[[int, int, str], None]
+Work = Callable[[Any, Report], Any]
+"""work(payload, report) -> result; importable by name, run in a worker process."""
+
+_PROGRESS_INTERVAL_SECONDS = 0.2
+_GRACE_SECONDS = 600.0  # a training writes a checkpoint first, which takes minutes when it is large
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work. `seconds` is its expected time, used only to order the queue.
+
+    `alone`: runs by itself in a process that ends with it, which gives GPU memory back."""
+
+    name: str
+    payload: Any
+    needs: frozenset[str] = frozenset()
+    cores: int = 1
+    seconds: float = 0.0
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a job. `blocked`: a job it needs has failed."""
+
+    kind: Literal["start", "progress", "done", "failed", "blocked"]
+    job: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    result: Any = None
+    error: CptResidualError | None = None
+
+
+OnEvent = Callable[[Event], None]
+
+
+def run_jobs(
+    jobs: Mapping[str, Job], work: Work, *, cores: int, log: Path, on_event: OnEvent
+) -> bool:
+    """Run all jobs; True when every one succeeded. What libraries print goes to `log`.
+
+    `KeyboardInterrupt` stops the workers (SIGTERM, then SIGKILL after ten minutes or at a second
+    interrupt) and is raised again."""
+    pool = _Pool(work, cores=cores, log=log, on_event=on_event, queue=_Queue(jobs))
+    try:
+        return pool.run()
+    finally:
+        pool.stop()
+
+
+class _Queue:
+    """Which jobs may start, in order of their longest remaining path."""
+
+    def __init__(self, jobs: Mapping[str, Job]) -> None:
+        self.waiting: dict[str, Job] = dict(jobs)
+        self.done: set[str] = set()
+        self.failed: set[str] = set()
+        self._rank = _longest_paths(jobs)
+
+    def ready(self) -> list[Job]:
+        jobs = [job for job in self.waiting.values() if job.needs <= self.done]
+        return sorted(jobs, key=lambda job: (-self._rank[job.name], job.name))
+
+    def blocked(self) -> list[Job]:
+        """Jobs that can no longer run; they leave the queue."""
+        found: list[Job] = []
+        while hit := [job for job in self.waiting.values() if job.needs & self.failed]:
+            for job in hit:
+                found.append(self.waiting.pop(job.name))
+                self.failed.add(job.name)
+        return found
+
+
+def _longest_paths(jobs: Mapping[str, Job]) -> dict[str, float]:
+    """Seconds from the start of each job to the end of the graph along its longest path."""
+    followers: dict[str, list[str]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        for need in job.needs:
+            followers[need].append(job.name)
+    rank: dict[str, float] = {}
+
+    def visit(name: str) -> float:
+        if name not in rank:
+            rank[name] = jobs[name].seconds + max(map(visit, followers[name]), default=0.0)
+        return rank[name]
+
+    for name in jobs:
+        visit(name)
+    return rank
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = field(default=None)
+
+
+class _Pool:
+    def __init__(
+        self, work: Work, *, cores: int, log: Path, on_event: OnEvent, queue: _Queue
+    ) -> None:
+        self._work, self._cores, self._log = work, cores, log
+        self._on_event, self._queue = on_event, queue
+        self._workers: list[_Worker] = []
+
+    def run(self) -> bool:
+        while self._queue.waiting or any(worker.job for worker in self._workers):
+            self._start_what_fits()
+            self._listen()
+        return not self._queue.failed
+
+    def _start_what_fits(self) -> None:
+        used = sum(self._cores_of(worker.job) for worker in self._workers if worker.job)
+        for job in self._queue.ready():
+            if used and used + self._cores_of(job) > self._cores:
+                break  # in order: a wide job is not starved by narrow ones behind it
+            del self._queue.waiting[job.name]
+            worker = next((w for w in self._workers if w.job is None), None) or self._spawn()
+            worker.job = job
+            worker.pipe.send(job.payload)
+            used += self._cores_of(job)
+            self._on_event(Event("start", job.name))
+
+    def _cores_of(self, job: Job) -> int:
+        return self._cores if job.alone else job.cores
+
+    def _spawn(self) -> _Worker:
+        context = mp.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(self._work, theirs, self._log), daemon=False)
+        process.start()
+        theirs.close()
+        worker = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+    def _listen(self) -> None:
+        busy = {worker.pipe: worker for worker in self._workers if worker.job}
+        for pipe in wait(list(busy), timeout=1.0):
+            worker = busy[pipe]  # type: ignore[index]
+            try:
+                kind, value = worker.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                kind, value = "failed", self._bury(worker)
+            self._handle(worker, kind, value)
+
+    def _handle(self, worker: _Worker, kind: str, value: Any) -> None:
+        job = worker.job
+        assert job is not None
+        if kind == "progress":
+            done, total, unit = value
+            self._on_event(Event("progress", job.name, done=done, total=total, unit=unit))
+            return
+        worker.job = None
+        if job.alone and worker in self._workers:
+            self._retire(worker)
+        if kind == "done":
+            self._queue.done.add(job.name)
+            self._on_event(Event("done", job.name, result=value))
+            return
+        self._queue.failed.add(job.name)
+        self._on_event(Event("failed", job.name, error=value))
+        for blocked in self._queue.blocked():
+            self._on_event(Event("blocked", blocked.name))
+
+    def _bury(self, worker: _Worker) -> CptResidualError:
+        self._retire(worker)
+        code = worker.process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        name = worker.job.name if worker.job else "?"
+        return WorkerError(
+            f"the process that built {name} {how}",
+            problems=[f"what it printed: {self._log}"],
+            remedy="Nothing was published. SIGKILL often means that memory ran out: lower "
+            "launch.micro_batch_rows or launch.cores, then run the same command again; "
+            "it resumes from the last checkpoint.",
+        )
+
+    def _retire(self, worker: _Worker) -> None:
+        worker.pipe.close()  # an idle worker ends at end of file
+        worker.process.join()
+        self._workers.remove(worker)
+
+    def stop(self) -> None:
+        """Close idle workers, terminate busy ones, kill what has not ended after the grace."""
+        for worker in self._workers:
+            worker.pipe.close()  # an idle worker ends at end of file
+            if worker.job:
+                worker.process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            for worker in self._workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # also when the user interrupts the wait
+            for worker in self._workers:
+                worker.process.kill()
+                worker.process.join()
+            self._workers.clear()
+
+
+def _serve(work: Work, pipe: Connection, log: Path) -> None:
+    """Main loop of a worker process."""
+    _print_to(log)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        try:
+            payload = pipe.recv()
+        except (EOFError, OSError):
+            return
+        reply: tuple[str, Any]
+        try:
+            reply = ("done", work(payload, _Reporter(pipe)))
+        except CptResidualError as error:
+            reply = ("failed", error)
+        except Exception as error:  # noqa: BLE001  the outer edge: told to the parent in full
+            reply = ("failed", _unexpected(error))
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(reply)
+
+
+def _print_to(log: Path) -> None:
+    """Send everything that this process and its children print to the end of `log`."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+
+
+def _die_with_parent() -> None:
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _unexpected(error: Exception) -> WorkerError:
+    return WorkerError(
+        f"unexpected {type(error).__name__}: {error}",
+        problems=traceback.format_exc().splitlines(),
+        remedy="This is a defect of cpt_residual: please report it with the lines above.",
+    )
+
+
+class _Reporter:
+    """Sends progress to the parent, at most a few times a second."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int, unit: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= _PROGRESS_INTERVAL_SECONDS or done >= total:
+            self._last = now
+            with contextlib.suppress(BrokenPipeError):
+                self._pipe.send(("progress", (done, total, unit)))

@@ -1,0 +1,143 @@
+"""Print the graph of an experiment with status and cost; executes nothing.
+
+python -m cpt_residual.plan +experiment=tiny
+python -m cpt_residual.plan +experiment=llama3_500m --out plan.json   # frozen, for row.py
+python -m cpt_residual.plan +experiment=tiny --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cpt_residual.config.compose import compose
+from cpt_residual.config.schema import Experiment, Launch
+from cpt_residual.core.graph import Graph
+from cpt_residual.core.measure import usable_cores
+from cpt_residual.core.store import Store
+from cpt_residual.errors import CptResidualError
+from cpt_residual.launch.console import byte_size, count, duration
+from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.stages.frozen import FrozenPlan
+from cpt_residual.stages.overview import Overview, PlannedStage
+from cpt_residual.stages.registry import build_graph, localised, open_store
+
+_TABLE_WIDTH = 116
+_STYLES = {"ready": "green", "missing": "", "busy": "yellow", "stale": "red", "corrupt": "red"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        experiment = localised(compose(options.overrides, config_dir=options.config_dir))
+        store = open_store(experiment)
+        graph = build_graph(experiment, store)
+        overview = Overview.of(graph, store)
+        if options.json:
+            print(json.dumps(_as_json(experiment, overview), indent=2))
+        else:
+            _show(experiment, graph, overview, store)
+        if options.out:
+            FrozenPlan.of(experiment, graph).write(options.out)
+            print(f"plan: {options.out}", file=sys.stderr)
+    except CptResidualError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cpt_residual.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides: +experiment=tiny seed=1")
+    parser.add_argument("--config-dir", type=Path, help="a folder with your own experiment/ files")
+    parser.add_argument("--out", type=Path, help="write the frozen plan for row.py")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    return parser
+
+
+def _show(experiment: Experiment, graph: Graph, overview: Overview, store: Store) -> None:
+    console = Console(highlight=False)
+    console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, nothing is cut
+    cores = experiment.launch.cores or usable_cores()
+    identity = f"seed {experiment.seed}  plan {graph.fingerprint[:8]}"
+    console.print(f"[bold]{experiment.name}[/bold]  {identity}")
+    console.print(experiment.question, style="italic", soft_wrap=True)
+    console.print(_table(overview.stages))
+    console.print(graph.lineage(f"evaluate:{experiment.roles.merged}"), markup=False)
+    reused, missing = len(overview.reused), len(overview.to_build)
+    console.print(
+        f"\n{len(overview.stages)} stages: {reused} ready and reused, {missing} to build. "
+        f"Estimated: {count(overview.flops)} FLOPs, about "
+        f"{duration(overview.wall_seconds(cores))} on {_machine(experiment.launch, cores)}, "
+        f"peak {byte_size(overview.peak_memory_bytes)} a process, "
+        f"{byte_size(overview.disk_bytes_needed)} of disk.",
+        soft_wrap=True,
+    )
+    for stage in overview.stages:
+        if stage.status.state in ("stale", "corrupt", "busy"):
+            console.print(f"{stage.name}: {stage.status.reason}", style="red", soft_wrap=True)
+    console.print(f"store: {store.root}", soft_wrap=True)
+
+
+def _machine(launch: Launch, cores: int) -> str:
+    if not uses_gpu(launch):
+        return f"{cores} cores"
+    return f"{launch.num_processes} GPUs (evaluation not counted)"
+
+
+def _table(stages: Sequence[PlannedStage]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    for column in ("tokens", "steps", "FLOPs", "time", "memory", "disk"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for stage in stages:
+        cost = stage.cost
+        state = stage.status.state
+        table.add_row(
+            stage.name,
+            stage.node.fingerprint[:8],
+            f"[{_STYLES[state]}]{state}[/]" if _STYLES[state] else state,
+            f"{cost.tokens:,}" if cost.tokens else "",
+            f"{cost.steps:,}" if cost.steps else "",
+            count(cost.flops),
+            duration(cost.seconds) if cost.seconds else "",
+            byte_size(cost.memory_bytes),
+            byte_size(cost.disk_bytes),
+        )
+    return table
+
+
+def _as_json(experiment: Experiment, overview: Overview) -> dict[str, object]:
+    return {
+        "experiment": experiment.name,
+        "seed": experiment.seed,
+        "stages": [
+            {
+                "node": stage.name,
+                "level": stage.node.level,
+                "fingerprint": stage.node.fingerprint,
+                "status": stage.status.state,
+                "reason": stage.status.reason,
+                "inputs": dict(stage.node.inputs),
+                "cost": vars(stage.cost),
+            }
+            for stage in overview.stages
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Build one row of a frozen plan: one task of a SLURM array, or a step by hand.
+
+    python -m cpt_residual.row plan.json 7
+
+A row that is ready is skipped; a row whose inputs are not ready is refused. No Hydra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cpt_residual.errors import ConfigError, CptResidualError
+from cpt_residual.launch.console import BuildConsole, duration
+from cpt_residual.stages.execute import Builder, BuildRequest
+from cpt_residual.stages.frozen import FrozenPlan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cpt_residual.row", description=__doc__)
+    parser.add_argument("plan", type=Path, help="written by python -m cpt_residual.plan --out")
+    parser.add_argument("index", type=int, help="row number, e.g. $SLURM_ARRAY_TASK_ID")
+    options = parser.parse_args(arguments)
+    try:
+        _build(options.plan, options.index)
+    except CptResidualError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _build(path: Path, index: int) -> None:
+    plan = FrozenPlan.read(path)
+    row = plan.row(index)
+    run_dir = path.absolute().parent
+    builder = Builder.of(plan.config)
+    present = builder.graph[row.node].fingerprint
+    if present != row.fingerprint:
+        raise ConfigError(
+            f"row {index} ({row.node}) of {path} was frozen as {row.fingerprint[:16]}, "
+            f"but this code gives {present[:16]}",
+            remedy="The code or a local source changed since. Write the plan again.",
+        )
+    with BuildConsole(Console(), total_stages=1) as console:
+        console.started(row.node)
+        outcome = builder.build(
+            BuildRequest(plan.config, row.node, run_dir),
+            lambda done, total, unit: console.progressed(row.node, done, total, unit),
+        )
+        if outcome.skipped:
+            console.skipped(row.node, outcome.reason)
+        else:
+            console.finished(row.node, f"{duration(outcome.seconds)}  {outcome.ref.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Run an experiment: compose, validate, plan, build every stage, report.
+
+    python -m cpt_residual.run                              # the tiny experiment
+    python -m cpt_residual.run +experiment=llama3_500m
+    python -m cpt_residual.run +experiment=tiny seed=3 paths.root=/data/outputs
+    python -m cpt_residual.run -m +experiment=tiny seed=0,1,2,3,4
+
+What is ready is skipped; a run that was stopped or killed resumes where it was.
+Exit status: 0 done, 1 a stage failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cpt_residual.config.compose import compose, expand_sweep
+from cpt_residual.errors import CptResidualError
+from cpt_residual.stages.registry import localised
+from cpt_residual.stages.session import Finished, run_experiment
+from cpt_residual.stages.sweep import report_sweep
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        return _run(options, console)
+    except CptResidualError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to resume", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    sweep = expand_sweep(options.overrides) if options.multirun else [options.overrides]
+    experiments = [
+        localised(compose(overrides, config_dir=options.config_dir)) for overrides in sweep
+    ]
+    if options.cfg:
+        for experiment in experiments:
+            console.print_json(experiment.model_dump_json())
+        return 0
+    finished: list[Finished] = []
+    for number, experiment in enumerate(experiments, start=1):
+        if len(experiments) > 1:
+            console.rule(f"run {number} of {len(experiments)}: {' '.join(sweep[number - 1])}")
+        finished.append(run_experiment(experiment, console))
+    reports = [result.report_dir for result in finished if result.report_dir is not None]
+    if len(experiments) > 1:
+        reports = report_sweep(finished, console)
+    if options.report_to and reports:
+        _copy_reports(reports, options.report_to)
+    return 0 if all(result.complete for result in finished) else 1
+
+
+def _copy_reports(reports: Sequence[Path], target: Path) -> None:
+    """One report goes to `target` itself, several to folders in it named after their runs."""
+    for report in reports:
+        folder = target if len(reports) == 1 else target / report.parent.name
+        shutil.copytree(report, folder, dirs_exist_ok=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cpt_residual.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides: +experiment=tiny seed=1")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="run every combination of key=a,b overrides"
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, help="a folder with experiment/ files of your own"
+    )
+    parser.add_argument("--report-to", type=Path, help="also copy the final report to this folder")
+    parser.add_argument("--cfg", action="store_true", help="print the resolved config and stop")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""theta_target + alpha * theta_residual as a model (Jindal et al. 2024, eq. 2 at alpha = 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from cpt_residual.config.schema import Frozen
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.stages.residual import (
+    ResidualStage,
+    num_parameters_of,
+    open_model,
+    require_one_map,
+)
+
+__all__ = ["Apply", "ApplyRecipe"]
+
+_FLOPS_PER_PARAMETER = 2  # one product, one sum
+_PARAMETERS_PER_SECOND = 100e6
+_SECONDS_TO_VERIFY = 3.0
+_BYTES_PER_PARAMETER = 4  # at most; released models have 2
+
+
+class ApplyRecipe(Frozen):
+    """Target and residual are inputs."""
+
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Apply:
+    """One merged model, shown to load and to stop at every end-of-text id."""
+
+    key: str
+    target: Stage
+    residual: ResidualStage
+    alpha: float
+
+    name: ClassVar[str] = "apply"
+    version: ClassVar[int] = 1
+
+    @property
+    def node(self) -> str:
+        return f"apply:{self.key}"
+
+    def num_parameters(self) -> int:
+        """Of the target; 0 when not known yet."""
+        return num_parameters_of(self.target) or self.residual.num_parameters()
+
+    def recipe(self) -> ApplyRecipe:
+        return ApplyRecipe(alpha=self.alpha)
+
+    def inputs(self) -> Mapping[str, Stage]:
+        return {"target": self.target, "residual": self.residual}
+
+    def cost(self) -> Cost:
+        num_parameters = self.num_parameters()
+        size = _BYTES_PER_PARAMETER * num_parameters
+        return Cost(
+            flops=_FLOPS_PER_PARAMETER * num_parameters,
+            seconds=_SECONDS_TO_VERIFY + num_parameters / _PARAMETERS_PER_SECOND,
+            memory_bytes=500 * 2**20 + size,  # verify_stops loads the merged model
+            disk_bytes=size,
+        )
+
+    def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
+        from cpt_residual.weights.apply import apply
+        from cpt_residual.weights.chat_contract import verify_stops
+        from cpt_residual.weights.reader import Streaming
+        from cpt_residual.weights.residual_format import open_residual
+
+        target = open_model(inputs["target"], role="target")
+        residual = open_residual(inputs["residual"].path)
+        token_map = require_one_map(("residual", residual.instruct_folder), ("target", target.path))
+        report = apply(
+            target,
+            residual,
+            work / "out",
+            alpha=self.alpha,
+            token_map_hash=token_map,
+            streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
+        )
+        stops = verify_stops(work / "out")
+        return {
+            "alpha": report.alpha,
+            "num_parameters": report.num_parameters,
+            "flops": float(_FLOPS_PER_PARAMETER * report.num_parameters),
+            "target_norm": report.target_norm,
+            "residual_norm": report.residual_norm,
+            "relative_norm": report.relative_norm or 0.0,
+            **({} if report.cosine is None else {"cosine": report.cosine}),
+            "lost_share": report.lost_share,
+            "stops_at": " ".join(map(str, stops)),
+        }

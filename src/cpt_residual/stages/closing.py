@@ -1,0 +1,58 @@
+"""What a finished run shows: comparison, verdict, times, figures, and where the report is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+from rich.console import Console
+
+from cpt_residual.core.run_record import write_json_atomic
+from cpt_residual.launch.console import byte_size, duration
+from cpt_residual.stages.execute import Builder
+
+TIMES_FILE = "times.json"
+"""Measured times and peak memory of every stage. Beside the report, not part of its artifact:
+they differ from machine to machine while the report is the same to the byte."""
+
+
+def show_results(builder: Builder, report_dir: Path, console: Console, *, seconds: float) -> None:
+    """Print the comparison and paths; `report: PATH` is the last line. Writes `times.json`."""
+    from cpt_residual.report.facts import ResultRow
+    from cpt_residual.report.tables import comparison_table, comparison_text
+
+    document: dict[str, Any] = json.loads((report_dir / "results.json").read_text(encoding="utf-8"))
+    rows = [ResultRow(**row) for row in document["rows"]]
+    corpus = document["new_corpus"]
+    console.print()
+    if console.is_terminal:
+        console.print(comparison_table(rows, new_corpus=corpus))
+    else:
+        console.print(comparison_text(rows, new_corpus=corpus), markup=False)
+    verdict = document["verdict"]
+    console.print(f"\n[bold]{verdict['headline']}[/bold]")
+    for paragraph in verdict["paragraphs"]:
+        console.print(paragraph, markup=False)
+    console.print(f"\n{_times(builder, report_dir, seconds)}")
+    for figure in sorted((report_dir / "figures").glob("*.png")):
+        console.print(f"figure: {figure}")
+    console.print(f"report: {report_dir / 'report.md'}")
+
+
+def _times(builder: Builder, report_dir: Path, seconds: float) -> str:
+    """Write `times.json` from the receipts; one line about them."""
+    receipts = {node.stage.node: builder.store.receipt(node) for node in builder.graph.distinct()}
+    found = {name: receipt for name, receipt in receipts.items() if receipt is not None}
+    table: dict[str, JsonValue] = {
+        name: {"seconds": receipt.seconds, "peak_rss_bytes": receipt.peak_rss_bytes}
+        for name, receipt in found.items()
+    }
+    write_json_atomic(report_dir / TIMES_FILE, {"run_seconds": seconds, "stages": table})
+    total = sum(receipt.seconds for receipt in found.values())
+    peak = max((receipt.peak_rss_bytes for receipt in found.values()), default=0)
+    return (
+        f"this run took {duration(seconds)}; all stages took {duration(total)} when they were "
+        f"built, peak memory {byte_size(peak)} a process"
+    )

@@ -1,0 +1,93 @@
+"""The frozen plan: a resolved experiment and its ordered rows, for array tasks and for the record.
+
+`plan.json` holds everything a row needs: no Hydra, no clock, no current directory. Rows are in
+level order, and rows of one level have consecutive indices, so that one array per level runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from cpt_residual.config.schema import Experiment, Frozen
+from cpt_residual.core.graph import Graph
+from cpt_residual.core.run_record import write_json_atomic
+from cpt_residual.errors import ConfigError
+
+
+class PlanRow(Frozen):
+    """One artifact to build."""
+
+    index: int
+    level: int
+    node: str
+    stage: str
+    fingerprint: str
+
+
+class FrozenPlan(Frozen):
+    """An experiment with its rows. `levels` lists row indices by level."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    experiment: str
+    fingerprint: str
+    levels: list[list[int]]
+    rows: list[PlanRow]
+    config: Experiment
+
+    @classmethod
+    def of(cls, experiment: Experiment, graph: Graph) -> FrozenPlan:
+        """Freeze `experiment`; nodes that share an artifact share a row."""
+        nodes = sorted(graph.distinct(), key=lambda node: node.level)
+        rows = [
+            PlanRow(
+                index=index,
+                level=node.level,
+                node=node.stage.node,
+                stage=node.stage.name,
+                fingerprint=node.fingerprint,
+            )
+            for index, node in enumerate(nodes)
+        ]
+        depth = 1 + max((row.level for row in rows), default=-1)
+        return cls(
+            experiment=experiment.name,
+            fingerprint=graph.fingerprint,
+            levels=[[row.index for row in rows if row.level == level] for level in range(depth)],
+            rows=rows,
+            config=experiment,
+        )
+
+    def write(self, path: Path) -> None:
+        """Write atomically, keys sorted."""
+        write_json_atomic(path, self.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def read(cls, path: Path) -> FrozenPlan:
+        """Raises ConfigError when the file is missing or not a frozen plan."""
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"no plan at {path}",
+                remedy=f"Write one: python -m cpt_residual.plan +experiment=NAME --out {path}",
+            ) from None
+        except (ValidationError, ValueError) as error:
+            problems = str(error).splitlines()[:8]
+            raise ConfigError(
+                f"{path} is not a frozen plan of this version",
+                problems=problems,
+                remedy="Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
+            ) from None
+
+    def row(self, index: int) -> PlanRow:
+        """Raises ConfigError when there is no such row."""
+        if not 0 <= index < len(self.rows):
+            raise ConfigError(
+                f"the plan has no row {index}",
+                remedy=f"Rows run from 0 to {len(self.rows) - 1}.",
+            )
+        return self.rows[index]

@@ -1,0 +1,176 @@
+"""Token ids ready for training: documents, masks and an exact token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cpt_residual.config.schema import Frozen, Pack
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.errors import ConfigError
+from cpt_residual.stages.inputs import CorpusInput
+
+if TYPE_CHECKING:
+    from cpt_residual.data.packing import PackLedger, PackPlan, Source
+    from cpt_residual.modeling.tokenizer import Tokenizer
+
+__all__ = ["PackRecipe", "PackSourceRecipe", "PackStage"]
+
+_BYTES_PER_TOKEN = 5  # uint32 id + uint8 flags
+_TOKENS_PER_SECOND = 400_000
+_PADDED_CHAT_ROWS = 1.1
+
+
+class PackSourceRecipe(Frozen):
+    """One source; `documents` is the file inside the input artifact."""
+
+    corpus: str
+    documents: str
+    share: float
+    format: Literal["text", "chat"]
+
+
+class PackRecipe(Frozen):
+    """Tokenizer, template and documents themselves are inputs, known by their fingerprints."""
+
+    sequence_length: int
+    token_budget: int
+    repeat: bool
+    sources: tuple[PackSourceRecipe, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class PackStage:
+    """One pack. `tokenizer`: the model whose tokenizer encodes; `template`: the model whose chat
+    template renders dialogues (None when no source is chat); `sources` in the order of
+    `pack.sources`."""
+
+    key: str
+    pack: Pack
+    tokenizer: Stage
+    template: Stage | None
+    sources: tuple[CorpusInput, ...]
+    seed: int
+
+    name: ClassVar[str] = "pack"
+    version: ClassVar[int] = 1
+
+    @property
+    def node(self) -> str:
+        return f"pack:{self.key}"
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether a template is needed."""
+        return any(source.format == "chat" for source in self.pack.sources)
+
+    def recipe(self) -> PackRecipe:
+        return PackRecipe(
+            sequence_length=self.pack.sequence_length,
+            token_budget=self.pack.token_budget,
+            repeat=self.pack.repeat,
+            sources=tuple(
+                PackSourceRecipe(
+                    corpus=source.corpus,
+                    documents=given.documents,
+                    share=source.share,
+                    format=source.format,
+                )
+                for source, given in zip(self.pack.sources, self.sources, strict=True)
+            ),
+            seed=self.seed,
+        )
+
+    def inputs(self) -> Mapping[str, Stage]:
+        inputs = {"tokenizer": self.tokenizer}
+        inputs.update({_role(number): given.stage for number, given in enumerate(self.sources)})
+        if self.has_chat:
+            inputs["template"] = self._template()
+        return inputs
+
+    def cost(self) -> Cost:
+        tokens = self.pack.token_budget
+        padded = _PADDED_CHAT_ROWS if self.has_chat else 1.0
+        return Cost(
+            tokens=tokens,
+            seconds=tokens / _TOKENS_PER_SECOND,
+            disk_bytes=int(tokens * _BYTES_PER_TOKEN * padded),
+        )
+
+    def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
+        from cpt_residual.data.packing import build_pack
+        from cpt_residual.modeling.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(inputs["tokenizer"].path)
+        ledger = build_pack(
+            work / "out",
+            self._document_sources(inputs, tokenizer),
+            self._plan(tokenizer),
+            progress=ctx.progress,
+        )
+        return _metrics(ledger)
+
+    def _plan(self, tokenizer: Tokenizer) -> PackPlan:
+        from cpt_residual.data.packing import PackPlan
+        from cpt_residual.modeling.tokenizer import bos_id_of, eos_id_of, pad_id_of, token_map_hash
+
+        return PackPlan(
+            sequence_length=self.pack.sequence_length,
+            token_budget=self.pack.token_budget,
+            repeat=self.pack.repeat,
+            seed=self.seed,
+            bos_id=bos_id_of(tokenizer),
+            eos_id=eos_id_of(tokenizer),
+            pad_id=pad_id_of(tokenizer),
+            tokenizer_map_hash=token_map_hash(tokenizer),
+        )
+
+    def _document_sources(
+        self, inputs: Mapping[str, ArtifactRef], tokenizer: Tokenizer
+    ) -> list[Source]:
+        from cpt_residual.data.packing import chat_source, text_source
+        from cpt_residual.modeling.chat import ChatEncoder, chat_template_of
+        from cpt_residual.modeling.tokenizer import TextEncoder
+
+        sources: list[Source] = []
+        for number, (source, given) in enumerate(zip(self.pack.sources, self.sources, strict=True)):
+            documents = inputs[_role(number)].path / given.documents
+            if source.format == "chat":
+                encode = ChatEncoder(tokenizer, chat_template_of(inputs["template"].path))
+                chat = chat_source(source.corpus, documents, share=source.share, encode=encode)
+                sources.append(chat)
+            else:
+                encode_text = TextEncoder(tokenizer)
+                text = text_source(source.corpus, documents, share=source.share, encode=encode_text)
+                sources.append(text)
+        return sources
+
+    def _template(self) -> Stage:
+        if self.template is None:
+            raise ConfigError(
+                f"pack {self.key} has a chat source, but no chat template is named",
+                remedy="Name the model whose chat template renders the dialogues.",
+            )
+        return self.template
+
+
+def _role(number: int) -> str:
+    return f"source_{number}"
+
+
+def _metrics(ledger: PackLedger) -> Metrics:
+    metrics: Metrics = {
+        "tokens": ledger.tokens,
+        "num_rows": ledger.num_rows,
+        "loss_tokens": ledger.loss_tokens,
+        "padding": ledger.padding,
+        "rows_sha256": ledger.rows_sha256,
+        "tokenizer_map_hash": ledger.tokenizer_map_hash,
+    }
+    for source in ledger.sources:
+        metrics[f"tokens/{source.corpus}"] = source.tokens
+        metrics[f"passes/{source.corpus}"] = source.passes
+    return metrics

@@ -1,0 +1,224 @@
+"""From a validated experiment to its graph of stages. Torch-free: the plan uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpt_residual.config.schema import (
+    AppliedModel,
+    Experiment,
+    HeldoutSuite,
+    HubCorpus,
+    InitModel,
+    LocalCorpus,
+    Pack,
+    PretrainedModel,
+    TrainedModel,
+    WorldCorpus,
+    WorldSuite,
+)
+from cpt_residual.core.graph import Graph
+from cpt_residual.core.hashing import HashCache
+from cpt_residual.core.stage import Stage
+from cpt_residual.core.store import Store
+from cpt_residual.data.local import resolve_files
+from cpt_residual.stages.apply import Apply
+from cpt_residual.stages.corpus import DOCUMENTS_FILE, HELDOUT_FILE, Corpus
+from cpt_residual.stages.evaluate import Evaluate
+from cpt_residual.stages.geometry import Geometry
+from cpt_residual.stages.init import Init
+from cpt_residual.stages.inputs import CorpusInput
+from cpt_residual.stages.pack import PackStage
+from cpt_residual.stages.report import Report
+from cpt_residual.stages.residual import ResidualStage
+from cpt_residual.stages.source import Source, source_files
+from cpt_residual.stages.train import Train
+from cpt_residual.stages.world import World
+
+REPORT_NODE = "report"
+HELDOUT_PARTS = {
+    "general": "general_heldout.jsonl",
+    "new_domain": "new_domain_heldout.jsonl",
+}
+"""Parts of the world that come with held-out documents."""
+
+
+def open_store(experiment: Experiment) -> Store:
+    """The artifact store below `paths.root`."""
+    return Store(Path(experiment.paths.root) / "store")
+
+
+def localised(experiment: Experiment) -> Experiment:
+    """The same experiment with every relative path made absolute, so that ranks and array tasks
+    find the same files from any directory."""
+    corpora = {
+        key: corpus.model_copy(update={"files": [_absolute(name) for name in corpus.files]})
+        if isinstance(corpus, LocalCorpus)
+        else corpus
+        for key, corpus in experiment.corpora.items()
+    }
+    models = {
+        key: model.model_copy(update={"source": _absolute(model.source)})
+        if isinstance(model, PretrainedModel) and model.revision is None
+        else model
+        for key, model in experiment.models.items()
+    }
+    paths = experiment.paths.model_copy(update={"root": _absolute(experiment.paths.root)})
+    return experiment.model_copy(update={"corpora": corpora, "models": models, "paths": paths})
+
+
+def build_graph(experiment: Experiment, store: Store) -> Graph:
+    """The graph that ends in the report. Local sources are pinned by the hashes of their files.
+
+    Raises CorpusError, CompatibilityError or ConfigError when a local source cannot be pinned.
+    """
+    return Graph.of([_Registry(experiment, store.hash_cache).report()])
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+class _Registry:
+    """Makes each stage once, on demand."""
+
+    def __init__(self, experiment: Experiment, hashes: HashCache) -> None:
+        self._experiment, self._hashes = experiment, hashes
+        self._models: dict[str, Stage] = {}
+        self._packs: dict[str, PackStage] = {}
+        self._residuals: dict[str, ResidualStage] = {}
+        self._corpora: dict[str, CorpusInput] = {}
+        self._world: World | None = None
+
+    # --- data ------------------------------------------------------------------------------------
+    def world(self) -> World:
+        if self._world is None:
+            assert self._experiment.world is not None  # checked by config
+            self._world = World(world=self._experiment.world, seed=self._experiment.seed)
+        return self._world
+
+    def corpus(self, key: str) -> CorpusInput:
+        """The documents of a corpus; parts of the world share one artifact."""
+        if key not in self._corpora:
+            corpus = self._experiment.corpora[key]
+            if isinstance(corpus, WorldCorpus):
+                heldout = HELDOUT_PARTS.get(corpus.part)
+                self._corpora[key] = CorpusInput(self.world(), f"{corpus.part}.jsonl", heldout)
+            else:
+                stage = self._corpus_stage(key, corpus)
+                heldout = HELDOUT_FILE if corpus.heldout_documents else None
+                self._corpora[key] = CorpusInput(stage, DOCUMENTS_FILE, heldout)
+        return self._corpora[key]
+
+    def _corpus_stage(self, key: str, corpus: LocalCorpus | HubCorpus) -> Corpus:
+        hashes: dict[str, str] = {}
+        if isinstance(corpus, LocalCorpus):
+            files = resolve_files(corpus.files)
+            hashes = {str(path): self._hashes.sha256(path) for path in files}
+        return Corpus(key=key, corpus=corpus, file_hashes=hashes, seed=self._experiment.seed)
+
+    def pack(self, key: str) -> PackStage:
+        if key not in self._packs:
+            pack = self._experiment.packs[key]
+            self._packs[key] = PackStage(
+                key=key,
+                pack=pack,
+                tokenizer=self.model(pack.tokenizer),
+                template=self._pack_template(pack),
+                sources=tuple(self.corpus(source.corpus) for source in pack.sources),
+                seed=self._experiment.seed,
+            )
+        return self._packs[key]
+
+    def _pack_template(self, pack: Pack) -> Stage | None:
+        """Who renders dialogues: a model made here carries its chat side from the start; of a
+        released pair it is the model whose template the evaluation uses."""
+        if all(source.format == "text" for source in pack.sources):
+            return None
+        owner = self._experiment.models[pack.tokenizer]
+        if isinstance(owner, InitModel | TrainedModel):
+            return self.model(pack.tokenizer)
+        return self.model(self._experiment.evaluation.chat_template_of)
+
+    # --- models ----------------------------------------------------------------------------------
+    def model(self, key: str) -> Stage:
+        if key not in self._models:
+            self._models[key] = self._make_model(key)
+        return self._models[key]
+
+    def _make_model(self, key: str) -> Stage:
+        experiment = self._experiment
+        match experiment.models[key]:
+            case InitModel() as model:
+                corpus = self.corpus(model.tokenizer_corpus)
+                return Init(key, model.architecture, corpus, experiment.seed)
+            case PretrainedModel() as model:
+                return Source(key, model, self._model_hashes(model))
+            case TrainedModel() as model:
+                return self._train(key, model)
+            case AppliedModel() as model:
+                residual = self.residual(model.residual)
+                return Apply(key, self.model(model.target), residual, model.alpha)
+
+    def _train(self, key: str, model: TrainedModel) -> Train:
+        experiment = self._experiment
+        recipe = experiment.recipes[model.recipe]
+        return Train(
+            key=key,
+            training=recipe,
+            start=self.model(model.start),
+            pack=self.pack(recipe.pack),
+            seed=experiment.seed,
+            launch=experiment.launch,
+            deepspeed=experiment.deepspeed,
+        )
+
+    def _model_hashes(self, model: PretrainedModel) -> dict[str, str] | None:
+        if model.revision is not None:
+            return None
+        folder = Path(model.source)
+        return {name: self._hashes.sha256(folder / name) for name in source_files(folder)}
+
+    def residual(self, key: str) -> ResidualStage:
+        if key not in self._residuals:
+            pair = self._experiment.residuals[key]
+            self._residuals[key] = ResidualStage(
+                key, self.model(pair.base), self.model(pair.instruct)
+            )
+        return self._residuals[key]
+
+    # --- scores ----------------------------------------------------------------------------------
+    def _evaluate(self, variant: str) -> Evaluate:
+        experiment = self._experiment
+        suites = {name: experiment.suites[name] for name in experiment.evaluation.suites}
+        heldout = [suite for suite in suites.values() if isinstance(suite, HeldoutSuite)]
+        needs_world = any(isinstance(suite, WorldSuite) for suite in suites.values())
+        return Evaluate(
+            variant=variant,
+            model=self.model(variant),
+            template=self.model(experiment.evaluation.chat_template_of),
+            suites=suites,
+            corpora={key: self.corpus(key) for suite in heldout for key in suite.corpora},
+            world=self.world() if needs_world else None,
+            precision=experiment.evaluation.precision,
+            seed=experiment.seed,
+            launch=experiment.launch,
+        )
+
+    def _geometry(self) -> Geometry:
+        roles = self._experiment.roles
+        return Geometry(
+            base=self.model(roles.base),
+            instruct=self.model(roles.instruct),
+            base_cpt=self.model(roles.base_cpt),
+            instruct_cpt=self.model(roles.instruct_cpt) if roles.instruct_cpt else None,
+        )
+
+    def report(self) -> Report:
+        variants = self._experiment.evaluation.variants
+        evaluations = {variant: self._evaluate(variant) for variant in variants}
+        geometry = self._geometry()
+        trainings = {key: stage for key, stage in self._models.items() if isinstance(stage, Train)}
+        return Report.of(
+            self._experiment, evaluations=evaluations, trainings=trainings, geometry=geometry
+        )

@@ -1,0 +1,129 @@
+"""theta_instruct - theta_base as an artifact (Jindal et al. 2024, eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from cpt_residual.config.schema import Frozen
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+
+if TYPE_CHECKING:
+    from cpt_residual.weights.checkpoint import Checkpoint
+
+__all__ = ["ResidualRecipe", "ResidualStage", "num_parameters_of", "open_model", "require_one_map"]
+
+_PARAMETERS_PER_SECOND = 60e6
+_BYTES_PER_PARAMETER = 4
+_MEMORY_BYTES = 500 * 2**20
+
+
+class ResidualRecipe(Frozen):
+    """Nothing but the two models decides the bytes; they are inputs."""
+
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class ResidualStage:
+    """The residual of one family."""
+
+    key: str
+    base: Stage
+    instruct: Stage
+
+    name: ClassVar[str] = "residual"
+    version: ClassVar[int] = 1
+
+    @property
+    def node(self) -> str:
+        return f"residual:{self.key}"
+
+    def num_parameters(self) -> int:
+        """Of the models it is made from; 0 when not known yet."""
+        return num_parameters_of(self.instruct) or num_parameters_of(self.base)
+
+    def recipe(self) -> ResidualRecipe:
+        return ResidualRecipe()
+
+    def inputs(self) -> Mapping[str, Stage]:
+        return {"base": self.base, "instruct": self.instruct}
+
+    def cost(self) -> Cost:
+        num_parameters = self.num_parameters()
+        return Cost(
+            flops=num_parameters,
+            seconds=num_parameters / _PARAMETERS_PER_SECOND,
+            memory_bytes=_MEMORY_BYTES,
+            disk_bytes=_BYTES_PER_PARAMETER * num_parameters,
+        )
+
+    def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
+        from cpt_residual.weights.reader import Streaming
+        from cpt_residual.weights.residual import compute
+
+        base = open_model(inputs["base"], role="base")
+        instruct = open_model(inputs["instruct"], role="instruct")
+        token_map = require_one_map(("base", base.path), ("instruct", instruct.path))
+        manifest = compute(
+            base,
+            instruct,
+            work / "out",
+            token_map_hash=token_map,
+            streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
+        )
+        return {
+            "num_parameters": manifest.num_parameters,
+            "flops": float(manifest.num_parameters),
+            "base_norm": manifest.base_norm,
+            "instruct_norm": manifest.instruct_norm,
+            "residual_norm": manifest.residual_norm,
+            "relative_norm": manifest.residual_norm / manifest.base_norm
+            if manifest.base_norm
+            else 0.0,
+            **(
+                {}
+                if manifest.cosine_base_residual is None
+                else {"cosine_base_residual": manifest.cosine_base_residual}
+            ),
+            "bit_exact": manifest.bit_exact,
+            "num_rounded": manifest.num_rounded,
+            "max_ulps": manifest.max_ulps,
+        }
+
+
+@runtime_checkable
+class _Sized(Protocol):
+    def num_parameters(self) -> int: ...
+
+
+def num_parameters_of(stage: Stage) -> int:
+    """What a model stage says of its size; 0 when it does not know before it is built."""
+    return stage.num_parameters() if isinstance(stage, _Sized) else 0
+
+
+def open_model(ref: ArtifactRef, *, role: str) -> Checkpoint:
+    """The weights of a model artifact. Links are followed only where the source stage made them."""
+    from cpt_residual.weights.checkpoint import open_checkpoint
+
+    return open_checkpoint(ref.path, role=role, links_allowed=ref.stage == "source")
+
+
+def require_one_map(expected: tuple[str, Path], found: tuple[str, Path]) -> str:
+    """The token map hash that two model directories share; each is given as (role, directory).
+
+    CompatibilityError listing the first ids that differ when they do not."""
+    from cpt_residual.modeling.tokenizer import (
+        first_differing_ids,
+        load_tokenizer,
+        token_map_hash,
+    )
+    from cpt_residual.weights.compatibility import require_same_tokens
+
+    tokenizers = load_tokenizer(expected[1]), load_tokenizer(found[1])
+    hashes = token_map_hash(tokenizers[0]), token_map_hash(tokenizers[1])
+    differing = [] if hashes[0] == hashes[1] else first_differing_ids(*tokenizers, 10)
+    require_same_tokens(expected[0], found[0], hashes=hashes, differing=differing)
+    return hashes[0]

@@ -1,0 +1,190 @@
+"""One run of one experiment: from a validated config to `report: PATH`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+from rich.console import Console
+
+from cpt_residual.config.schema import Experiment
+from cpt_residual.core.build import BuildOutcome
+from cpt_residual.core.disk import check_free_space
+from cpt_residual.core.measure import usable_cores
+from cpt_residual.core.run_record import git_state, library_versions, new_run_dir, write_json_atomic
+from cpt_residual.errors import CptResidualError
+from cpt_residual.launch.console import BuildConsole, byte_size, duration
+from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.launch.pool import Event, Job, run_jobs
+from cpt_residual.stages.closing import show_results
+from cpt_residual.stages.execute import Builder, BuildRequest, execute
+from cpt_residual.stages.frozen import FrozenPlan
+from cpt_residual.stages.overview import Overview, PlannedStage
+from cpt_residual.stages.registry import REPORT_NODE
+from cpt_residual.tracking.sinks import check_tracking, track_report
+
+_ON_GPU = frozenset({"pretrain", "sft", "cpt", "evaluate"})
+"""Stages that use the GPUs where there are some; they run one at a time."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended. `report_dir` is None when the report could not be built."""
+
+    experiment: Experiment
+    run_dir: Path
+    report_dir: Path | None
+
+    @property
+    def complete(self) -> bool:
+        return self.report_dir is not None
+
+
+def run_experiment(experiment: Experiment, console: Console) -> Finished:
+    """Build everything that is missing and show the comparison.
+
+    Raises `CptResidualError` before any work for stale, corrupt or busy artifacts and for too
+    little disk. A stage that fails stops only what depends on it; the result then is incomplete.
+    """
+    builder = Builder.of(experiment)
+    overview = Overview.of(builder.graph, builder.store)
+    _refuse_unusable(builder, overview)
+    check_tracking(experiment.tracking)
+    check_free_space(builder.store.root, overview.disk_bytes_needed)
+    run_dir = _new_run(builder)
+    cores = experiment.launch.cores or usable_cores()
+    _announce(builder, overview, cores, console)
+    started = time.monotonic()
+    with BuildConsole(console, total_stages=len(overview.stages)) as bars:
+        _Session(builder, run_dir, bars).run(overview, cores)
+    report = builder.store.status(builder.graph, REPORT_NODE)
+    if report.state != "ready":
+        console.print(
+            f"not finished: see the failures above and {run_dir / 'workers.log'}. "
+            "What was built is kept; the same command goes on from there.",
+            style="bold red",
+        )
+        return Finished(experiment, run_dir, None)
+    report_dir = run_dir / "report"
+    shutil.copytree(builder.store.path_of(builder.graph[REPORT_NODE]), report_dir)
+    _track(builder, run_dir, report_dir)
+    show_results(builder, report_dir, console, seconds=time.monotonic() - started)
+    return Finished(experiment, run_dir, report_dir)
+
+
+def _refuse_unusable(builder: Builder, overview: Overview) -> None:
+    """Raise the store's own error for the first stage that is stale, corrupt or busy."""
+    for stage in overview.stages:
+        if stage.status.state in ("stale", "corrupt"):
+            builder.store.require_ready(stage.node, stage.status)
+        if stage.status.state == "busy":
+            with builder.store.lock(stage.node):
+                pass  # raises BusyError with its holder, unless it ended meanwhile
+
+
+def _new_run(builder: Builder) -> Path:
+    experiment = builder.experiment
+    root = Path(experiment.paths.root)
+    run_dir = new_run_dir(root / "runs", experiment.name, builder.graph.fingerprint)
+    FrozenPlan.of(experiment, builder.graph).write(run_dir / "plan.json")
+    write_json_atomic(run_dir / "resolved.json", experiment.model_dump(mode="json"))
+    git = git_state(Path.cwd())
+    record: dict[str, JsonValue] = {
+        "git": {"commit": git["commit"], "dirty": git["dirty"]},
+        "libraries": dict(library_versions()),
+    }
+    write_json_atomic(run_dir / "environment.json", record)
+    return run_dir
+
+
+def _track(builder: Builder, run_dir: Path, report_dir: Path) -> None:
+    experiment = builder.experiment
+    track_report(
+        experiment.tracking,
+        experiment=experiment.name,
+        seed=experiment.seed,
+        fingerprint=builder.graph.fingerprint,
+        run_dir=run_dir,
+        report_dir=report_dir,
+    )
+
+
+def _announce(builder: Builder, overview: Overview, cores: int, console: Console) -> None:
+    experiment = builder.experiment
+    console.print(f"[bold]{experiment.name}[/bold] (seed {experiment.seed}): {experiment.question}")
+    missing = len(overview.to_build)
+    text = f"{len(overview.stages)} stages, {len(overview.reused)} ready, {missing} to build"
+    if missing:
+        text += (
+            f": about {duration(overview.wall_seconds(cores))} on {cores} cores, "
+            f"{byte_size(overview.disk_bytes_needed) or 'little'} of disk"
+        )
+    console.print(f"{text}\nstore: {builder.store.root}")
+
+
+class _Session:
+    """Feeds the pool and turns its events into lines on the screen and in `log.jsonl`."""
+
+    def __init__(self, builder: Builder, run_dir: Path, bars: BuildConsole) -> None:
+        self._builder, self._run_dir, self._bars = builder, run_dir, bars
+
+    def run(self, overview: Overview, cores: int) -> None:
+        for stage in overview.reused:
+            self._bars.skipped(stage.name, stage.status.reason)
+            self._log("skip", stage.name, reason=stage.status.reason)
+        jobs = self._jobs(overview)
+        log = self._run_dir / "workers.log"
+        if jobs:
+            run_jobs(jobs, execute, cores=cores, log=log, on_event=self._on_event)
+
+    def _jobs(self, overview: Overview) -> Mapping[str, Job]:
+        missing = {stage.node.fingerprint: stage for stage in overview.to_build}
+        return {stage.name: self._job(stage, missing) for stage in missing.values()}
+
+    def _job(self, stage: PlannedStage, missing: Mapping[str, PlannedStage]) -> Job:
+        inputs = self._builder.graph.inputs_of(stage.node).values()
+        return Job(
+            name=stage.name,
+            payload=BuildRequest(self._builder.experiment, stage.name, self._run_dir),
+            needs=frozenset(
+                missing[node.fingerprint].name for node in inputs if node.fingerprint in missing
+            ),
+            cores=stage.cost.cores,
+            seconds=stage.cost.seconds,
+            alone=stage.node.stage.name in _ON_GPU and uses_gpu(self._builder.experiment.launch),
+        )
+
+    def _on_event(self, event: Event) -> None:
+        match event.kind:
+            case "start":
+                self._bars.started(event.job)
+                self._log("start", event.job)
+            case "progress":
+                self._bars.progressed(event.job, event.done, event.total, event.unit)
+            case "done":
+                self._ended(event.job, event.result)
+            case "failed":
+                assert event.error is not None
+                self._failed(event.job, event.error)
+            case "blocked":
+                self._bars.blocked(event.job)
+                self._log("blocked", event.job)
+
+    def _ended(self, node: str, outcome: BuildOutcome) -> None:
+        note = f"{duration(outcome.seconds):>10}  {outcome.ref.content_hash[:8]}"
+        self._bars.finished(node, note)
+        self._log("done", node, seconds=outcome.seconds, content_hash=outcome.ref.content_hash)
+
+    def _failed(self, node: str, error: CptResidualError) -> None:
+        self._bars.failed(node, f"{type(error).__name__}: {error}")
+        self._log("failed", node, error=str(error))
+
+    def _log(self, event: str, node: str, **facts: object) -> None:
+        row = {"time": time.time(), "event": event, "node": node, **facts}
+        with (self._run_dir / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")

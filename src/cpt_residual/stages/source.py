@@ -1,0 +1,215 @@
+"""A released model, pinned: links to the large files of a hub snapshot or a local directory."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, cast
+
+from cpt_residual.config.schema import Frozen, PretrainedModel
+from cpt_residual.core.hashing import file_sha256
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.weights.checkpoint import open_checkpoint
+
+__all__ = ["Source", "SourceRecipe", "source_files"]
+
+_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_PATTERNS = [f"*{suffix}" for suffix in _SUFFIXES]
+_OTHER_COPIES = ["*/*", "consolidated*"]  # other formats of the same weights
+_NOT_WANTED = re.compile(r"^(training_args|trainer_state|adapter_|consolidated|README|LICENSE|\.)")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_BYTES_PER_PARAMETER = 2
+_DOWNLOAD_BYTES_PER_SECOND = 50e6
+
+
+class SourceRecipe(Frozen):
+    """A hub id with its commit, or the sha256 of each file of a local directory."""
+
+    hub_id: str | None
+    revision: str | None
+    files: dict[str, str] | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One released model. `file_hashes` (name -> sha256 of `source_files`) pins a local directory,
+    whose path is not part of the identity; None for the hub."""
+
+    key: str
+    model: PretrainedModel
+    file_hashes: Mapping[str, str] | None = field(default=None, hash=False)
+
+    name: ClassVar[str] = "source"
+    version: ClassVar[int] = 1
+    links_allowed: ClassVar[bool] = True
+
+    @property
+    def node(self) -> str:
+        return self.key
+
+    def num_parameters(self) -> int:
+        """As configured, else from a local directory's headers; 0 when not known yet."""
+        if self.model.num_parameters is not None:
+            return self.model.num_parameters
+        if self.model.revision is not None:
+            return 0
+        path = Path(self.model.source)
+        return open_checkpoint(path, role=self.key, links_allowed=True).num_parameters
+
+    def recipe(self) -> SourceRecipe:
+        if self.model.revision is not None:
+            return SourceRecipe(hub_id=self.model.source, revision=self.model.revision, files=None)
+        assert self.file_hashes is not None, "a local source is pinned by its files"
+        return SourceRecipe(hub_id=None, revision=None, files=dict(self.file_hashes))
+
+    def inputs(self) -> Mapping[str, Stage]:
+        return {}
+
+    def cost(self) -> Cost:
+        if self.model.revision is None:
+            return Cost(seconds=1.0)
+        size = _BYTES_PER_PARAMETER * self.num_parameters()
+        return Cost(seconds=size / _DOWNLOAD_BYTES_PER_SECOND, disk_bytes=size)
+
+    def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
+        del inputs
+        folder = self._snapshot() if self.model.revision is not None else Path(self.model.source)
+        # Links are the hub cache's layout; a local directory's are pinned by content.
+        open_checkpoint(folder, role=self.key, links_allowed=True)
+        names = source_files(folder)
+        self._check_content(folder, names, ctx)
+        out = work / "out"
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        for name in names:
+            if name.endswith(".safetensors"):
+                (out / name).symlink_to((folder / name).resolve())
+            else:
+                shutil.copyfile(folder / name, out / name)
+        _check_loads(out, self.key)
+        checkpoint = open_checkpoint(out, role=self.key, links_allowed=True)
+        dtypes = sorted({entry.dtype for entry in checkpoint.tensors.values()})
+        return {
+            "num_parameters": checkpoint.num_parameters,
+            "num_bytes": checkpoint.num_bytes,
+            "dtypes": " ".join(dtypes),
+            "revision": self.model.revision or "local files",
+        }
+
+    def _check_content(self, folder: Path, names: list[str], ctx: RunContext) -> None:
+        """Local files against the plan's hashes; hub files against their names in the cache."""
+        expected = dict(self.file_hashes or {})
+        if self.model.revision is not None:
+            blobs = {name: (folder / name).resolve().name for name in names}
+            expected = {name: blob for name, blob in blobs.items() if _SHA256.match(blob)}
+        elif set(expected) != set(names):
+            changed = sorted(set(expected) ^ set(names))
+            _raise_changed(self.key, [f"{name}: added or removed" for name in changed])
+        problems: list[str] = []
+        for number, (name, sha256) in enumerate(sorted(expected.items())):
+            ctx.progress(number, len(expected), "files")
+            found = file_sha256(folder / name)
+            if found != sha256:
+                problems.append(f"{name}: sha256 {found}, expected {sha256}")
+        if problems:
+            _raise_changed(self.key, problems)
+
+    def _snapshot(self) -> Path:
+        """The commit's files in the hub cache, downloaded where needed; never pickles or code."""
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            folder = cast("Any", huggingface_hub).snapshot_download(
+                self.model.source,
+                revision=self.model.revision,
+                allow_patterns=_PATTERNS,
+                ignore_patterns=_OTHER_COPIES,
+            )
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            _raise_hub(self.key, self.model, error)
+        return Path(folder)
+
+
+def source_files(folder: Path) -> list[str]:
+    """Names of the files that make up a model directory: the weights that are loaded, and the
+    small files beside them (configs, tokenizer, template); sorted, torch-free."""
+    checkpoint = open_checkpoint(folder, role=folder.name, links_allowed=True)
+    weights = {shard.name for shard in checkpoint.shards}
+    small = {
+        path.name
+        for path in folder.iterdir()
+        if path.is_file()
+        and path.suffix in _SUFFIXES
+        and path.suffix != ".safetensors"
+        and not _NOT_WANTED.match(path.name)
+    }
+    return sorted(weights | small)
+
+
+def _check_loads(folder: Path, key: str) -> None:
+    """Config and tokenizer load without network and without code from the model's directory."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    from cpt_residual.modeling.tokenizer import load_tokenizer
+
+    try:
+        cast("Any", AutoConfig).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise CompatibilityError(
+            f"{key}: config.json does not load",
+            problems=[str(error).strip().splitlines()[0]],
+            remedy="Code shipped with a model is never run. Use a model of an architecture that "
+            "the installed transformers knows.",
+        ) from error
+    load_tokenizer(folder)
+
+
+def _raise_changed(key: str, problems: list[str]) -> NoReturn:
+    raise ArtifactError(
+        f"{key}: the files are not those that were pinned",
+        problems=problems,
+        remedy="Local files changed since the plan was made: plan again. Files of the hub cache "
+        "are damaged: remove them from the cache and run again.",
+    )
+
+
+def _raise_hub(key: str, model: PretrainedModel, error: Exception) -> NoReturn:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"{model.source} at {model.revision}"
+    command = f"hf download {model.source} --revision {model.revision}"
+    if isinstance(error, GatedRepoError):
+        what, remedy = (
+            f"{key}: access to {where} is gated",
+            f"Accept its licence on https://huggingface.co/{model.source}, then `hf auth login`.",
+        )
+    elif isinstance(error, RevisionNotFoundError):
+        what, remedy = f"{key}: there is no commit {where}", "Correct its `revision`."
+    elif isinstance(error, RepositoryNotFoundError):
+        what, remedy = (
+            f"{key}: there is no model {model.source} on the hub, or it is private",
+            "Correct its `source`, or `hf auth login` with an account that may read it.",
+        )
+    elif isinstance(error, LocalEntryNotFoundError):
+        what, remedy = (
+            f"{key}: {where} is not in the hub cache, and the hub cannot be reached",
+            f"On a machine with network and the same cache, run: {command}",
+        )
+    else:
+        what, remedy = f"{key}: {where} cannot be fetched", f"Try again, or run: {command}"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ArtifactError(what, problems=[first], remedy=remedy) from error

@@ -1,0 +1,139 @@
+"""From the trained weights in memory to a model directory, on every rank together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from cpt_residual.errors import WorkerError
+from cpt_residual.modeling.loading import WeightFiles
+from cpt_residual.modeling.saving import carry_side_files, save_weights, verify_weights
+
+__all__ = ["ExactMasters", "LostUpdates", "write_model"]
+
+
+@dataclass
+class LostUpdates:
+    """Parameters that training has moved, and how many of those rounding moves back."""
+
+    moved: int = 0
+    lost: int = 0
+
+    def add(self, start: torch.Tensor, trained: torch.Tensor, stored: torch.Tensor) -> None:
+        """start, trained: fp32; stored: `trained` in the dtype that is written."""
+        moved = trained != start
+        self.moved += int(moved.sum())
+        self.lost += int((moved & (stored.float() == start)).sum())
+
+    @property
+    def share(self) -> float:
+        return self.lost / self.moved if self.moved else 0.0
+
+
+def write_model(
+    model: PreTrainedModel,
+    start: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype,
+    deepspeed: bool,
+    is_first: bool,
+) -> float:
+    """Write the trained model in `dtype` with the small files of `start`; returns the share of
+    updates lost by rounding. Collective: every rank calls it, the first one writes.
+
+    The fp32 values are taken from where they are exact: the module itself, or DeepSpeed's master
+    copies (gathered one parameter at a time, so that a rank needs no second full model)."""
+    lost = LostUpdates()
+    weights = WeightFiles(start) if is_first else None
+    by_parameter: dict[int, torch.Tensor] = {}
+    not_finite: list[str] = []
+    for name, parameter, trained in _masters(model, deepspeed=deepspeed):
+        if weights is None:
+            continue
+        stored = trained.to(dtype)
+        by_parameter[id(parameter)] = stored
+        if not math.isfinite(float(stored.float().sum())) and not stored.isfinite().all():
+            not_finite.append(name)
+        if dtype != torch.float32 and name in weights:
+            lost.add(weights.read(name).float(), trained, stored)
+    if weights is None:
+        return 0.0
+    _refuse(not_finite)
+    state = {
+        name: by_parameter[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    save_weights(model, state, out, dtype=dtype)
+    carry_side_files(start, out, dtype=dtype)
+    verify_weights(out, _expected(model, weights), dtype)
+    return lost.share
+
+
+def _expected(model: PreTrainedModel, start: WeightFiles) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that must be on disk: those of the start model, tied tensors once."""
+    unique = {name for name, _ in model.named_parameters()}
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
+    return {name: shape for name, (shape, _) in start.facts().items() if name not in aliases}
+
+
+def _refuse(not_finite: list[str]) -> None:
+    if not_finite:
+        raise WorkerError(
+            "the trained weights are not all numbers",
+            problems=[f"{name}: NaN or infinite" for name in not_finite],
+            remedy="Nothing was published. Lower learning_rate, raise warmup_steps, or train in "
+            "fp32.",
+        )
+
+
+def _masters(
+    model: PreTrainedModel, *, deepspeed: bool
+) -> Iterator[tuple[str, torch.nn.Parameter, torch.Tensor]]:
+    """(name, parameter, its fp32 value on the CPU) for every parameter, tied ones once."""
+    for name, parameter in model.named_parameters():
+        value = _gathered(parameter) if deepspeed else parameter.detach()
+        yield name, parameter, value.float().cpu()
+
+
+def _gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
+    import deepspeed.utils
+
+    value = cast("Any", deepspeed.utils).safe_get_full_fp32_param(parameter)
+    assert value is not None, "DeepSpeed holds no master copy"
+    return value.detach()
+
+
+class ExactMasters(TrainerCallback):
+    """Gives DeepSpeed's fp32 master copies the exact start values before the first step.
+
+    DeepSpeed casts the module to bf16 first and makes its masters from that. For a start model
+    stored in fp32 they would begin rounded, and the rounding, which is larger than the updates,
+    would pass for training."""
+
+    def __init__(self, start: Path) -> None:
+        self._start = start
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        del args, state, control
+        import deepspeed.utils
+
+        weights = WeightFiles(self._start)
+        for name, parameter in kwargs["model"].named_parameters():
+            cast("Any", deepspeed.utils).safe_set_full_fp32_param(
+                parameter, weights.read(name).float().to(parameter.device)
+            )

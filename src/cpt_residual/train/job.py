@@ -1,0 +1,132 @@
+"""Everything that one rank needs to know, as one frozen value that survives JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from cpt_residual.config.derived import accumulation_steps, micro_batch_rows_used, num_steps
+from cpt_residual.config.schema import DeepSpeed, Frozen, Launch, TrainRecipe
+from cpt_residual.errors import ConfigError, WorkerError
+
+__all__ = ["Batching", "Layout", "RankResult", "TrainJob", "TrainingInterruptedError"]
+
+
+class TrainingInterruptedError(WorkerError):
+    """A signal stopped the training after it had written a checkpoint; a rerun resumes there."""
+
+    exit_code = 75  # EX_TEMPFAIL: worth trying again
+
+
+class RankResult(BaseModel):
+    """What the first rank found: the loss of the last step, and the share of the parameter
+    updates that rounding to the stored dtype has undone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    final_loss: float
+    bf16_lost_share: float
+
+
+class Batching(BaseModel):
+    """How one optimizer step is cut. rows_per_step = processes * micro_batch_rows * accumulation,
+    exactly: the trained weights do not depend on how it is cut, but for the order of sums."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows_per_step: int
+    micro_batch_rows: int
+    accumulation_steps: int
+    num_steps: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the data set, filler included."""
+        return self.rows_per_step * self.num_steps
+
+
+class Layout(BaseModel):
+    """What has to be the same for a checkpoint to be loaded again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    zero_stage: Literal["off", 1, 2, 3]
+    num_processes: int
+    precision: Literal["fp32", "bf16"]
+    num_steps: int
+    rows_per_step: int
+
+
+class TrainJob(Frozen):
+    """One training run.
+
+    start, pack, tokenizer: directories of the start model, the pack, and the model whose tokenizer
+    wrote the pack; out: where the model goes; scratch: checkpoints and logs, kept after a kill;
+    resume_from: a complete checkpoint, found by the parent before the ranks start.
+    """
+
+    start: Path
+    pack: Path
+    tokenizer: Path
+    out: Path
+    scratch: Path
+    recipe: TrainRecipe
+    seed: int
+    threads: int = 1
+    launch: Launch = Launch()
+    deepspeed: DeepSpeed = DeepSpeed()
+    resume_from: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.scratch / "checkpoints"
+
+    @property
+    def spawns_ranks(self) -> bool:
+        """Whether torchrun is needed; otherwise the training runs in this process."""
+        return self.launch.num_processes > 1 or self.deepspeed.zero_stage != "off"
+
+    def batching(self, *, num_rows: int, sequence_length: int) -> Batching:
+        """Cut the steps. Raises ConfigError when the global batch is not a whole number of rows
+        for every process."""
+        recipe, processes = self.recipe, self.launch.num_processes
+        rows, rest = divmod(recipe.global_batch_tokens, sequence_length)
+        if rest or rows == 0 or rows % processes:
+            raise ConfigError(
+                "the global batch cannot be cut into whole rows for every process",
+                problems=[
+                    f"recipe.global_batch_tokens={recipe.global_batch_tokens}",
+                    f"pack.sequence_length={sequence_length}",
+                    f"launch.num_processes={processes}",
+                ],
+                remedy="Choose global_batch_tokens as a multiple of "
+                f"sequence_length * num_processes = {sequence_length * processes}.",
+            )
+        cut = (rows, processes, self.launch.micro_batch_rows)
+        return Batching(
+            rows_per_step=rows,
+            micro_batch_rows=micro_batch_rows_used(*cut),
+            accumulation_steps=accumulation_steps(*cut),
+            num_steps=num_steps(num_rows, rows),
+        )
+
+    def layout(self, batching: Batching) -> Layout:
+        """Plain data parallelism keeps no sharded state, so its checkpoints fit any world size."""
+        off = self.deepspeed.zero_stage == "off"
+        return Layout(
+            zero_stage=self.deepspeed.zero_stage,
+            num_processes=1 if off else self.launch.num_processes,
+            precision=self.recipe.precision,
+            num_steps=batching.num_steps,
+            rows_per_step=batching.rows_per_step,
+        )
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> TrainJob:
+        return cls.model_validate_json(path.read_text())

@@ -1,0 +1,86 @@
+"""Before any rank starts: do the parts fit, what will it cost, where does it resume."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from cpt_residual.core.stage import Metrics
+from cpt_residual.data.pack_format import open_pack
+from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.loading import build_on_meta, load_config
+from cpt_residual.modeling.tokenizer import (
+    first_differing_ids,
+    load_tokenizer,
+    token_map_hash,
+)
+from cpt_residual.train.checkpoint import last_complete
+from cpt_residual.train.flops import count_training_flops
+from cpt_residual.train.job import TrainJob
+
+__all__ = ["prepare"]
+
+_NUM_SHOWN = 5
+
+
+def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
+    """The metrics that are known beforehand, and the job with its point of resumption.
+
+    Raises CompatibilityError when pack and start model do not belong together."""
+    pack = open_pack(job.pack)
+    num_rows, sequence_length = len(pack), pack.sequence_length
+    _check_tokenizer(job, pack.ledger.tokenizer_map_hash)
+    config = load_config(job.start)
+    _check_sizes(job, config, max_id=int(pack.ids.max()), sequence_length=sequence_length)
+    batching = job.batching(num_rows=num_rows, sequence_length=sequence_length)
+    model = build_on_meta(config)
+    facts: Metrics = {
+        "tokens": pack.ledger.tokens,
+        "steps": batching.num_steps,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops": count_training_flops(
+            model,
+            num_rows=batching.num_rows,
+            rows=batching.rows_per_step,
+            sequence_length=sequence_length,
+        ),
+    }
+    checkpoint = last_complete(job.checkpoints, job.layout(batching))
+    return facts, job.model_copy(update={"resume_from": checkpoint.path if checkpoint else None})
+
+
+def _check_tokenizer(job: TrainJob, pack_hash: str) -> None:
+    start = load_tokenizer(job.start)
+    start_hash = token_map_hash(start)
+    if start_hash == pack_hash:
+        return
+    differing = first_differing_ids(load_tokenizer(job.tokenizer), start, _NUM_SHOWN)
+    raise CompatibilityError(
+        "the pack was not written with the start model's tokenizer",
+        problems=[
+            f"token map hash: {pack_hash[:16]} vs {start_hash[:16]} (pack vs start model)",
+            *differing,
+        ],
+        remedy="The model would read other words than the text says. Set pack.tokenizer to a model "
+        "with the same tokenizer as the start model, or make a pack for this one.",
+    )
+
+
+def _check_sizes(job: TrainJob, config: object, *, max_id: int, sequence_length: int) -> None:
+    vocab_size = int(getattr(config, "vocab_size", 0))
+    positions = int(getattr(config, "max_position_embeddings", 0)) or math.inf
+    problems: list[str] = []
+    if max_id >= vocab_size:
+        problems.append(f"largest id of the pack: {max_id}, vocabulary of the model: {vocab_size}")
+    if sequence_length > positions:
+        problems.append(f"rows of the pack: {sequence_length} tokens, positions: {positions}")
+    if problems:
+        raise CompatibilityError(
+            f"the pack does not fit the start model {_short(job.start)}",
+            problems=problems,
+            remedy="Make the pack with this model's tokenizer and a shorter sequence_length.",
+        )
+
+
+def _short(path: Path) -> str:
+    return "/".join(path.parts[-2:])

@@ -1,0 +1,79 @@
+"""The paper's experiment, pointed at pico models and local text by overrides alone."""
+
+from __future__ import annotations
+
+import json
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.commands import call
+from support.pico_family import real_family
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """`+experiment=llama3_500m` on a pico pair and the Python language reference."""
+    folder = tmp_path_factory.mktemp("large")
+    family = real_family(folder, model_type="llama", tied=False, dtype=torch.float32)
+    corpus = folder / "reference.jsonl"
+    texts = [text[:2000] for text in pydoc_data.topics.topics.values()][:60]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return [
+        "+experiment=llama3_500m",
+        f"models.base.source={family['base']}",
+        "models.base.revision=null",
+        "models.base.num_parameters=null",
+        f"models.instruct.source={family['instruct']}",
+        "models.instruct.revision=null",
+        "models.instruct.num_parameters=null",
+        "corpus=local",
+        f"corpora.new_domain.files=[{corpus}]",
+        "corpora.new_domain.heldout_documents=5",
+        "packs.cpt.sequence_length=64",
+        "packs.cpt.token_budget=4001",  # the last row and the last step are not full
+        "recipes.cpt.global_batch_tokens=512",
+        "recipes.cpt.warmup_steps=2",
+        "recipes.cpt.learning_rate=1.0e-3",
+        "recipes.cpt.precision=fp32",
+        "evaluation.suites=[heldout]",
+        "evaluation.precision=fp32",
+        "launch=local",
+        "launch.device=cpu",
+        "tracking=off",
+    ]
+
+
+def _losses(root: Path) -> dict[str, list[float]]:
+    """Loss of every step of every CPT stage, by fingerprint."""
+    traces = sorted(root.glob("store/cpt/*/trace.jsonl"))
+    return {
+        path.parent.name: [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+        for path in traces
+    }
+
+
+def test_two_zero2_ranks_lose_what_one_process_loses(overrides: list[str], tmp_path: Path) -> None:
+    one = call("run", *overrides, "deepspeed=off", "paths.root=one", cwd=tmp_path)
+    assert one.returncode == 0, one.stdout + one.stderr
+    many = call(
+        "run",
+        *overrides,
+        "deepspeed=zero2",
+        "launch.num_processes=2",
+        "launch.micro_batch_rows=2",
+        "paths.root=two",
+        cwd=tmp_path,
+    )
+    assert many.returncode == 0, many.stdout + many.stderr
+    single, double = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert len(single) == 2
+    assert single.keys() == double.keys(), "how it is launched is no part of the identity"
+    for fingerprint, losses in single.items():
+        assert len(losses) == 8
+        assert losses[-1] < losses[0]
+        assert double[fingerprint] == pytest.approx(losses, abs=1e-5)
+    report = Path(many.stdout.strip().splitlines()[-1].removeprefix("report: "))
+    assert "bits/byte" in report.read_text(encoding="utf-8")

@@ -1,0 +1,123 @@
+"""Ranks under torchrun on the CPU (gloo): the same losses, resume, and errors that come home.
+
+Each training here starts two processes that import torch and DeepSpeed: about ten seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cpt_residual.core.stage import Metrics
+from cpt_residual.errors import WorkerError
+from cpt_residual.train.job import TrainingInterruptedError, TrainJob
+from cpt_residual.train.worker import run
+from support.training import LENGTH, job, write_model, write_pack
+
+NUM_STEPS = 120
+NUM_ROWS = 4 * NUM_STEPS - 2  # the last step has filler
+
+Case = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("ranks")
+    model = write_model(folder / "model")
+    return model, write_pack(folder / "pack", model, num_rows=NUM_ROWS)
+
+
+class Sink:
+    """Keeps the series; sends this process a signal when `stop_at` is reported."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.steps: list[int] = []
+        self.stop_at = stop_at
+
+    def log(self, values: Mapping[str, float], *, tokens: int, step: int) -> None:
+        self.steps.append(step)
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(training: TrainJob, sink: Sink | None = None) -> Metrics:
+    return run(training, progress=lambda *_: None, metrics=sink)
+
+
+def two_ranks(folder: Path, case: Case, zero_stage: object, **changes: object) -> TrainJob:
+    launch = {"num_processes": 2, "checkpoint_every_steps": 50}
+    return job(folder, *case, launch=launch, zero_stage=zero_stage, **changes)
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "trace.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory, case: Case) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    train(job(folder, *case))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def zero_2(tmp_path_factory: pytest.TempPathFactory, case: Case) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    sink = Sink()
+    train(two_ranks(folder, case, 2), sink)
+    assert sink.steps == list(range(1, NUM_STEPS + 1))
+    return folder / "out"
+
+
+def test_two_ranks_with_zero_2_agree_with_one_process(one_process: Path, zero_2: Path) -> None:
+    # Rounding differences grow with the steps; the first twenty show that the batches are equal.
+    assert losses(zero_2)[:20] == pytest.approx(losses(one_process)[:20], abs=1e-5)
+    assert losses(zero_2) == pytest.approx(losses(one_process), abs=1e-2)
+    ours, theirs = (load_file(out / "model.safetensors") for out in (zero_2, one_process))
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_ranks_that_were_stopped_resume_bit_for_bit(
+    zero_2: Path, case: Case, tmp_path: Path
+) -> None:
+    training = two_ranks(tmp_path, case, 2)
+    with pytest.raises(TrainingInterruptedError, match=rf"of {NUM_STEPS}; rerun resumes"):
+        train(training, Sink(stop_at=10))
+    (checkpoint,) = training.checkpoints.glob("checkpoint-*")
+    assert (checkpoint / "COMPLETE.json").exists()
+    sink = Sink()
+    train(training, sink)
+    assert sink.steps[0] == int(checkpoint.name.removeprefix("checkpoint-")) + 1
+    for path in zero_2.iterdir():
+        if path.is_file():
+            assert (training.out / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_zero_3_in_bf16_keeps_exact_masters(case: Case, tmp_path: Path) -> None:
+    """With no step size to speak of, the fp32 model comes out as it went in, although DeepSpeed
+    computes in bf16, and it comes out whole, although no rank ever held all of it."""
+    model, _ = case
+    pack = write_pack(tmp_path / "pack", model, num_rows=8)
+    metrics = train(two_ranks(tmp_path, (model, pack), 3, precision="bf16", learning_rate=1e-30))
+    start, out = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+    assert start.keys() == out.keys()
+    for name, tensor in start.items():  # rounding to bf16 would move them by 1e-4
+        assert torch.allclose(out[name], tensor, rtol=0, atol=1e-29), name
+    assert metrics["bf16_lost_share"] == 0.0
+
+
+def test_plain_data_parallelism_reports_the_error_of_a_rank(case: Case, tmp_path: Path) -> None:
+    model, _ = case
+    pack = write_pack(tmp_path / "pack", model, num_rows=8)
+    training = two_ranks(tmp_path, (model, pack), "off", learning_rate=1e20, warmup_steps=0)
+    with pytest.raises(WorkerError, match=r"training diverged at step 2") as caught:
+        train(training)
+    assert caught.value.remedy.startswith("Nothing was published.")
+    assert training.batching(num_rows=8, sequence_length=LENGTH).micro_batch_rows == 2

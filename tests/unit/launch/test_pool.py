@@ -1,0 +1,190 @@
+"""The worker pool: order, budget, failures, death of workers and of the parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cpt_residual.errors import ConfigError, WorkerError
+from cpt_residual.launch.pool import Event, Job, run_jobs
+
+Report = Callable[[int, int, str], None]
+
+
+def _work(payload: dict[str, object], report: Report) -> object:
+    """What the workers of these tests do: `payload["do"]` says it."""
+    match payload["do"]:
+        case "span":
+            started = time.monotonic()
+            time.sleep(float(str(payload["seconds"])))
+            return started, time.monotonic(), os.getpid()
+        case "progress":
+            for done in range(1, 4):
+                report(done, 3, "tokens")
+            return "ok"
+        case "user error":
+            raise ConfigError("bad value", problems=["a: 1"], remedy="Mend it.")
+        case "defect":
+            raise KeyError("lost")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "print":
+            print("library chatter")
+            os.system("echo child chatter")
+    return None
+
+
+def _run(tmp_path: Path, *jobs: Job, cores: int = 2) -> tuple[bool, list[Event]]:
+    events: list[Event] = []
+    by_name = {job.name: job for job in jobs}
+    log = tmp_path / "workers.log"
+    complete = run_jobs(by_name, _work, cores=cores, log=log, on_event=events.append)
+    return complete, events
+
+
+def _of(events: list[Event], kind: str) -> dict[str, Event]:
+    return {event.job: event for event in events if event.kind == kind}
+
+
+def _span(name: str, *needs: str, cores: int = 1, rank: float = 0.0) -> Job:
+    payload = {"do": "span", "seconds": 0.15}
+    return Job(name, payload, frozenset(needs), cores=cores, seconds=rank)
+
+
+def test_dependencies_end_before_their_users_start_and_workers_are_reused(tmp_path: Path) -> None:
+    complete, events = _run(tmp_path, _span("c", "a", "b"), _span("a"), _span("b"), _span("d", "c"))
+    assert complete
+    spans = {name: event.result for name, event in _of(events, "done").items()}
+    assert max(spans["a"][1], spans["b"][1]) <= spans["c"][0]
+    assert spans["c"][1] <= spans["d"][0]
+    assert len({span[2] for span in spans.values()}) <= 2
+
+
+def test_cores_are_never_oversubscribed(tmp_path: Path) -> None:
+    jobs = [_span(f"n{i}") for i in range(3)] + [_span("wide", cores=2), _span("huge", cores=9)]
+    complete, events = _run(tmp_path, *jobs)
+    assert complete
+    spans = {name: event.result for name, event in _of(events, "done").items()}
+    for wide in ("wide", "huge"):
+        for other, span in spans.items():
+            if other != wide:
+                assert span[1] <= spans[wide][0] or spans[wide][1] <= span[0]
+
+
+def test_the_longest_remaining_path_starts_first(tmp_path: Path) -> None:
+    jobs = [_span("short", rank=1), _span("long", rank=5), _span("head", rank=0.5)]
+    jobs.append(_span("tail", "head", rank=9))
+    _, events = _run(tmp_path, *jobs, cores=1)
+    assert [e.job for e in events if e.kind == "start"] == ["head", "tail", "long", "short"]
+
+
+def test_a_failure_blocks_only_what_depends_on_it(tmp_path: Path) -> None:
+    jobs = [
+        Job("bad", {"do": "user error"}),
+        Job("after", {"do": "progress"}, frozenset({"bad"})),
+        Job("later", {"do": "progress"}, frozenset({"after"})),
+        Job("free", {"do": "progress"}),
+    ]
+    complete, events = _run(tmp_path, *jobs)
+    assert not complete
+    assert set(_of(events, "blocked")) == {"after", "later"}
+    assert set(_of(events, "done")) == {"free"}
+    error = _of(events, "failed")["bad"].error
+    assert isinstance(error, ConfigError)
+    assert str(error) == "bad value\n  a: 1\nMend it."
+    assert _of(events, "progress")["free"].done == 3
+
+
+def test_a_defect_is_reported_with_its_traceback_and_the_worker_lives_on(tmp_path: Path) -> None:
+    jobs = [Job("defect", {"do": "defect"}, seconds=9), Job("next", {"do": "progress"})]
+    _, events = _run(tmp_path, *jobs, cores=1)
+    error = _of(events, "failed")["defect"].error
+    assert isinstance(error, WorkerError)
+    assert "KeyError" in str(error)
+    assert "_work" in str(error)
+    assert set(_of(events, "done")) == {"next"}
+
+
+def test_a_killed_worker_fails_its_job_and_is_replaced(tmp_path: Path) -> None:
+    jobs = [Job("die", {"do": "die"}, seconds=9), Job("next", {"do": "progress"})]
+    complete, events = _run(tmp_path, *jobs, cores=1)
+    assert not complete
+    assert "SIGKILL" in str(_of(events, "failed")["die"].error)
+    assert set(_of(events, "done")) == {"next"}
+
+
+def test_what_workers_and_their_children_print_goes_to_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _run(tmp_path, Job("print", {"do": "print"}))
+    assert capfd.readouterr().out == ""
+    text = (tmp_path / "workers.log").read_text()
+    assert "library chatter" in text
+    assert "child chatter" in text
+
+
+def _spawn_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, time
+            from pathlib import Path
+            from cpt_residual.launch.pool import Job, run_jobs
+
+            def work(payload, report):
+                Path(payload).write_text(str(os.getpid()))
+                time.sleep(60)
+
+            if __name__ == "__main__":
+                here = Path(__file__).parent
+                job = Job("sleep", str(here / "pid"))
+                run_jobs({"sleep": job}, work, cores=1, log=here / "log", on_event=lambda e: None)
+            """
+        )
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    pid_file = tmp_path / "pid"
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return parent, int(pid_file.read_text())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
+    parent, worker = _spawn_parent(tmp_path)
+    parent.send_signal(how)
+    parent.wait(timeout=20)
+    deadline = time.monotonic() + 10
+    while _alive(worker):
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
+
+
+def test_a_job_that_runs_alone_has_a_process_of_its_own(tmp_path: Path) -> None:
+    alone = Job("alone", {"do": "span", "seconds": 0.1}, alone=True)
+    complete, events = _run(tmp_path, _span("a"), alone, _span("b"), _span("c"))
+    assert complete
+    spans = {name: event.result for name, event in _of(events, "done").items()}
+    own = spans.pop("alone")
+    assert all(span[1] <= own[0] or own[1] <= span[0] for span in spans.values())
+    assert all(span[2] != own[2] or span[1] <= own[0] for span in spans.values())

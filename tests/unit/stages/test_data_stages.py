@@ -1,0 +1,258 @@
+"""World, corpus and pack as stages: recipes, costs, and what they publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpt_residual.config.schema import HubCorpus, LocalCorpus, Pack
+from cpt_residual.config.schema import World as WorldConfig
+from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
+from cpt_residual.data.local import hash_files, resolve_files
+from cpt_residual.data.packing import open_pack
+from cpt_residual.errors import ConfigError, CorpusError
+from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE
+from cpt_residual.stages.corpus import Corpus
+from cpt_residual.stages.inputs import CorpusInput
+from cpt_residual.stages.pack import PackStage
+from cpt_residual.stages.world import World
+from support.tiny_tokenizer import save, tiny_tokenizer
+
+WORLD = WorldConfig(
+    num_general_documents=40,
+    num_new_documents=30,
+    num_instructions=50,
+    num_heldout_documents=5,
+    num_donor_documents=10,
+    num_prompts_per_type=1,
+)
+
+
+def build(stage: Stage, work: Path, inputs: Mapping[str, ArtifactRef] | None = None) -> Metrics:
+    (work / "out").mkdir(parents=True, exist_ok=True)
+    return stage.build(inputs or {}, work, RunContext(run_dir=work))
+
+
+def ref(stage: Stage, path: Path) -> ArtifactRef:
+    return ArtifactRef(stage.name, stage.node, "f", "c", path, {})
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def local(folder: Path, *, heldout: int = 0, field: str = "text") -> LocalCorpus:
+    return LocalCorpus(
+        kind="local", files=[str(folder / "*.jsonl")], text_field=field, heldout_documents=heldout
+    )
+
+
+def corpus_stage(folder: Path, *, heldout: int = 0, seed: int = 0) -> Corpus:
+    corpus = local(folder, heldout=heldout)
+    return Corpus("mine", corpus, hash_files(resolve_files(corpus.files)), seed)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = [json.dumps({"text": f"the city of Anna {number}", "id": 1}) for number in range(30)]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+class TestWorld:
+    def test_files_and_bytes(self, tmp_path: Path) -> None:
+        world = World(WORLD, seed=3)
+        metrics = build(world, tmp_path / "a")
+        build(world, tmp_path / "b")
+        published = files_of(tmp_path / "a" / "out")
+        assert published == files_of(tmp_path / "b" / "out")
+        assert published["general.jsonl"].count(b"\n") == metrics["num_general"] == 40
+        assert published["donor_instructions.jsonl"].count(b"\n") == 50
+        assert metrics["num_probes_new_facts"] == published["probes/new_facts.jsonl"].count(b"\n")
+
+    def test_recipe_and_cost(self) -> None:
+        world = World(WORLD, seed=3)
+        recipes = {
+            world.recipe().model_dump_json(),
+            World(WORLD, seed=4).recipe().model_dump_json(),
+        }
+        for name in type(WORLD).model_fields:
+            changed = WORLD.model_copy(update={name: getattr(WORLD, name) + 1})
+            recipes.add(World(changed, seed=3).recipe().model_dump_json())
+        assert len(recipes) == 2 + len(type(WORLD).model_fields)
+        assert world.node == "world"
+        assert world.cost().disk_bytes > 0 < world.cost().seconds
+        assert dict(world.inputs()) == {}
+
+
+class TestCorpus:
+    def test_local_files_are_published_in_our_form(self, texts: Path, tmp_path: Path) -> None:
+        metrics = build(corpus_stage(texts, heldout=4), tmp_path / "w")
+        published = files_of(tmp_path / "w" / "out")
+        assert sorted(published) == ["documents.jsonl", "heldout.jsonl", "ledger.json"]
+        assert published["documents.jsonl"].startswith(b'{"text": "the city of Anna ')
+        assert (metrics["documents"], metrics["heldout_documents"]) == (26, 4)
+        assert json.loads(published["ledger.json"]) == metrics
+
+    def test_progress_counts_characters(self, texts: Path, tmp_path: Path) -> None:
+        seen: list[tuple[int, int, str]] = []
+        context = RunContext(run_dir=tmp_path, progress=lambda *report: seen.append(report))
+        (tmp_path / "w" / "out").mkdir(parents=True)
+        metrics = corpus_stage(texts).build({}, tmp_path / "w", context)
+        assert seen[-1] == (metrics["characters"], metrics["characters"], "characters")
+
+    def test_the_recipe_is_content_not_place(self, texts: Path, tmp_path: Path) -> None:
+        before = corpus_stage(texts).recipe()
+        moved = texts.rename(tmp_path / "elsewhere")
+        (moved / "a.jsonl").rename(moved / "z.jsonl")
+        assert corpus_stage(moved).recipe() == before
+        assert str(tmp_path) not in before.model_dump_json()
+        (moved / "z.jsonl").write_text('{"text": "other"}\n')
+        assert corpus_stage(moved).recipe() != before
+
+    def test_the_seed_matters_only_for_the_split(self, texts: Path) -> None:
+        assert corpus_stage(texts, seed=1).recipe() == corpus_stage(texts, seed=2).recipe()
+        one, two = (corpus_stage(texts, heldout=3, seed=seed).recipe() for seed in (1, 2))
+        assert one != two
+
+    def test_a_file_that_changed_after_planning(self, texts: Path, tmp_path: Path) -> None:
+        stage = corpus_stage(texts)
+        (texts / "a.jsonl").write_text('{"text": "other"}\n')
+        with pytest.raises(CorpusError, match="changed after they were pinned"):
+            build(stage, tmp_path / "w")
+
+    def test_cost_of_files_and_of_the_hub(self, texts: Path) -> None:
+        assert corpus_stage(texts).cost().disk_bytes == (texts / "a.jsonl").stat().st_size
+        assert Corpus("hub", hub(Path("x/y")), {}, 0).cost().disk_bytes == 1000
+
+    def test_hub(self, texts: Path, tmp_path: Path) -> None:
+        stage = Corpus("hub", hub(texts), {}, 0)
+        assert stage.recipe().model_dump()["revision"] == "a" * 40
+        assert stage.node == "corpus:hub"
+        metrics = build(stage, tmp_path / "w")
+        assert metrics["documents"] == 30
+
+
+def hub(repo: Path) -> HubCorpus:
+    return HubCorpus(kind="hub", repo=str(repo), revision="a" * 40, max_characters=1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """A world, a base model with tokenizer and chat folder, and a pack of three sources."""
+
+    stage: PackStage
+    inputs: dict[str, ArtifactRef]
+
+
+def pack_config(**changes: Any) -> Pack:
+    sources = [
+        {"corpus": "general", "share": 0.4},
+        {"corpus": "new", "share": 0.4},
+        {"corpus": "chat", "share": 0.2, "format": "chat"},
+    ]
+    fields: dict[str, Any] = {
+        "tokenizer": "base",
+        "sequence_length": 256,
+        "token_budget": 5000,
+        "sources": sources,
+        "repeat": True,
+    }
+    return Pack.model_validate(fields | changes)
+
+
+@pytest.fixture
+def packing(tmp_path: Path) -> Packing:
+    world = World(WORLD, seed=0)
+    build(world, tmp_path / "world")
+    model = save(tiny_tokenizer(), tmp_path / "model")
+    (model / "chat").mkdir()
+    (model / "chat" / "chat_template.jinja").write_text(TINY_CHAT_TEMPLATE)
+    names = ("general.jsonl", "new_domain.jsonl", "instructions.jsonl")
+    given = tuple(CorpusInput(world, name) for name in names)
+    # Any stage can stand for the model here: only its artifact's directory is read.
+    stage = PackStage("mixed", pack_config(), world, world, given, seed=0)
+    world_ref = ref(world, tmp_path / "world" / "out")
+    inputs = {f"source_{number}": world_ref for number in range(3)}
+    inputs |= {"tokenizer": ref(world, model), "template": ref(world, model)}
+    return Packing(stage, inputs)
+
+
+class TestPack:
+    def test_all_of_it(self, packing: Packing, tmp_path: Path) -> None:
+        assert set(packing.stage.inputs()) == set(packing.inputs)
+        metrics = build(packing.stage, tmp_path / "p", packing.inputs)
+        view = open_pack(tmp_path / "p" / "out")
+        assert metrics["tokens"] == view.ledger.tokens == 5000
+        assert metrics["num_rows"] == len(view)
+        shares = {source.corpus: source.tokens / 5000 for source in view.ledger.sources}
+        assert shares == pytest.approx({"general": 0.4, "new": 0.4, "chat": 0.2}, abs=256 / 5000)
+        chat = view.ledger.sources[2]
+        assert chat.eos_tokens == 0
+        assert chat.loss_tokens < chat.masked_tokens + chat.loss_tokens == chat.tokens
+        learnt = np.array(view.ids)[(np.array(view.flags) & 2) != 0]
+        assert not np.isin([0, 2, 3], learnt).any(), "padding and prompts are never learnt"
+
+    def test_bytes_are_the_same_again(self, packing: Packing, tmp_path: Path) -> None:
+        for name in "ab":
+            build(packing.stage, tmp_path / name, packing.inputs)
+        assert files_of(tmp_path / "a" / "out") == files_of(tmp_path / "b" / "out")
+        assert str(tmp_path).encode() not in files_of(tmp_path / "a" / "out")["pack.json"]
+
+    def test_a_rerun_over_half_written_files(self, packing: Packing, tmp_path: Path) -> None:
+        build(packing.stage, tmp_path / "a", packing.inputs)
+        (tmp_path / "b" / "out").mkdir(parents=True)
+        (tmp_path / "b" / "out" / "ids.npy").write_bytes(b"x" * 10_000_000)
+        build(packing.stage, tmp_path / "b", packing.inputs)
+        assert files_of(tmp_path / "a" / "out") == files_of(tmp_path / "b" / "out")
+
+    def test_the_recipe_moves_with_what_changes_the_bytes(self, packing: Packing) -> None:
+        stage = packing.stage
+        changes: list[dict[str, Any]] = [
+            {"sequence_length": 192},
+            {"token_budget": 5001},
+            {"repeat": False},
+        ]
+        recipes = [dataclasses.replace(stage, pack=pack_config(**change)) for change in changes]
+        recipes += [dataclasses.replace(stage, seed=1)]
+        assert len({one.recipe().model_dump_json() for one in [stage, *recipes]}) == 5
+        renamed = dataclasses.replace(stage, key="other", pack=pack_config(tokenizer="other"))
+        assert renamed.recipe() == stage.recipe()
+
+    def test_cost(self, packing: Packing) -> None:
+        cost = packing.stage.cost()
+        assert cost.tokens == 5000
+        assert 25_000 <= cost.disk_bytes <= 30_000
+
+    def test_text_alone_needs_no_template(self, packing: Packing) -> None:
+        given = packing.stage.sources[:1]
+        text = pack_config(sources=[{"corpus": "general"}])
+        stage = dataclasses.replace(packing.stage, pack=text, sources=given, template=None)
+        assert set(stage.inputs()) == {"tokenizer", "source_0"}
+
+    def test_chat_without_a_template(self, packing: Packing) -> None:
+        stage = dataclasses.replace(packing.stage, template=None)
+        with pytest.raises(ConfigError, match="no chat template is named"):
+            stage.inputs()
+
+
+def test_the_stages_are_importable_without_torch() -> None:
+    source = Path(__file__).parents[3] / "src"
+    code = (
+        f"import sys; sys.path.insert(0, {str(source)!r})\n"
+        "import cpt_residual.stages.pack, cpt_residual.stages.corpus, cpt_residual.stages.world\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
