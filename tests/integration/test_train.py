@@ -121,6 +121,18 @@ def test_gradient_checkpointing_changes_nothing(
     assert losses(tmp_path / "out") == pytest.approx(losses(trained), abs=2e-6)
 
 
+def test_a_last_step_without_a_single_label_is_no_division_by_zero(
+    model: Path, tmp_path: Path
+) -> None:
+    """What a token budget can leave: one token, the start of a document, in a step of its own."""
+    pack = write_pack(tmp_path / "pack", model, num_rows=9, last=1)
+    metrics = train(job(tmp_path, model, pack))
+    rows = trace(tmp_path / "out")
+    assert [row["loss"] > 0 for row in rows] == [True, True, False]
+    assert rows[-1]["grad_norm"] == 0
+    assert metrics["final_loss"] == rows[-2]["loss"]
+
+
 def test_two_runs_give_the_same_bytes(
     trained: Path, model: Path, pack: Path, tmp_path: Path
 ) -> None:

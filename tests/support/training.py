@@ -36,14 +36,21 @@ def write_model(folder: Path, *, seed: int = 0, architecture: Architecture = PIC
 
 
 def write_pack(
-    folder: Path, model: Path, *, num_rows: int = 22, length: int = LENGTH, seed: int = 0
+    folder: Path,
+    model: Path,
+    *,
+    num_rows: int = 22,
+    length: int = LENGTH,
+    last: int | None = None,
+    seed: int = 0,
 ) -> Path:
-    """Random documents of 3 to 9 tokens; the last row is half padding."""
+    """Random documents of 3 to 9 tokens; the last row holds `last` tokens (half of a row)."""
+    last = length // 2 if last is None else last
     random = np.random.default_rng(seed)
     tokens = 0
     with PackWriter(folder, sequence_length=length) as writer:
         for number in range(num_rows):
-            row = _row(random, length, real=length // 2 if number == num_rows - 1 else length)
+            row = _row(random, length, real=last if number == num_rows - 1 else length)
             tokens += row.num_tokens
             writer.append(row)
         digest = writer.finish()

@@ -148,6 +148,14 @@ class CptTrainer(Trainer):
         handler = cast("Any", self.callback_handler)
         handler.model = handler.optimizer = handler.lr_scheduler = handler.train_dataloader = None
 
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Any], device: torch.device
+    ) -> torch.Tensor | int | None:
+        """At least 1: the tail of a token budget can be a step without a single label, whose loss
+        is 0 and moves nothing by its gradient, but would be 0/0."""
+        count = super()._get_num_items_in_batch(batch_samples, device)
+        return count.clamp(min=1) if isinstance(count, torch.Tensor) else count
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         del inputs
         return 0

@@ -16,7 +16,7 @@ from cpt_residual.errors import WorkerError
 from cpt_residual.launch.torchrun import StopFlag
 from cpt_residual.train.group import maximum
 
-__all__ = ["CheckpointClock", "Reporter", "StepGuard", "TraceRow", "trace_of"]
+__all__ = ["CheckpointClock", "Reporter", "StepGuard", "TraceRow", "last_loss", "trace_of"]
 
 TraceRow = dict[str, float | int]
 
@@ -154,6 +154,11 @@ def trace_of(
             remedy="The checkpoint is damaged: delete this stage's checkpoints and rerun.",
         )
     return rows
+
+
+def last_loss(trace: Sequence[TraceRow]) -> float:
+    """Loss of the last step that had a label: the tail of a token budget may have none."""
+    return next((float(row["loss"]) for row in reversed(trace) if row["loss"] != 0), 0.0)
 
 
 def _trace_row(entry: Mapping[str, Any], tokens: int) -> TraceRow:

@@ -18,7 +18,13 @@ from cpt_residual.launch.environment import rank_environment
 from cpt_residual.launch.torchrun import StopFlag
 from cpt_residual.modeling.loading import load_causal_lm, stored_dtype
 from cpt_residual.train.assemble import CptTrainer, training_arguments
-from cpt_residual.train.callbacks import CheckpointClock, Reporter, StepGuard, trace_of
+from cpt_residual.train.callbacks import (
+    CheckpointClock,
+    Reporter,
+    StepGuard,
+    last_loss,
+    trace_of,
+)
 from cpt_residual.train.dataset import PackDataset
 from cpt_residual.train.final import ExactMasters, write_model
 from cpt_residual.train.group import barrier
@@ -145,4 +151,4 @@ def _finish(job: TrainJob, trainer: CptTrainer, tokens_after_steps: list[int]) -
         lines = [json.dumps(row, sort_keys=True) for row in trace]
         Path(job.out / "trace.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     barrier()
-    return RankResult(final_loss=trace[-1]["loss"], bf16_lost_share=lost_share)
+    return RankResult(final_loss=last_loss(trace), bf16_lost_share=lost_share)
