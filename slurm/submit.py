@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GPU_STAGES = frozenset({"pretrain", "sft", "cpt", "evaluate"})
 SCRIPT = Path(__file__).resolve().parent / "array.sbatch"
 
 
@@ -31,6 +30,7 @@ class Level:
     first: int
     last: int
     stages: frozenset[str]
+    gpu: bool
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def levels_of(document: dict[str, Any]) -> list[Level]:
         if not indices or sorted(indices) != list(range(min(indices), max(indices) + 1)):
             raise SystemExit(f"level {number} is empty or not a run of consecutive rows: {indices}")
         stages = frozenset(str(rows[index]["stage"]) for index in indices)
-        found.append(Level(number, min(indices), max(indices), stages))
+        gpu = any(rows[index]["gpu"] for index in indices)
+        found.append(Level(number, min(indices), max(indices), stages, gpu))
     return found
 
 
@@ -72,7 +73,7 @@ def sbatch_command(level: Level, options: Options, after: str | None) -> list[st
         # a failed row must cancel what needs it, not leave it pending for ever
         command += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     command += options.common
-    command += options.gpu if level.stages & GPU_STAGES else options.cpu
+    command += options.gpu if level.gpu else options.cpu
     return [*command, str(SCRIPT), str(options.plan), options.python]
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from cpt_residual.core import gc as garbage
 from cpt_residual.core.store import Store
 from cpt_residual.errors import CptResidualError
-from cpt_residual.launch.console import byte_size
+from cpt_residual.core.disk import format_bytes
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.frozen import FrozenPlan
 
@@ -51,9 +51,9 @@ def verify(run: RunOption) -> None:
     for node in builder.graph.distinct():
         status = builder.store.status(builder.graph, node, deep=True)
         bad += status.state != "ready"
-        console.print(f"{status.state:<8} {node.stage.node:<36} {status.reason}")
-        for problem in status.problems:
-            console.print(f"         {problem}")
+        lines = status.problems or (status.reason,)
+        for line in lines:
+            console.print(f"{status.state:<8} {node.stage.node:<36} {line}")
     raise typer.Exit(1 if bad else 0)
 
 
@@ -70,14 +70,14 @@ def gc(
     for column in ("size", "path", "why"):
         table.add_column(column, no_wrap=column != "why")
     for item in items:
-        table.add_row(byte_size(item.bytes) or "0 B", str(item.path), item.reason)
+        table.add_row(format_bytes(item.bytes), str(item.path), item.reason)
     console = Console(soft_wrap=True, highlight=False)
     if items:
         console.print(table)
-    total = byte_size(sum(item.bytes for item in items)) or "0 B"
+    total = format_bytes(sum(item.bytes for item in items))
     if delete:
         gone = garbage.delete(store, items)
-        freed = byte_size(sum(item.bytes for item in gone)) or "0 B"
+        freed = format_bytes(sum(item.bytes for item in gone))
         console.print(f"deleted {len(gone)} of {len(items)} items ({freed})")
     else:
         hint = "; add --delete to remove them" if items else ""
@@ -88,17 +88,14 @@ def _builder(run: Path) -> Builder:
     return Builder.of(FrozenPlan.read(run / "plan.json").config)
 
 
-def main() -> int:
-    """Entry point of `python -m cpt_residual.cli`; returns the exit status."""
+def main() -> None:
+    """Entry point; ends the process with the exit status."""
     try:
-        app(standalone_mode=False)
+        app()
     except CptResidualError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except typer.Exit as status:
-        return status.exit_code
-    return 0
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

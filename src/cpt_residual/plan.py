@@ -18,11 +18,12 @@ from rich.table import Table
 
 from cpt_residual.config.compose import compose
 from cpt_residual.config.schema import Experiment, Launch
+from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.store import Store
 from cpt_residual.errors import CptResidualError
-from cpt_residual.launch.console import byte_size, count, duration
+from cpt_residual.launch.console import duration, scientific
 from cpt_residual.launch.environment import uses_gpu
 from cpt_residual.stages.frozen import FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
@@ -74,14 +75,16 @@ def _show(experiment: Experiment, graph: Graph, overview: Overview, store: Store
     console.print(f"[bold]{experiment.name}[/bold]  {identity}")
     console.print(experiment.question, style="italic", soft_wrap=True)
     console.print(_table(overview.stages))
-    console.print(graph.lineage(f"evaluate:{experiment.roles.merged}"), markup=False)
+    merged = f"evaluate:{experiment.roles.merged}"
+    if merged in graph:
+        console.print(graph.lineage(merged), markup=False)
     reused, missing = len(overview.reused), len(overview.to_build)
     console.print(
         f"\n{len(overview.stages)} stages: {reused} ready and reused, {missing} to build. "
-        f"Estimated: {count(overview.flops)} FLOPs, about "
+        f"Estimated: {scientific(overview.flops)} FLOPs, about "
         f"{duration(overview.wall_seconds(cores))} on {_machine(experiment.launch, cores)}, "
-        f"peak {byte_size(overview.peak_memory_bytes)} a process, "
-        f"{byte_size(overview.disk_bytes_needed)} of disk.",
+        f"peak {format_bytes(overview.peak_memory_bytes)} a process, "
+        f"{format_bytes(overview.disk_bytes_needed)} of disk.",
         soft_wrap=True,
     )
     for stage in overview.stages:
@@ -112,12 +115,16 @@ def _table(stages: Sequence[PlannedStage]) -> Table:
             f"[{_STYLES[state]}]{state}[/]" if _STYLES[state] else state,
             f"{cost.tokens:,}" if cost.tokens else "",
             f"{cost.steps:,}" if cost.steps else "",
-            count(cost.flops),
+            scientific(cost.flops),
             duration(cost.seconds) if cost.seconds else "",
-            byte_size(cost.memory_bytes),
-            byte_size(cost.disk_bytes),
+            _bytes(cost.memory_bytes),
+            _bytes(cost.disk_bytes),
         )
     return table
+
+
+def _bytes(number: int) -> str:
+    return format_bytes(number) if number else ""
 
 
 def _as_json(experiment: Experiment, overview: Overview) -> dict[str, object]:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build(path: Path, index: int) -> None:
     plan = FrozenPlan.read(path)
     row = plan.row(index)
-    run_dir = path.absolute().parent
+    run_dir = _run_folder(plan)
     builder = Builder.of(plan.config)
     present = builder.graph[row.node].fingerprint
     if present != row.fingerprint:
@@ -56,6 +56,16 @@ def _build(path: Path, index: int) -> None:
             console.skipped(row.node, outcome.reason)
         else:
             console.finished(row.node, f"{duration(outcome.seconds)}  {outcome.ref.path}")
+
+
+def _run_folder(plan: FrozenPlan) -> Path:
+    """One folder below `runs/` for all rows of a plan: their logs, and the record that keeps what
+    they build from being collected as garbage."""
+    name = f"rows-{plan.experiment}-{plan.fingerprint[:8]}"
+    folder = Path(plan.config.paths.root) / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.write(folder / "plan.json")
+    return folder
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from support.commands import REPOSITORY, call
+from support.commands import REPOSITORY, call, environment
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf/experiment").glob("*.yaml"))
 
@@ -23,6 +25,48 @@ def test_every_experiment_is_planned_without_torch(experiment: str, tmp_path: Pa
     assert trained
     assert all(stage["cost"]["tokens"] and stage["cost"]["flops"] for stage in trained)
     assert list(tmp_path.iterdir()) == [], "a plan writes nothing"
+
+
+def test_a_plan_imports_no_heavy_library(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cpt_residual.plan import main; status = main(['+experiment=tiny'])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'lm_eval', 'wandb', 'matplotlib', 'numpy'}\n"
+        "print(status, sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_verify_finds_an_edited_byte(tmp_path: Path) -> None:
+    cut = ["+experiment=smoke", "evaluation.variants=[base]", "evaluation.suites=[heldout]"]
+    assert call("plan", *cut, "--out", "plan.json", cwd=tmp_path).returncode == 0
+    assert call("row", "plan.json", "0", cwd=tmp_path).returncode == 0
+    (run,) = (tmp_path / "outputs/runs").iterdir()
+    (world,) = (tmp_path / "outputs/store/world").iterdir()
+    documents = world / "general.jsonl"
+    documents.write_bytes(documents.read_bytes().replace(b"a", b"b", 1))
+    verified = call("cli", "verify", "--run", str(run), cwd=tmp_path)
+    assert verified.returncode == 1
+    assert "corrupt  world" in verified.stdout
+    assert "general.jsonl" in verified.stdout
+    refused = call("run", *cut, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("sha256") >= 2 or "recorded" in refused.stderr
+    tree = call("cli", "lineage", "base", "--run", str(run), cwd=tmp_path)
+    assert tree.returncode == 0, tree.stderr
+    assert "pretrain:base" in tree.stdout
+    unknown = call("cli", "lineage", "bse", "--run", str(run), cwd=tmp_path)
+    assert unknown.returncode == 2
+    wrong = call("cli", "verify", "--rnu", str(run), cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr + unknown.stderr + refused.stderr
 
 
 def test_an_unknown_experiment_names_the_nearest(tmp_path: Path) -> None:

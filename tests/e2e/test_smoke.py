@@ -97,6 +97,8 @@ def test_rows_in_level_order_give_the_same_bytes(
         assert done.returncode == 0, done.stdout + done.stderr
     again = call("row", "plan.json", "0", cwd=tmp_path)
     assert "skip" in again.stdout
+    garbage = call("cli", "gc", "--root", "outputs", cwd=tmp_path)
+    assert "0 items" in garbage.stdout, "what rows built is recorded"
     rows, run = _contents(tmp_path / "outputs/store"), _contents(finished[0] / "outputs/store")
     shared = {key for key in rows if not key.startswith(("report/", "geometry/"))}
     assert len(shared) == len(rows) - 2

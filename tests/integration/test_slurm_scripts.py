@@ -56,7 +56,14 @@ def plan(folder: Path) -> Path:
     stages = ["world", "pack", "pack", "cpt", "apply", "evaluate", "evaluate", "report"]
     levels = [[0], [1, 2], [3], [4], [5, 6], [7]]
     rows = [
-        {"index": i, "level": level, "node": f"n{i}", "stage": stages[i], "fingerprint": "f"}
+        {
+            "index": i,
+            "level": level,
+            "node": f"n{i}",
+            "stage": stages[i],
+            "fingerprint": "f",
+            "gpu": stages[i] in ("cpt", "evaluate"),
+        }
         for level, indices in enumerate(levels)
         for i in indices
     ]

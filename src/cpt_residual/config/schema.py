@@ -235,12 +235,23 @@ class Roles(Frozen):
     merged: Name = "base_cpt_residual"
 
 
+class Goals(Frozen):
+    """What an experiment was set to reach, as shares (0..1) of strict instruction following, and
+    ratios of base_cpt_residual to instruct. Reported as met or missed; nothing depends on them."""
+
+    instruct_at_least: float
+    forgetting_at_least: float  # instruct - instruct_cpt
+    loss_at_most: float  # instruct - base_cpt_residual
+    perplexity_ratio_at_most: float  # held-out text of the new domain
+    new_facts_ratio_at_least: float
+
+
 # --- execution: never part of a fingerprint ------------------------------------------------------
 class Launch(Frozen):
     """How the work is spread over this machine. Never changes a fingerprint."""
 
     cores: PositiveInt | None = None  # budget for parallel stages; null = all cores of the machine
-    threads: PositiveInt = 1  # torch threads of a stage
+    threads: PositiveInt = 1  # torch threads of a training process
     threads_for: dict[Name, PositiveInt] = Field(default_factory=dict)  # model name -> threads
     num_processes: PositiveInt = 1  # ranks of every training stage (torchrun)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -287,6 +298,7 @@ class Experiment(Frozen):
     suites: dict[Name, Suite]
     evaluation: Evaluation
     roles: Roles = Roles()
+    goals: Goals | None = None
     launch: Launch = Launch()
     deepspeed: DeepSpeed = DeepSpeed()
     tracking: Tracking = Tracking()

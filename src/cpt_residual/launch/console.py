@@ -145,14 +145,6 @@ def _note(running: _Running, now: float, done: int, total: int, unit: str) -> st
     return f"{text}  {shown} {unit}/s  {duration((total - done) / rate)} left"
 
 
-def count(value: float) -> str:
-    """`3.1e15`-like for FLOPs; empty for 0."""
-    return f"{value:.2e}" if value else ""
-
-
-def byte_size(value: float) -> str:
-    """`12 MB`, `16.1 GB` (powers of 1000); empty for 0."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.{0 if value >= 100 * scale else 1}f} {unit}"
-    return f"{value:.0f} B" if value else ""
+def scientific(value: float) -> str:
+    """`3.10e15`, for FLOPs; empty for 0."""
+    return f"{value:.2e}".replace("e+", "e") if value else ""

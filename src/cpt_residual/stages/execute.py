@@ -12,11 +12,10 @@ from cpt_residual.core.build import BuildOutcome, build_node
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.stage import Node, ProgressReport, RunContext
 from cpt_residual.core.store import Store
+from cpt_residual.stages.frozen import GPU_STAGES
 from cpt_residual.stages.registry import build_graph, open_store
 from cpt_residual.tracking.sinks import open_sinks
 
-_TRACKED = frozenset({"pretrain", "sft", "cpt", "evaluate"})
-"""Stages with a series or scores of their own; each is one W&B run."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Builder:
         node = self.graph[request.node]
         ctx = RunContext(run_dir=request.run_dir, threads=node.stage.cost().cores, progress=report)
         ready = self.store.status(self.graph, node).state == "ready"
-        if ready or node.stage.name not in _TRACKED:
+        if ready or node.stage.name not in GPU_STAGES:
             return build_node(self.store, self.graph, node, ctx)
         return self._build_tracked(node, ctx)
 

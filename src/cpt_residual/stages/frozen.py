@@ -18,14 +18,20 @@ from cpt_residual.core.run_record import write_json_atomic
 from cpt_residual.errors import ConfigError
 
 
+GPU_STAGES = frozenset({"pretrain", "sft", "cpt", "evaluate"})
+"""Stages that train or evaluate: they use GPUs where there are some, and have a series or scores
+of their own to track."""
+
+
 class PlanRow(Frozen):
-    """One artifact to build."""
+    """One artifact to build. `gpu`: it trains or evaluates."""
 
     index: int
     level: int
     node: str
     stage: str
     fingerprint: str
+    gpu: bool
 
 
 class FrozenPlan(Frozen):
@@ -49,6 +55,7 @@ class FrozenPlan(Frozen):
                 node=node.stage.node,
                 stage=node.stage.name,
                 fingerprint=node.fingerprint,
+                gpu=node.stage.name in GPU_STAGES,
             )
             for index, node in enumerate(nodes)
         ]

@@ -14,22 +14,20 @@ from rich.console import Console
 
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.build import BuildOutcome
-from cpt_residual.core.disk import check_free_space
+from cpt_residual.core.disk import check_free_space, format_bytes
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.run_record import git_state, library_versions, new_run_dir, write_json_atomic
 from cpt_residual.errors import CptResidualError
-from cpt_residual.launch.console import BuildConsole, byte_size, duration
+from cpt_residual.launch.console import BuildConsole, duration
 from cpt_residual.launch.environment import uses_gpu
 from cpt_residual.launch.pool import Event, Job, run_jobs
 from cpt_residual.stages.closing import show_results
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
-from cpt_residual.stages.frozen import FrozenPlan
+from cpt_residual.stages.frozen import GPU_STAGES, FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
 from cpt_residual.stages.registry import REPORT_NODE
 from cpt_residual.tracking.sinks import check_tracking, track_report
 
-_ON_GPU = frozenset({"pretrain", "sft", "cpt", "evaluate"})
-"""Stages that use the GPUs where there are some; they run one at a time."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,6 @@ def _new_run(builder: Builder) -> Path:
     root = Path(experiment.paths.root)
     run_dir = new_run_dir(root / "runs", experiment.name, builder.graph.fingerprint)
     FrozenPlan.of(experiment, builder.graph).write(run_dir / "plan.json")
-    write_json_atomic(run_dir / "resolved.json", experiment.model_dump(mode="json"))
     git = git_state(Path.cwd())
     record: dict[str, JsonValue] = {
         "git": {"commit": git["commit"], "dirty": git["dirty"]},
@@ -122,7 +119,7 @@ def _announce(builder: Builder, overview: Overview, cores: int, console: Console
     if missing:
         text += (
             f": about {duration(overview.wall_seconds(cores))} on {cores} cores, "
-            f"{byte_size(overview.disk_bytes_needed) or 'little'} of disk"
+            f"{format_bytes(overview.disk_bytes_needed)} of disk"
         )
     console.print(f"{text}\nstore: {builder.store.root}")
 
@@ -156,7 +153,7 @@ class _Session:
             ),
             cores=stage.cost.cores,
             seconds=stage.cost.seconds,
-            alone=stage.node.stage.name in _ON_GPU and uses_gpu(self._builder.experiment.launch),
+            alone=stage.node.stage.name in GPU_STAGES and uses_gpu(self._builder.experiment.launch),
         )
 
     def _on_event(self, event: Event) -> None:

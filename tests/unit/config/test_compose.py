@@ -32,8 +32,9 @@ def test_every_experiment_composes_and_is_consistent(name: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_says_why_and_at_what_cost(name: str) -> None:
     text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
-    assert text.startswith("# @package _global_\n# Question: ")
+    assert text.startswith("# @package _global_\n# ")
     assert "# Cost class: " in text
+    assert compose([f"+experiment={name}"]).question.endswith(("?", ")"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
