@@ -20,7 +20,7 @@ from cpt_residual.data.world.corpora import general_document, new_domain_documen
 from cpt_residual.data.world.facts import Fact
 from cpt_residual.data.world.instructions import KINDS, PAIRS, ask
 from cpt_residual.data.world.names import Cast, max_people
-from cpt_residual.data.world.write import world_cast
+from cpt_residual.data.world.write import _unseen, world_cast
 from cpt_residual.errors import ConfigError
 
 SMALL = WorldSize(
@@ -127,6 +127,24 @@ def test_the_general_corpus_knows_every_old_person_and_the_new_domain_every_new_
     new_domain = (world / "new_domain.jsonl").read_text(encoding="utf-8").lower()
     assert all(person.name.lower() in general for person in cast.old)
     assert all(person.name.lower() in new_domain for person in cast.new)
+
+
+def test_no_heldout_document_was_trained_on(world: Path) -> None:
+    trained = {
+        row["text"]
+        for stem in ("general", "donor_general", "new_domain")
+        for row in read_rows(world / f"{stem}.jsonl")
+    }
+    for stem in ("general_heldout", "new_domain_heldout"):
+        texts = [row["text"] for row in read_rows(world / f"{stem}.jsonl")]
+        assert len(set(texts)) == len(texts)
+        assert trained.isdisjoint(texts)
+
+
+def test_a_world_too_small_to_hold_documents_out_says_so() -> None:
+    rows = iter([{"text": "same"}] * 1000)
+    with pytest.raises(ConfigError, match="too few different documents to hold 2 out"):
+        list(_unseen(rows, [], 2))
 
 
 def test_the_new_domain_brings_no_new_words() -> None:

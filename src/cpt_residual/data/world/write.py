@@ -1,7 +1,8 @@
 """Write the whole procedural world as JSON lines: same seed and size, same bytes.
 
 Each file has its own random stream, named after it, so that the size of one file never
-changes the contents of another.
+changes the contents of another; only held-out documents are drawn anew where a training corpus
+contains the same text.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from cpt_residual.data.world.corpora import general_document, new_domain_document
@@ -16,8 +18,10 @@ from cpt_residual.data.world.instructions import Exchange, draw_exchange
 from cpt_residual.data.world.names import Cast, Person, draw_cast, draw_stranger
 from cpt_residual.data.world.probes import fact_probes, instruction_probes
 from cpt_residual.data.world.size import WorldSize
+from cpt_residual.errors import ConfigError
 
 Row = Mapping[str, object]
+_DRAWS_PER_HELDOUT_DOCUMENT = 100
 
 
 def write_world(out: Path, *, seed: int, size: WorldSize) -> dict[str, int]:
@@ -56,13 +60,26 @@ def _files(cast: Cast, *, seed: int, size: WorldSize) -> dict[str, Iterator[Row]
         }
         return instruction_probes(stream(name), people, **counts)
 
+    def general(name: str, num_documents: int | None = None) -> Iterator[Row]:
+        return islice(_general(stream(name), cast), num_documents)
+
+    def new_domain(name: str, num_documents: int | None = None) -> Iterator[Row]:
+        return islice(_new_domain(stream(name), cast), num_documents)
+
+    def trained_on() -> Iterator[Row]:
+        yield from general("general", size.num_general_documents)
+        yield from general("donor_general", size.num_donor_documents)
+        yield from new_domain("new_domain", size.num_new_documents)
+
     return {
-        "general": _general(stream("general"), cast, size.num_general_documents),
-        "general_heldout": _general(stream("general_heldout"), cast, size.num_heldout_documents),
-        "donor_general": _general(stream("donor_general"), cast, size.num_donor_documents),
-        "new_domain": _new_domain(stream("new_domain"), cast, size.num_new_documents),
-        "new_domain_heldout": _new_domain(
-            stream("new_domain_heldout"), cast, size.num_heldout_documents
+        "general": general("general", size.num_general_documents),
+        "general_heldout": _unseen(
+            general("general_heldout"), trained_on(), size.num_heldout_documents
+        ),
+        "donor_general": general("donor_general", size.num_donor_documents),
+        "new_domain": new_domain("new_domain", size.num_new_documents),
+        "new_domain_heldout": _unseen(
+            new_domain("new_domain_heldout"), trained_on(), size.num_heldout_documents
         ),
         "instructions": _dialogues(stream("instructions"), cast, size, size.num_instructions),
         "donor_instructions": _dialogues(
@@ -76,14 +93,35 @@ def _files(cast: Cast, *, seed: int, size: WorldSize) -> dict[str, Iterator[Row]
     }
 
 
-def _general(rng: random.Random, cast: Cast, num_documents: int) -> Iterator[Row]:
-    for _ in range(num_documents):
+def _general(rng: random.Random, cast: Cast) -> Iterator[Row]:
+    while True:
         yield {"text": general_document(rng, cast.old, cast.names)}
 
 
-def _new_domain(rng: random.Random, cast: Cast, num_documents: int) -> Iterator[Row]:
-    for _ in range(num_documents):
+def _new_domain(rng: random.Random, cast: Cast) -> Iterator[Row]:
+    while True:
         yield {"text": new_domain_document(rng, cast.new)}
+
+
+def _unseen(drawn: Iterator[Row], trained_on: Iterable[Row], num_documents: int) -> Iterator[Row]:
+    """The first `num_documents` different documents that no training corpus contains.
+
+    Raises ConfigError when the world is too small to hold them."""
+    seen = {str(row["text"]) for row in trained_on}
+    found = 0
+    for row in islice(drawn, _DRAWS_PER_HELDOUT_DOCUMENT * num_documents):
+        if found == num_documents:
+            return
+        if (text := str(row["text"])) not in seen:
+            seen.add(text)
+            found += 1
+            yield row
+    if found < num_documents:
+        raise ConfigError(
+            f"the world holds too few different documents to hold {num_documents} out",
+            problems=[f"found {found} that are not in a training corpus"],
+            remedy="Lower world.num_heldout_documents or the numbers of training documents.",
+        )
 
 
 def _dialogues(
