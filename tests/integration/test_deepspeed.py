@@ -110,7 +110,7 @@ def test_zero_3_in_bf16_keeps_exact_masters(case: Case, tmp_path: Path) -> None:
     assert start.keys() == out.keys()
     for name, tensor in start.items():  # rounding to bf16 would move them by 1e-4
         assert torch.allclose(out[name], tensor, rtol=0, atol=1e-29), name
-    assert metrics["bf16_lost_share"] == 0.0
+    assert "lost_share" not in metrics  # the model is stored in fp32: nothing is rounded
 
 
 def test_plain_data_parallelism_reports_the_error_of_a_rank(case: Case, tmp_path: Path) -> None:

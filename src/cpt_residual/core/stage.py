@@ -56,7 +56,8 @@ class MetricSink(Protocol):
     def log(self, values: Mapping[str, float], *, tokens: int, step: int) -> None: ...
 
 
-def _no_progress(done: int, total: int, unit: str) -> None:
+def no_progress(done: int, total: int, unit: str) -> None:
+    """A ProgressReport that tells nobody."""
     del done, total, unit
 
 
@@ -70,7 +71,7 @@ class RunContext:
 
     run_dir: Path
     threads: int = 1
-    progress: ProgressReport = _no_progress
+    progress: ProgressReport = no_progress
     metrics: MetricSink | None = None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.data.documents import document_line
 from cpt_residual.errors import CorpusError
 
@@ -68,9 +69,7 @@ def write_corpus(
         )
     assert ledger.documents_read == num_read, "a document got lost between two passes"
     assert ledger.characters_read == num_characters, "characters got lost between two passes"
-    (out / "ledger.json").write_text(
-        json.dumps(ledger.model_dump(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    write_json_atomic(out / "ledger.json", ledger)
     return ledger
 
 

@@ -71,7 +71,9 @@ def _line_starts(path: Path) -> Offsets:
     """Byte offset of every line, and the file's size at the end."""
     if not path.is_file():
         raise CorpusError(
-            f"{path.name}: no such documents file", problems=[str(path)], remedy="Nothing to pack."
+            f"{path.name}: no such documents file",
+            problems=[str(path)],
+            remedy="Name another corpus in the pack's `sources`, or build this one again.",
         )
     parts: list[Offsets] = [np.zeros(1, dtype=np.int64)]
     offset = 0

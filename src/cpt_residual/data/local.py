@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cpt_residual.core.hashing import file_sha256
 from cpt_residual.data.documents import not_utf8, parse_text
 from cpt_residual.data.problems import BadDocumentError, Problems
 from cpt_residual.errors import CorpusError, did_you_mean
 
-__all__ = ["SUFFIXES", "check_unchanged", "hash_files", "read_local", "resolve_files"]
+__all__ = ["SUFFIXES", "check_unchanged", "read_local", "resolve_files"]
 
 SUFFIXES = (".jsonl", ".txt")
 
@@ -39,15 +39,10 @@ def resolve_files(patterns: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def hash_files(files: Sequence[Path]) -> dict[str, str]:
-    """sha256 of each file's bytes by its path, in the given order. Reads every byte once."""
-    return {str(path): _sha256(path) for path in files}
-
-
 def check_unchanged(files: Sequence[Path], file_hashes: Mapping[str, str]) -> None:
     """Raise when `files` are not what `file_hashes` pinned: by order and content, not by name."""
     names, pinned = list(file_hashes), list(file_hashes.values())
-    found = [_sha256(path) for path in files]
+    found = [file_sha256(path) for path in files]
     if found == pinned:
         return
     problems = [
@@ -117,8 +112,3 @@ def _nothing_found(pattern: str, matches: Sequence[Path]) -> str:
         return f"{pattern}: no such file, and no folder {folder}"
     siblings = [entry.name for entry in folder.iterdir() if entry.suffix in SUFFIXES]
     return f"{pattern}: no such file.{did_you_mean(Path(pattern).name, siblings)}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.data.rows import LOSS, PADDING, START, Flags, Ids, Row
 from cpt_residual.errors import CorruptArtifactError
 
@@ -212,8 +212,7 @@ def open_pack(path: Path) -> PackView:
 
 def write_ledger(out: Path, ledger: PackLedger) -> None:
     """Write `pack.json`."""
-    text = json.dumps(ledger.model_dump(), indent=2, sort_keys=True)
-    (out / "pack.json").write_text(text + "\n", encoding="utf-8")
+    write_json_atomic(out / "pack.json", ledger)
 
 
 def _read_ledger(path: Path) -> PackLedger:

@@ -9,10 +9,11 @@ bytes a document. The format is in `pack_format`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from cpt_residual.core.stage import ProgressReport
 from cpt_residual.data.documents import Messages
 from cpt_residual.data.index import LineIndex
 from cpt_residual.data.mixture import Mixture
@@ -52,7 +53,6 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-Progress = Callable[[int, int, str], None]
 AnySourceRows = SourceRows[str] | SourceRows[Messages]
 
 _REPORT_EVERY_ROWS = 256
@@ -63,7 +63,7 @@ def build_pack(
     sources: Sequence[Source],
     plan: PackPlan,
     *,
-    progress: Progress,
+    progress: ProgressReport,
     batch_documents: int = 1024,
 ) -> PackLedger:
     """Write the pack below `out` and return its ledger.

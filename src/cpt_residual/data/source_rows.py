@@ -138,7 +138,7 @@ class SourceRows(Generic[Document]):
         if len(index) == 0:
             raise CorpusError(
                 f"source {source.name}: {index.path.name} holds no document",
-                remedy="There is nothing to pack.",
+                remedy="Take it out of the pack's `sources`, or give its corpus documents.",
             )
         self.source = source
         self._plan = plan

@@ -7,7 +7,6 @@ model exists. Instruction tuning installs that folder's files; CPT carries the f
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
 
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, read_json_object
 from cpt_residual.modeling.tokenizer import Encoded, Tokenizer, backend_of, special_tokens_of
 
 __all__ = [
@@ -26,9 +27,7 @@ __all__ = [
     "TINY_CHAT_TEMPLATE",
     "ChatEncoder",
     "chat_template_of",
-    "generation_prompt_ids",
     "install_chat_side",
-    "render_prompt",
     "write_chat_folder",
 ]
 
@@ -37,8 +36,7 @@ Messages = Sequence[Mapping[str, str]]
 CHAT_FOLDER = "chat"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-GENERATION_CONFIG = "generation_config.json"
-CHAT_FILES = (TEMPLATE_FILE, TOKENIZER_CONFIG, GENERATION_CONFIG)
+CHAT_FILES = (TEMPLATE_FILE, TOKENIZER_CONFIG, GENERATION_FILE)
 
 TINY_CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
@@ -73,20 +71,19 @@ def write_chat_folder(
     """
     folder = model_dir / CHAT_FOLDER
     folder.mkdir(exist_ok=True)
-    config = _read_json(model_dir / TOKENIZER_CONFIG)
+    config = read_json_object(model_dir / TOKENIZER_CONFIG, "model")
+    base_eos = config.get("eos_token")
     config["eos_token"] = end_token
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # the base's EOS must stay special when it is no longer "the" EOS
-        names = cast("list[str]", extra)
-        base_eos = cast("str", _read_json(model_dir / TOKENIZER_CONFIG)["eos_token"])
         config["extra_special_tokens"] = [
-            *(name for name in names if name != end_token),
-            *([base_eos] if base_eos != end_token else []),
+            *(name for name in extra if name != end_token),
+            *([base_eos] if base_eos not in (None, end_token) else []),
         ]
-    _write_json(folder / TOKENIZER_CONFIG, config)
-    generation = _read_json(model_dir / GENERATION_CONFIG)
+    write_json_atomic(folder / TOKENIZER_CONFIG, config)
+    generation = read_json_object(model_dir / GENERATION_FILE, "model")
     generation["eos_token_id"] = list(end_ids)
-    _write_json(folder / GENERATION_CONFIG, generation)
+    write_json_atomic(folder / GENERATION_FILE, generation)
     (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
 
 
@@ -110,20 +107,9 @@ def install_chat_side(start_dir: Path, out_dir: Path) -> None:
         )
     for name in CHAT_FILES:
         shutil.copyfile(folder / name, out_dir / name)
-    config = _read_json(out_dir / "config.json")
-    config["eos_token_id"] = _read_json(folder / GENERATION_CONFIG)["eos_token_id"]
-    _write_json(out_dir / "config.json", config)
-
-
-def render_prompt(tokenizer: Tokenizer, template: str, messages: Messages) -> str:
-    """The text after which the assistant's next answer begins."""
-    return _render(tokenizer, template, [messages], add_generation_prompt=True)[0]
-
-
-def generation_prompt_ids(tokenizer: Tokenizer, template: str, messages: Messages) -> list[int]:
-    """Token ids of `render_prompt`; special tokens come from the template alone."""
-    prompt = render_prompt(tokenizer, template, messages)
-    return backend_of(tokenizer).encode(prompt, add_special_tokens=False).ids
+    config = read_json_object(out_dir / CONFIG_FILE, "model")
+    config["eos_token_id"] = read_json_object(folder / GENERATION_FILE, "model")["eos_token_id"]
+    write_json_atomic(out_dir / CONFIG_FILE, config)
 
 
 class ChatEncoder:
@@ -260,14 +246,6 @@ def _template_in(folder: Path) -> str | None:
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     if (folder / TOKENIZER_CONFIG).is_file():
-        template = _read_json(folder / TOKENIZER_CONFIG).get("chat_template")
+        template = read_json_object(folder / TOKENIZER_CONFIG, "model").get("chat_template")
         return template if isinstance(template, str) else None
     return None
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    return cast("dict[str, object]", json.loads(path.read_text(encoding="utf-8")))
-
-
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -12,31 +11,18 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from cpt_residual.errors import WorkerError
-from cpt_residual.modeling.loading import WeightFiles
-
-__all__ = [
-    "carry_side_files",
-    "no_progress_bars",
-    "save_weights",
-    "share_weights",
-    "verify_weights",
-]
-
-_SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
+from cpt_residual.core.files import write_json_atomic
+from cpt_residual.modeling.chat import CHAT_FOLDER
+from cpt_residual.modeling.side_files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    copy_files,
+    read_json_object,
 )
-_FOLDERS = ("chat", "additional_chat_templates")
+
+__all__ = ["carry_side_files", "no_progress_bars", "save_weights", "share_weights"]
+
 _NAMES = {
     str(dtype): str(dtype).removeprefix("torch.")
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -79,37 +65,10 @@ def carry_side_files(start: Path, out: Path, *, dtype: torch.dtype) -> None:
 
     Only the dtype field of config.json follows the weights: nothing else about the model has
     changed, `use_cache` included, which training switches off in memory."""
-    for name in _SIDE_FILES:
-        if (start / name).is_file():
-            shutil.copyfile(start / name, out / name)
-    for name in _FOLDERS:
-        if (start / name).is_dir():
-            shutil.copytree(start / name, out / name, dirs_exist_ok=True)
-    config = json.loads((start / "config.json").read_text())
+    copy_files(start, out, (*TOKENIZER_FILES, GENERATION_FILE))
+    if (start / CHAT_FOLDER).is_dir():
+        shutil.copytree(start / CHAT_FOLDER, out / CHAT_FOLDER, dirs_exist_ok=True)
+    config = read_json_object(start / CONFIG_FILE, "start model")
     field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     config[field] = _NAMES[str(dtype)]
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-    (out / "config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def verify_weights(out: Path, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-    """Raise WorkerError unless the files hold exactly the expected tensors, in `dtype`.
-
-    Some set-ups (ZeRO-3 without a gather) end with exit code 0 and empty or no weights."""
-    facts = WeightFiles(out).facts()
-    problems = [f"{name}: missing" for name in sorted(expected.keys() - facts.keys())]
-    problems += [
-        f"{name}: not part of the start model" for name in sorted(facts.keys() - expected.keys())
-    ]
-    for name in sorted(expected.keys() & facts.keys()):
-        shape, found = facts[name]
-        if shape != expected[name] or 0 in shape:
-            problems.append(f"{name}: shape {shape}, wanted {expected[name]}")
-        if found != dtype:
-            problems.append(f"{name}: {found}, wanted {dtype}")
-    if problems:
-        raise WorkerError(
-            "the trained model was not written whole",
-            problems=problems,
-            remedy="Nothing was published. This is a defect: please report it with these lines.",
-        )
+    write_json_atomic(out / CONFIG_FILE, config)

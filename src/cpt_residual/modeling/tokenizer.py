@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -44,15 +45,19 @@ class Vocabulary(Protocol):
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The fast tokenizer of a model directory. Never downloads, never runs the directory's code."""
     if not directory.is_dir():
-        raise CompatibilityError(f"no tokenizer can be loaded from {directory}: no such directory")
+        raise CompatibilityError(
+            f"no tokenizer can be loaded from {directory}: no such directory",
+            remedy="Give the directory of a saved model.",
+        )
     load = cast("Callable[..., object]", cast("Any", AutoTokenizer).from_pretrained)
     try:
         tokenizer = load(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise CompatibilityError(
             f"no tokenizer can be loaded from {directory}",
             problems=[" ".join(str(error).split())[:400]],
-            remedy="The directory needs tokenizer.json and tokenizer_config.json.",
+            remedy="The directory needs tokenizer.json and tokenizer_config.json of the release; "
+            "code shipped with a model is never run.",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CompatibilityError(

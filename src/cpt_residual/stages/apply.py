@@ -9,12 +9,8 @@ from typing import ClassVar
 
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.stages.residual import (
-    ResidualStage,
-    num_parameters_of,
-    open_model,
-    require_one_map,
-)
+from cpt_residual.stages.inputs import num_parameters_of, open_model, require_one_map
+from cpt_residual.stages.residual import ResidualStage
 
 __all__ = ["Apply", "ApplyRecipe"]
 

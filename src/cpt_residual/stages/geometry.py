@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.stages.residual import num_parameters_of, open_model
+from cpt_residual.stages.inputs import num_parameters_of, open_model
 
 __all__ = ["GEOMETRY_FILE", "Geometry", "GeometryRecipe"]
 

@@ -12,14 +12,14 @@ from cpt_residual.config.schema import Architecture, Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.stages.inputs import CorpusInput
 
-__all__ = ["Init", "InitIdentity"]
+__all__ = ["Init", "InitRecipe"]
 
 _BYTES_PER_PARAMETER = 4
 _SECONDS = 2.0
 _PARAMETERS_PER_SECOND = 50e6
 
 
-class InitIdentity(Frozen):
+class InitRecipe(Frozen):
     """The tokenizer's corpus is an input; `documents` is the file read from it."""
 
     architecture: Architecture
@@ -47,8 +47,8 @@ class Init:
         """Exact; tied tensors count once."""
         return derived.num_parameters(self.architecture)
 
-    def recipe(self) -> InitIdentity:
-        return InitIdentity(
+    def recipe(self) -> InitRecipe:
+        return InitRecipe(
             architecture=self.architecture, documents=self.corpus.documents, seed=self.seed
         )
 

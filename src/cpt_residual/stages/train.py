@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar
 
 from cpt_residual.config.derived import micro_batch_rows_used, num_steps, rows_per_step
 from cpt_residual.config.schema import Architecture, DeepSpeed, Frozen, Launch, TrainRecipe
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.stages.inputs import num_parameters_of
 from cpt_residual.stages.pack import PackStage
 
-__all__ = ["HasParameters", "Train", "TrainIdentity"]
+__all__ = ["Train", "TrainStageRecipe"]
 
 _CPU_FLOPS_PER_THREAD = 80e9  # measured: one AVX-512 core, rows of 128 tokens, fp32
 _GPU_FLOPS = 350e12  # bf16 with ZeRO, about a third of an H100's peak
@@ -25,14 +26,7 @@ _PROCESS_BYTES = 600 * 2**20  # Python with torch and transformers
 _BACKWARD = 3  # forward and backward cost three forwards
 
 
-@runtime_checkable
-class HasParameters(Protocol):
-    """A stage that makes a model and knows its size."""
-
-    def num_parameters(self) -> int: ...
-
-
-class TrainIdentity(Frozen):
+class TrainStageRecipe(Frozen):
     """The recipe without the name of its pack: the pack itself is an input."""
 
     settings: dict[str, str | int | float]
@@ -73,7 +67,7 @@ class Train:
 
     def num_parameters(self) -> int:
         """Of the start model; 0 when not known yet."""
-        return self.start.num_parameters() if isinstance(self.start, HasParameters) else 0
+        return num_parameters_of(self.start)
 
     def architecture(self) -> Architecture | None:
         """Of the start model, where this experiment made it."""
@@ -81,9 +75,9 @@ class Train:
         found = found() if callable(found) else found
         return found if isinstance(found, Architecture) else None
 
-    def recipe(self) -> TrainIdentity:
+    def recipe(self) -> TrainStageRecipe:
         settings = self.training.model_dump(mode="json", exclude={"pack"})
-        return TrainIdentity(settings=settings, seed=self.seed)
+        return TrainStageRecipe(settings=settings, seed=self.seed)
 
     def inputs(self) -> Mapping[str, Stage]:
         """`tokenizer` is the model whose tokenizer wrote the pack: a mismatch can name the ids."""

@@ -157,8 +157,17 @@ def trace_of(
 
 
 def last_loss(trace: Sequence[TraceRow]) -> float:
-    """Loss of the last step that had a label: the tail of a token budget may have none."""
-    return next((float(row["loss"]) for row in reversed(trace) if row["loss"] != 0), 0.0)
+    """Mean loss over the last twentieth of the steps, each weighted by its tokens: the very last
+    step holds what is left of the token budget, which may be a few tokens or no label at all."""
+    before = [0, *(row["tokens"] for row in trace)]
+    steps = [
+        (float(row["loss"]), row["tokens"] - earlier)
+        for row, earlier in zip(trace, before, strict=False)
+        if row["loss"] != 0
+    ]
+    last = steps[-max(1, len(steps) // 20) :]
+    tokens = sum(weight for _, weight in last)
+    return sum(loss * weight for loss, weight in last) / tokens if tokens else 0.0
 
 
 def _trace_row(entry: Mapping[str, Any], tokens: int) -> TraceRow:

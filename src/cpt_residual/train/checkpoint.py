@@ -7,11 +7,13 @@ rank has written and synced its part. Everything without a marker is debris of a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
+from cpt_residual.core.files import sync_directory, sync_file, write_json_atomic
 from cpt_residual.errors import LaunchError, WorkerError
 from cpt_residual.train.job import Layout
 
@@ -87,30 +89,15 @@ def mark_complete(path: Path, layout: Layout) -> None:
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != _MARKER
     }
-    marker = {"files": files, "layout": layout.model_dump(mode="json")}
+    marker: dict[str, JsonValue] = {"files": {**files}, "layout": layout.model_dump(mode="json")}
     sync_files(path)
-    temporary = path / f".{_MARKER}"
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(marker, handle, indent=1, sort_keys=True)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path / _MARKER)
-    _sync(path)
+    write_json_atomic(path / _MARKER, marker)
 
 
 def sync_files(path: Path) -> None:
     """Force the files below `path` to the disk."""
-    for file in path.rglob("*"):
-        _sync(file)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    for each in (path, *path.rglob("*")):
+        sync_directory(each) if each.is_dir() else sync_file(each)
 
 
 def discard_older(folder: Path, newest: Path) -> None:

@@ -18,8 +18,10 @@ from transformers import (
 )
 
 from cpt_residual.errors import WorkerError
-from cpt_residual.modeling.loading import WeightFiles
-from cpt_residual.modeling.saving import carry_side_files, save_weights, verify_weights
+from cpt_residual.modeling.saving import carry_side_files, save_weights
+from cpt_residual.train.stored import open_start, verify_weights
+from cpt_residual.weights.checkpoint import Checkpoint, Shape
+from cpt_residual.weights.reader import ShardReader
 
 __all__ = ["ExactMasters", "LostUpdates", "write_model"]
 
@@ -50,27 +52,29 @@ def write_model(
     dtype: torch.dtype,
     deepspeed: bool,
     is_first: bool,
-) -> float:
+) -> float | None:
     """Write the trained model in `dtype` with the small files of `start`; returns the share of
-    updates lost by rounding. Collective: every rank calls it, the first one writes.
+    moved weights that rounding to `dtype` puts back (None for fp32, which rounds nothing, and on
+    other ranks). Collective: every rank calls it, the first one writes.
 
     The fp32 values are taken from where they are exact: the module itself, or DeepSpeed's master
     copies (gathered one parameter at a time, so that a rank needs no second full model)."""
     lost = LostUpdates()
-    weights = WeightFiles(start) if is_first else None
+    weights = open_start(start)
     by_parameter: dict[int, torch.Tensor] = {}
     not_finite: list[str] = []
-    for name, parameter, trained in _masters(model, deepspeed=deepspeed):
-        if weights is None:
-            continue
-        stored = trained.to(dtype)
-        by_parameter[id(parameter)] = stored
-        if not math.isfinite(float(stored.float().sum())) and not stored.isfinite().all():
-            not_finite.append(name)
-        if dtype != torch.float32 and name in weights:
-            lost.add(weights.read(name).float(), trained, stored)
-    if weights is None:
-        return 0.0
+    with ShardReader(weights.shards) as reader:
+        for name, parameter, trained in _masters(model, deepspeed=deepspeed):
+            if not is_first:
+                continue
+            stored = trained.to(dtype)
+            by_parameter[id(parameter)] = stored
+            if not math.isfinite(float(stored.float().sum())) and not stored.isfinite().all():
+                not_finite.append(name)
+            if dtype != torch.float32 and name in weights.tensors:
+                lost.add(reader.read_whole(weights.tensors[name]).float(), trained, stored)
+    if not is_first:
+        return None
     _refuse(not_finite)
     state = {
         name: by_parameter[id(parameter)]
@@ -79,14 +83,14 @@ def write_model(
     save_weights(model, state, out, dtype=dtype)
     carry_side_files(start, out, dtype=dtype)
     verify_weights(out, _expected(model, weights), dtype)
-    return lost.share
+    return None if dtype == torch.float32 else lost.share
 
 
-def _expected(model: PreTrainedModel, start: WeightFiles) -> dict[str, tuple[int, ...]]:
+def _expected(model: PreTrainedModel, start: Checkpoint) -> dict[str, Shape]:
     """Names and shapes that must be on disk: those of the start model, tied tensors once."""
     unique = {name for name, _ in model.named_parameters()}
     aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
-    return {name: shape for name, (shape, _) in start.facts().items() if name not in aliases}
+    return {name: entry.shape for name, entry in start.tensors.items() if name not in aliases}
 
 
 def _refuse(not_finite: list[str]) -> None:
@@ -132,8 +136,10 @@ class ExactMasters(TrainerCallback):
         del args, state, control
         import deepspeed.utils
 
-        weights = WeightFiles(self._start)
-        for name, parameter in kwargs["model"].named_parameters():
-            cast("Any", deepspeed.utils).safe_set_full_fp32_param(
-                parameter, weights.read(name).float().to(parameter.device)
-            )
+        weights = open_start(self._start)
+        with ShardReader(weights.shards) as reader:
+            for name, parameter in kwargs["model"].named_parameters():
+                start = reader.read_whole(weights.tensors[name]).float()
+                cast("Any", deepspeed.utils).safe_set_full_fp32_param(
+                    parameter, start.to(parameter.device)
+                )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cpt_residual.config.derived import accumulation_steps, micro_batch_rows_used, num_steps
 from cpt_residual.config.schema import DeepSpeed, Frozen, Launch, TrainRecipe
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import ConfigError, WorkerError
 
 __all__ = ["Batching", "Layout", "RankResult", "TrainJob", "TrainingInterruptedError"]
@@ -22,13 +22,13 @@ class TrainingInterruptedError(WorkerError):
 
 
 class RankResult(BaseModel):
-    """What the first rank found: the loss of the last step, and the share of the parameter
-    updates that rounding to the stored dtype has undone."""
+    """What the first rank found: the loss of the last step, and the share of moved weights that
+    rounding to the stored dtype has put back (None: stored in fp32, nothing is rounded)."""
 
     model_config = ConfigDict(frozen=True)
 
     final_loss: float
-    bf16_lost_share: float
+    lost_share: float | None
 
 
 class Batching(BaseModel):
@@ -125,7 +125,7 @@ class TrainJob(Frozen):
         )
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+        write_json_atomic(path, self)
 
     @classmethod
     def read(cls, path: Path) -> TrainJob:

@@ -16,7 +16,7 @@ from cpt_residual.data.pack_format import open_pack
 from cpt_residual.errors import LaunchError
 from cpt_residual.launch.environment import rank_environment
 from cpt_residual.launch.torchrun import StopFlag
-from cpt_residual.modeling.loading import load_causal_lm, stored_dtype
+from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.train.assemble import CptTrainer, training_arguments
 from cpt_residual.train.callbacks import (
     CheckpointClock,
@@ -29,6 +29,7 @@ from cpt_residual.train.dataset import PackDataset
 from cpt_residual.train.final import ExactMasters, write_model
 from cpt_residual.train.group import barrier
 from cpt_residual.train.job import Layout, RankResult, TrainingInterruptedError, TrainJob
+from cpt_residual.train.stored import stored_dtype
 
 __all__ = ["train_rank"]
 
@@ -151,4 +152,4 @@ def _finish(job: TrainJob, trainer: CptTrainer, tokens_after_steps: list[int]) -
         lines = [json.dumps(row, sort_keys=True) for row in trace]
         Path(job.out / "trace.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     barrier()
-    return RankResult(final_loss=last_loss(trace), bf16_lost_share=lost_share)
+    return RankResult(final_loss=last_loss(trace), lost_share=lost_share)

@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.stage import Metrics, MetricSink, ProgressReport
 from cpt_residual.errors import (
+    ArtifactError,
     CompatibilityError,
     ConfigError,
     CorruptArtifactError,
@@ -45,6 +49,7 @@ _NUM_LINES = 12
 _KINDS: dict[str, type[CptResidualError]] = {
     kind.__name__: kind
     for kind in (
+        ArtifactError,
         CompatibilityError,
         ConfigError,
         CorruptArtifactError,
@@ -78,10 +83,8 @@ def run(job: TrainJob, *, progress: ProgressReport, metrics: MetricSink | None) 
 
             with isolated(threads=ready.threads):
                 result = train_rank(ready, reporter=reporter, flag=flag)
-    return facts | {
-        "final_loss": result.final_loss,
-        "bf16_lost_share": result.bf16_lost_share,
-    }
+    lost = {} if result.lost_share is None else {"lost_share": result.lost_share}
+    return facts | {"final_loss": result.final_loss} | lost
 
 
 class _Direct:
@@ -155,21 +158,14 @@ class _Relay:
 
 def _write_error(path: Path, error: CptResidualError) -> None:
     kind = type(error).__name__
-    fields = {
+    fields: dict[str, JsonValue] = {
         "kind": kind if kind in _KINDS else "WorkerError",
         "what": error.what,
         "problems": list(error.problems),
         "remedy": error.remedy,
     }
     if not path.exists():  # the first failure is the cause, what follows is its echo
-        _write(path, json.dumps(fields))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all; ranks that write at once do not mix."""
-    temporary = path.with_name(f".{path.name}.{rank_environment().rank}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+        write_json_atomic(path, fields)
 
 
 def _read_error(path: Path) -> CptResidualError:
@@ -215,7 +211,7 @@ def _main(job_file: Path) -> int:
         raise
     else:
         if rank_environment().is_first:
-            _write(folder / _RESULT, result.model_dump_json())
+            write_json_atomic(folder / _RESULT, result)
     from cpt_residual.train.group import leave_group
 
     leave_group()

@@ -9,7 +9,6 @@ measured 60 tokens instead of 6.)
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,23 +18,18 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.checkpoint import is_list, read_json_object
-
-CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
+from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.loading import load_causal_lm
+from cpt_residual.modeling.side_files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    copy_files,
+    eos_ids_of,
+    read_json_object,
 )
+from cpt_residual.modeling.tokenizer import Tokenizer, load_tokenizer
+
 _SPECIAL_IDS = ("bos_token_id", "pad_token_id")
 _NUM_BEFORE_EOS = 3  # tokens generated before the one that must stop
 _NUM_ROOM = 4  # tokens that generation could still make after it
@@ -44,10 +38,8 @@ _NUM_ROOM = 4  # tokens that generation could still make after it
 def copy_instruct_side(model: Path, folder: Path) -> None:
     """Copies what a chat needs from instruct: tokenizer, template, config, generation config."""
     folder.mkdir()
-    copied = [_copy(model, folder, name) for name in TOKENIZER_FILES]
-    _copy(model, folder, CONFIG_FILE)
-    _copy(model, folder, GENERATION_FILE)
-    if not any(copied):
+    copy_files(model, folder, (CONFIG_FILE, GENERATION_FILE))
+    if not copy_files(model, folder, TOKENIZER_FILES):
         raise CompatibilityError(
             f"instruct: {model} has no tokenizer files",
             remedy="The merged model would have nothing to speak with. Add the tokenizer files of "
@@ -58,9 +50,8 @@ def copy_instruct_side(model: Path, folder: Path) -> None:
 def eos_token_ids(model: Path) -> list[int]:
     """Every id that ends a text of this model: generation config, config, tokenizer; in this
     order, each once."""
-    ids = [*_eos_of(model / GENERATION_FILE), *_eos_of(model / CONFIG_FILE)]
-    eos: object = _load_tokenizer(model).eos_token_id
-    return _union([*ids, *([eos] if isinstance(eos, int) else [])])
+    eos: object = load_tokenizer(model).eos_token_id
+    return _union([*eos_ids_of(model), *([eos] if isinstance(eos, int) else [])])
 
 
 def install(*, instruct_side: Path, base_eos: Sequence[int], target: Path, out: Path) -> list[int]:
@@ -71,19 +62,18 @@ def install(*, instruct_side: Path, base_eos: Sequence[int], target: Path, out: 
     """
     _require_template(instruct_side)
     ids = _union([*eos_token_ids(instruct_side), *base_eos, *eos_token_ids(target)])
-    eos: int | list[int] = ids[0] if len(ids) == 1 else ids
-    for name in TOKENIZER_FILES:
-        _copy(instruct_side, out, name)
+    eos: JsonValue = ids[0] if len(ids) == 1 else [*ids]
+    copy_files(instruct_side, out, TOKENIZER_FILES)
     config = read_json_object(target / CONFIG_FILE, "target")
     instruct_config = read_json_object(instruct_side / CONFIG_FILE, "instruct")
     for field in _SPECIAL_IDS:
         if field in instruct_config:
             config[field] = instruct_config[field]
-    _write_json(out / CONFIG_FILE, {**config, "eos_token_id": eos})
-    generation: dict[str, object] = {}
+    write_json_atomic(out / CONFIG_FILE, {**config, "eos_token_id": eos})
+    generation: dict[str, JsonValue] = {}
     if (instruct_side / GENERATION_FILE).is_file():
         generation = read_json_object(instruct_side / GENERATION_FILE, "instruct")
-    _write_json(out / GENERATION_FILE, {**generation, "eos_token_id": eos})
+    write_json_atomic(out / GENERATION_FILE, {**generation, "eos_token_id": eos})
     return ids
 
 
@@ -95,9 +85,9 @@ def verify_stops(model: Path) -> list[int]:
     room for more.
     """
     ids = eos_token_ids(model)
-    tokenizer = _load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     _require_template(model)
-    loaded = _load_model(model)
+    loaded = cast("Any", load_causal_lm(model, dtype=None, attention=None))
     prompt_BT = _render(tokenizer)
     num_prompt = int(prompt_BT.shape[1])
     filler = next(token for token in range(len(ids) + 1) if token not in ids)
@@ -146,49 +136,8 @@ class _Forced:
         return forced_BV
 
 
-def _load_tokenizer(model: Path) -> Any:
-    """The directory's own tokenizer, without network and without remote code."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoTokenizer
-
-    try:
-        return cast("Any", AutoTokenizer).from_pretrained(
-            str(model), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ArtifactError(
-            f"The tokenizer in {model} does not load: {_first_line(error)}",
-            remedy="Restore the tokenizer files of the release. Code shipped with a model is "
-            "never run.",
-        ) from error
-
-
-def _load_model(model: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    loaded, info = cast("Any", AutoModelForCausalLM).from_pretrained(
-        str(model),
-        dtype="auto",
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    problems = [
-        f"{name}: {kind.replace('_', ' ')}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        for name in sorted(map(str, info[kind]))
-    ]
-    if problems:
-        raise CompatibilityError(
-            f"{model} does not load completely",
-            problems=problems,
-            remedy="transformers would fill or drop these tensors silently.",
-        )
-    return loaded.eval()
-
-
-def _render(tokenizer: Any) -> Tensor:
-    rendered = tokenizer.apply_chat_template(
+def _render(tokenizer: Tokenizer) -> Tensor:
+    rendered = cast("Any", tokenizer).apply_chat_template(
         [{"role": "user", "content": "Hello"}],
         add_generation_prompt=True,
         return_tensors="pt",
@@ -198,7 +147,7 @@ def _render(tokenizer: Any) -> Tensor:
 
 
 def _require_template(folder: Path) -> None:
-    if not _load_tokenizer(folder).chat_template:
+    if not cast("Any", load_tokenizer(folder)).chat_template:
         raise CompatibilityError(
             f"instruct: the tokenizer in {folder} has no chat template",
             remedy="Without it nobody knows how to ask the merged model. Add chat_template.jinja "
@@ -206,31 +155,5 @@ def _require_template(folder: Path) -> None:
         )
 
 
-def _eos_of(path: Path) -> list[int]:
-    if not path.is_file():
-        return []
-    value = read_json_object(path, "model").get("eos_token_id")
-    values = value if is_list(value) else [] if value is None else [value]
-    ids = [item for item in values if type(item) is int and item >= 0]
-    if len(ids) != len(values):
-        raise ArtifactError(f"{path}: eos_token_id {value} is not an id or a list of ids")
-    return ids
-
-
 def _union(ids: Iterable[int]) -> list[int]:
     return list(dict.fromkeys(ids))
-
-
-def _copy(source: Path, folder: Path, name: str) -> bool:
-    if not (source / name).is_file():
-        return False
-    shutil.copyfile(source / name, folder / name)
-    return True
-
-
-def _write_json(path: Path, value: dict[str, object]) -> None:
-    write_json_atomic(path, cast("JsonValue", value))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -7,17 +7,17 @@ Price: one small read per shard.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard, cast
+from typing import Any, Literal, TypeGuard, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.modeling.side_files import CONFIG_FILE, json_object, read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -32,7 +32,11 @@ DtypeName = Literal["BF16", "F16", "F32"]
 
 
 class ModelFacts(BaseModel):
-    """The fields of config.json that decide whether two models' weights can be added."""
+    """The fields of config.json that decide whether two models' weights can be added.
+
+    rope_theta is read from either place where releases keep it. Rotary *scaling* is left out on
+    purpose: Llama 3 and 3.1 differ in it and their residuals fit each other (portability); the
+    merged model keeps its target's."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -45,6 +49,18 @@ class ModelFacts(BaseModel):
     head_dim: int | None = None
     intermediate_size: int | None = None
     hidden_act: str | None = None
+    rope_theta: float | None = None
+    rms_norm_eps: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift_rope_theta(cls, config: object) -> object:
+        if isinstance(config, dict) and "rope_theta" not in config:
+            fields = cast("dict[str, Any]", config)
+            rope = fields.get("rope_parameters")
+            if isinstance(rope, dict) and "rope_theta" in rope:
+                return {**fields, "rope_theta": cast("dict[str, Any]", rope)["rope_theta"]}
+        return cast("object", config)
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,7 @@ def read_shard(path: Path) -> Shard:
             )
         raw = file.read(header_bytes)
     try:
-        header = _json_object(raw)
+        header = json_object(raw)
     except ValueError as error:
         raise ArtifactError(f"{path.name}: the safetensors header is broken: {error}") from error
     header.pop("__metadata__", None)
@@ -194,47 +210,6 @@ def read_shard(path: Path) -> Shard:
     )
 
 
-def read_json_object(path: Path, role: str) -> dict[str, object]:
-    """A JSON file that must hold an object without repeated keys."""
-    try:
-        return _json_object(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{role}: {path} is missing", remedy="A model directory needs it; save the model again."
-        ) from error
-    except ValueError as error:
-        raise ArtifactError(f"{role}: {path} is not valid JSON: {error}") from error
-
-
-def is_mapping(value: object) -> TypeGuard[dict[str, object]]:
-    """Whether a JSON value is an object."""
-    return isinstance(value, dict)
-
-
-def is_list(value: object) -> TypeGuard[list[object]]:
-    """Whether a JSON value is an array."""
-    return isinstance(value, list)
-
-
-def _json_object(raw: bytes) -> dict[str, object]:
-    value = cast("object", json.loads(raw, object_pairs_hook=_without_repeats))
-    if not is_mapping(value):
-        raise ValueError("the top level is not an object")
-    return value
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    names = [name for name, _ in pairs]
-    repeated = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
-    if repeated:
-        raise ValueError(f"repeated keys: {', '.join(repeated)}")
-    return dict(pairs)
-
-
-def _repeats(names: list[str]) -> bool:
-    return len(set(names)) != len(names)
-
-
 def _read_facts(path: Path, role: str) -> ModelFacts:
     if (path / "adapter_config.json").is_file() and not (path / SINGLE_FILE).is_file():
         raise CompatibilityError(
@@ -242,13 +217,14 @@ def _read_facts(path: Path, role: str) -> ModelFacts:
             remedy="Merge the adapter into its base model first and give the merged directory.",
         )
     try:
-        return ModelFacts.model_validate(read_json_object(path / "config.json", role))
+        return ModelFacts.model_validate(read_json_object(path / CONFIG_FILE, role))
     except ValidationError as error:
         raise ArtifactError(
-            f"{role}: {path / 'config.json'} is not a model's configuration",
+            f"{role}: {path / CONFIG_FILE} is not a model's configuration",
             problems=[
                 f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
             ],
+            remedy="Download or save the model again.",
         ) from error
 
 
@@ -261,9 +237,12 @@ def _read_index(path: Path, role: str) -> tuple[bytes | None, dict[str, str]]:
         )
     if index_path.is_file():
         fields = read_json_object(index_path, role).get("weight_map")
-        weight_map = dict(fields) if is_mapping(fields) else {}
+        weight_map = fields if isinstance(fields, dict) else {}
         if not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise ArtifactError(f"{role}: {index_path} has no weight_map of file names")
+            raise ArtifactError(
+                f"{role}: {index_path} has no weight_map of file names",
+                remedy="Download or save the model again.",
+            )
         return index_path.read_bytes(), {name: str(shard) for name, shard in weight_map.items()}
     if single.exists() or single.is_symlink():
         return None, {}
@@ -303,8 +282,8 @@ def _unsafe_name(path: Path, name: str, *, links_allowed: bool) -> str:
     return ""
 
 
-def _entry(name: str, fields: object, *, shard: str, start: int) -> TensorEntry | str:
-    if not is_mapping(fields):
+def _entry(name: str, fields: JsonValue, *, shard: str, start: int) -> TensorEntry | str:
+    if not isinstance(fields, dict):
         return f"{name}: the entry is not an object"
     dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
@@ -326,8 +305,8 @@ def _entry(name: str, fields: object, *, shard: str, start: int) -> TensorEntry 
     return entry
 
 
-def _are_counts(value: object) -> TypeGuard[list[int]]:
-    return is_list(value) and all(type(item) is int and item >= 0 for item in value)
+def _are_counts(value: JsonValue) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 def _offset_problems(entries: list[TensorEntry], *, shard: str, start: int, end: int) -> list[str]:

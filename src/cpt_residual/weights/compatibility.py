@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.checkpoint import Checkpoint, ModelFacts, Shape
 
+_MAY_BE_UNSTATED = frozenset({"rope_theta", "rms_norm_eps"})  # config.json may leave defaults out
 _VOCABULARY_SUFFIXES = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 
 
@@ -61,8 +62,8 @@ def require_same_tokens(
         f"{expected_label} and {found_label} do not have the same tokens "
         f"(token map {hashes[0][:12]} vs {hashes[1][:12]})",
         problems=differing,
-        remedy="Adding embedding rows of different tokens gives a broken model. Use models of one "
-        "tokenizer; aligning rows by token (vocab_policy=common_tokens) is not available yet.",
+        remedy="Adding embedding rows of different tokens gives a broken model. This version needs "
+        "equal token maps: use the tokenizer of the pair for CPT.",
     )
 
 
@@ -71,7 +72,8 @@ def _facts_problems(expected: Side, found: Side) -> list[str]:
     for field in ModelFacts.model_fields:
         left: object = getattr(expected.facts, field)
         right: object = getattr(found.facts, field)
-        if left != right:
+        unstated = field in _MAY_BE_UNSTATED and None in (left, right)
+        if left != right and not unstated:
             problems.append(
                 f"config.json {field}: {expected.label} {left} vs {found.label} {right}"
             )
@@ -91,8 +93,8 @@ def _remedy(expected: Side, found: Side, mismatched: Sequence[str]) -> str:
         left, right = rows[0]
         return (
             f"Only the vocabulary differs: {left} rows in {expected.label}, {right} in "
-            f"{found.label}. Rows must be aligned by token, which needs a vocabulary policy "
-            "(vocab_policy=common_tokens), not available yet: rerun cpt without added tokens."
+            f"{found.label}. This version needs equal token maps: use the tokenizer of the pair "
+            "for CPT, and add no tokens to it."
         )
     return "Nothing is skipped, cut or resized. Use models of one family and size."
 

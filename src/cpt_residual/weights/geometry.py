@@ -48,8 +48,8 @@ class GeometryRow(Frozen):
     cosine and sign_conflict are between the CPT delta (theta_base_cpt - theta_base) and the
     residual (theta_instruct - theta_base); sign_conflict is over elements where both move.
     cosine_deltas: between the CPT deltas of base and instruct. cosine_instruct: between the CPT
-    delta of instruct and the residual; below zero, CPT of instruct undoes the residual. lost_to_bf16: CPT updates that
-    vanish when the models are rounded to bf16, over all updates.
+    delta of instruct and the residual; below zero, CPT of instruct undoes the residual.
+    lost_to_bf16: CPT updates that vanish when the models are rounded to bf16, over all updates.
     """
 
     num_parameters: int

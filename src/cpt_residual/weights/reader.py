@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cpt_residual.core.stage import ProgressReport
+from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shard, TensorEntry
 
@@ -35,15 +35,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def _no_progress(done: int, total: int, unit: str) -> None:
-    del done, total, unit
-
-
 @dataclass(frozen=True)
 class Streaming:
     """How a pass over the weights runs; never changes the bytes. Memory: some 30 MB per thread."""
 
-    progress: ProgressReport = _no_progress
+    progress: ProgressReport = no_progress
     threads: int = 2
 
 
@@ -93,6 +89,10 @@ class ShardReader:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def read_whole(self, entry: TensorEntry) -> Tensor:
+        """One tensor in its own dtype and shape."""
+        return self.read(entry, 0, entry.num_elements).reshape(entry.shape)
 
     def read(self, entry: TensorEntry, start: int, stop: int) -> Tensor:
         """Elements start to stop of the flattened tensor, in its own dtype."""

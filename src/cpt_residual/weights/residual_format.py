@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from cpt_residual.config.schema import Frozen
 from cpt_residual.errors import ArtifactError
+from cpt_residual.modeling.side_files import read_json_object
 from cpt_residual.weights.arithmetic import Corrections
 from cpt_residual.weights.checkpoint import (
     DtypeName,
@@ -30,7 +31,6 @@ from cpt_residual.weights.checkpoint import (
     Shape,
     Shard,
     TensorEntry,
-    read_json_object,
     read_shard,
 )
 from cpt_residual.weights.reader import Block
@@ -38,16 +38,6 @@ from cpt_residual.weights.reader import Block
 MANIFEST_FILE = "residual.json"
 CORRECTIONS_FILE = "corrections.safetensors"
 INSTRUCT_FOLDER = "instruct"
-
-
-class DtypePolicy(Frozen):
-    """How numbers are kept and added."""
-
-    residual: Literal["float32"] = "float32"
-    corrections: Literal["float32"] = "float32"
-    rounding: Literal["once, to nearest even, to the dtype of the target"] = (
-        "once, to nearest even, to the dtype of the target"
-    )
 
 
 class ModelRecord(Frozen):
@@ -83,7 +73,6 @@ class ResidualManifest(Frozen):
 
     format: Literal["cpt_residual.residual"] = "cpt_residual.residual"
     format_version: Literal[1] = 1
-    dtype_policy: DtypePolicy = DtypePolicy()
     facts: ModelFacts
     token_map_hash: str
     num_parameters: int

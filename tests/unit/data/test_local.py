@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.data.local import check_unchanged, hash_files, read_local, resolve_files
+from cpt_residual.core.hashing import file_sha256
+from cpt_residual.data.local import check_unchanged, read_local, resolve_files
 from cpt_residual.data.problems import MAX_PROBLEMS
 from cpt_residual.errors import CorpusError
 
@@ -75,7 +76,7 @@ def test_reading_stops_after_so_many_problems(tmp_path: Path) -> None:
 
 def test_files_that_changed_since_they_were_pinned(tmp_path: Path) -> None:
     a, b = write(tmp_path, "a.txt", "one"), write(tmp_path, "b.txt", "two")
-    pinned = hash_files([a, b])
+    pinned = {str(path): file_sha256(path) for path in (a, b)}
     check_unchanged([a, b], pinned)
     b.write_text("three")
     with pytest.raises(CorpusError, match="changed after they were pinned") as caught:
@@ -88,5 +89,5 @@ def test_files_that_changed_since_they_were_pinned(tmp_path: Path) -> None:
 
 def test_a_renamed_file_is_still_the_pinned_one(tmp_path: Path) -> None:
     a = write(tmp_path, "a.txt", "one")
-    pinned = hash_files([a])
+    pinned = {str(a): file_sha256(a)}
     check_unchanged([a.rename(tmp_path / "z.txt")], pinned)

@@ -154,7 +154,7 @@ def test_a_plain_token_as_eos_is_refused() -> None:
     backend["added_tokens"] = []
     plain = Tokenizer(tokenizer_object=type(backend_of(train())).from_str(json.dumps(backend)))
     plain._special_tokens_map["eos_token"] = "t"
-    with pytest.raises(CompatibilityError, match="EOS id .* out of plain text"):
+    with pytest.raises(CompatibilityError, match=r"EOS id .* out of plain text"):
         TextEncoder(plain)(["q t q t q"])
 
 

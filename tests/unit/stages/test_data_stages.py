@@ -15,8 +15,9 @@ import pytest
 
 from cpt_residual.config.schema import HubCorpus, LocalCorpus, Pack
 from cpt_residual.config.schema import World as WorldConfig
+from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
-from cpt_residual.data.local import hash_files, resolve_files
+from cpt_residual.data.local import resolve_files
 from cpt_residual.data.packing import open_pack
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE
@@ -58,7 +59,8 @@ def local(folder: Path, *, heldout: int = 0, field: str = "text") -> LocalCorpus
 
 def corpus_stage(folder: Path, *, heldout: int = 0, seed: int = 0) -> Corpus:
     corpus = local(folder, heldout=heldout)
-    return Corpus("mine", corpus, hash_files(resolve_files(corpus.files)), seed)
+    pinned = {str(path): file_sha256(path) for path in resolve_files(corpus.files)}
+    return Corpus("mine", corpus, pinned, seed)
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from cpt_residual.config.derived import num_parameters
 from cpt_residual.config.schema import Architecture
-from cpt_residual.errors import CompatibilityError, WorkerError
+from cpt_residual.errors import ArtifactError, WorkerError
 from cpt_residual.modeling.chat import chat_template_of
-from cpt_residual.modeling.loading import WeightFiles, build_on_meta, load_config, stored_dtype
-from cpt_residual.modeling.saving import verify_weights
+from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
+from cpt_residual.train.stored import open_start, stored_dtype, verify_weights
+from cpt_residual.weights.reader import ShardReader
 from support.training import PICO, write_model
 
 QWEN = PICO.model_copy(update={"model_type": "qwen2", "tie_word_embeddings": False})
@@ -69,7 +70,7 @@ def test_weights_are_readable_by_others(model: Path) -> None:
     assert (model / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
-def test_weight_files_of_several_shards(model: Path, tmp_path: Path) -> None:
+def test_a_start_model_of_several_shards(model: Path, tmp_path: Path) -> None:
     whole = load_file(model / "model.safetensors")
     names = sorted(whole)
     shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
@@ -77,22 +78,19 @@ def test_weight_files_of_several_shards(model: Path, tmp_path: Path) -> None:
         save_file({name: whole[name] for name in part}, tmp_path / file)
     index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    files = WeightFiles(tmp_path)
-    assert files.names() == names
-    assert all(torch.equal(files.read(name), whole[name]) for name in names)
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    start = open_start(tmp_path)
+    assert sorted(start.tensors) == names
+    with ShardReader(start.shards) as reader:
+        assert all(torch.equal(reader.read_whole(start.tensors[n]), whole[n]) for n in names)
     assert stored_dtype(tmp_path) == torch.float32
     (tmp_path / "model-2.safetensors").unlink()
-    with pytest.raises(CompatibilityError, match=r"model-2\.safetensors"):
-        WeightFiles(tmp_path)
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CompatibilityError, match="Only the safetensors format is read"):
-        WeightFiles(tmp_path)
+    with pytest.raises(ArtifactError, match=r"model-2\.safetensors"):
+        stored_dtype(tmp_path)
 
 
 def test_weights_that_were_not_written_whole_are_all_named(model: Path) -> None:
-    shapes = {name: shape for name, (shape, _) in WeightFiles(model).facts().items()}
+    shapes = {name: entry.shape for name, entry in open_start(model).tensors.items()}
     verify_weights(model, shapes, torch.float32)
     wanted = shapes | {"model.norm.weight": (31,), "model.more.weight": (2,)}
     with pytest.raises(WorkerError) as caught:
@@ -103,3 +101,10 @@ def test_weights_that_were_not_written_whole_are_all_named(model: Path) -> None:
     )
     with pytest.raises(WorkerError, match=r"torch\.float32, wanted torch\.bfloat16"):
         verify_weights(model, shapes, torch.bfloat16)
+
+
+def test_a_model_without_weights_was_not_written_whole(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    with pytest.raises(WorkerError, match="not written whole") as caught:
+        verify_weights(tmp_path, {"a": (1,)}, torch.float32)
+    assert "holds no weights" in caught.value.problems[0]

@@ -13,6 +13,7 @@ import torch
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint, read_shard
+from cpt_residual.weights.compatibility import require_match, side_of
 from support.pico_family import Tensors, fake_model, opened, raw_shard, write_weights
 
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -230,3 +231,32 @@ def test_a_broken_config(tmp_path: Path, tensors: Tensors, text: str | None, mes
 def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
     odd = {"a": torch.ones(()), "b": torch.ones(0, 3), "c": torch.ones(2)}
     assert opened(fake_model(tmp_path / "m", odd)).num_parameters == 3
+
+
+@pytest.mark.parametrize(
+    ("base", "instruct", "fits"),
+    [
+        ({"rope_theta": 10_000.0}, {"rope_theta": 1_000_000.0}, False),
+        ({"rope_theta": 10_000.0}, {"rope_parameters": {"rope_theta": 10_000.0}}, True),
+        ({"rope_theta": 10_000.0}, {"rope_parameters": {"rope_theta": 500_000.0}}, False),
+        ({}, {"rope_theta": 500_000.0}, True),
+        ({"rms_norm_eps": 1e-5}, {"rms_norm_eps": 1e-6}, False),
+        ({"rope_scaling": None}, {"rope_scaling": {"factor": 8.0}}, True),
+    ],
+)
+def test_models_that_compute_differently_do_not_fit(
+    tmp_path: Path,
+    tensors: Tensors,
+    base: dict[str, object],
+    instruct: dict[str, object],
+    fits: bool,
+) -> None:
+    """Equal names and shapes are not enough: other rotary frequencies are another model."""
+    one = fake_model(tmp_path / "base", tensors, config=base)
+    other = fake_model(tmp_path / "instruct", tensors, config=instruct)
+    sides = [side_of(open_checkpoint(folder, role=folder.name)) for folder in (one, other)]
+    if fits:
+        require_match(*sides)
+    else:
+        with pytest.raises(CompatibilityError, match=r"config\.json r"):
+            require_match(*sides)

@@ -237,7 +237,7 @@ def test_a_grown_vocabulary_says_what_is_needed(
     text = str(caught.value)
     assert text.startswith("residual does not fit target (2 of 5 tensors)")
     assert "8 rows in residual, 10 in target" in text
-    assert "vocab_policy=common_tokens" in text
+    assert "needs equal token maps: use the tokenizer of the pair for CPT" in text
 
 
 def test_other_tokens_are_refused_although_shapes_agree(

@@ -1,0 +1,99 @@
+"""The small files of a model directory: their names, reading and copying them, where texts end.
+
+Imports no torch, so that plans can read a model's headers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
+
+from cpt_residual.errors import ArtifactError
+
+__all__ = [
+    "CONFIG_FILE",
+    "GENERATION_FILE",
+    "TOKENIZER_FILES",
+    "copy_files",
+    "eos_ids_of",
+    "json_object",
+    "read_json_object",
+]
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Tokenizer and chat template, in any layout of transformers."""
+
+
+def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
+    """Copy those of `names` that `source` has; returns their names."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, out / name)
+    return found
+
+
+def read_json_object(path: Path, role: str) -> dict[str, JsonValue]:
+    """A JSON file that must hold an object without repeated keys; `role` names its model."""
+    try:
+        return json_object(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{role}: {path} is missing", remedy="A model directory needs it; save the model again."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(
+            f"{role}: {path} is not valid JSON: {error}",
+            remedy="Download or save the model again.",
+        ) from error
+
+
+def json_object(raw: bytes) -> dict[str, JsonValue]:
+    """The object that `raw` holds. Raises ValueError for anything else, and for repeated keys."""
+    value = cast("JsonValue", json.loads(raw, object_pairs_hook=_without_repeats))
+    if not isinstance(value, dict):
+        raise ValueError("the top level is not an object")  # noqa: TRY004 - as a bad file is
+    return value
+
+
+def eos_ids_of(folder: Path) -> list[int]:
+    """Ids that end a text: those of generation_config.json, then of config.json, each once."""
+    paths = [folder / name for name in (GENERATION_FILE, CONFIG_FILE)]
+    return list(dict.fromkeys(id_ for path in paths if path.is_file() for id_ in _eos_ids(path)))
+
+
+def _eos_ids(path: Path) -> list[int]:
+    value = read_json_object(path, "model").get("eos_token_id")
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    ids = [item for item in values if type(item) is int and item >= 0]
+    if len(ids) != len(values):
+        raise ArtifactError(
+            f"{path}: eos_token_id {value} is not an id or a list of ids",
+            remedy="Give it the ids of the release, as numbers.",
+        )
+    return ids
+
+
+def _without_repeats(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"repeated keys: {', '.join(repeated)}")
+    return dict(pairs)
