@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cpt_residual.core import gc as garbage
+from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.store import Store
 from cpt_residual.errors import CptResidualError
-from cpt_residual.core.disk import format_bytes
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.frozen import FrozenPlan
 

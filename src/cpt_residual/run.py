@@ -55,7 +55,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     for number, experiment in enumerate(experiments, start=1):
         if len(experiments) > 1:
             console.rule(f"run {number} of {len(experiments)}: {' '.join(sweep[number - 1])}")
-        finished.append(run_experiment(experiment, console))
+        try:
+            finished.append(run_experiment(experiment, console))
+        except CptResidualError as error:
+            if len(experiments) == 1:
+                raise
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            finished.append(Finished(experiment, None))  # the other runs go on
     reports = [result.report_dir for result in finished if result.report_dir is not None]
     if len(experiments) > 1:
         reports = report_sweep(finished, console)

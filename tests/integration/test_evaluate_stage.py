@@ -37,6 +37,7 @@ def stage(variant: str = "a", **changes: object) -> Evaluate:
         variant=variant,
         model=TextStage("model"),
         template=TextStage("instruct"),
+        base=TextStage("base"),
         suites=SUITES,
         corpora={"general": CORPUS},
         world=WORLD,
@@ -72,7 +73,11 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def build(
     made: Evaluate, model: str, artifacts: Mapping[str, Path], work: Path
 ) -> dict[str, object]:
-    paths = {"model": artifacts[model], "template": artifacts["instruct"]}
+    paths = {
+        "model": artifacts[model],
+        "template": artifacts["instruct"],
+        "base": artifacts["other"],
+    }
     refs = {
         role: ArtifactRef(given.name, given.node, "f", "c", paths.get(role, artifacts["world"]), {})
         for role, given in made.inputs().items()
@@ -105,9 +110,9 @@ def test_variants_are_scored_one_after_the_other_in_one_process(
 
 def test_the_inputs_are_what_the_suites_need() -> None:
     needed: Mapping[str, Stage] = stage().inputs()
-    assert set(needed) == {"model", "template", "world", "heldout:general"}
+    assert set(needed) == {"model", "template", "base", "world", "heldout:general"}
     stock = HarnessSuite(kind="harness", tasks=[HarnessTask(task="ifeval")])
-    assert set(stage(suites={"ifeval": stock}).inputs()) == {"model", "template"}
+    assert set(stage(suites={"ifeval": stock}).inputs()) == {"model", "template", "base"}
     assert stage().node == "evaluate:a"
 
 

@@ -26,8 +26,9 @@ from cpt_residual.config.schema import (
 from cpt_residual.core.hashing import plain
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.errors import EvaluationError
-from cpt_residual.evaluation.results import EvaluationResult, ResultRow, Sample, write_evaluation
+from cpt_residual.evaluation.results import EvaluationResult, Sample, write_evaluation
 from cpt_residual.stages.report import Report, ReportRecipe
+from cpt_residual.weights.geometry import GeometryRow
 from support.report_scenarios import SUCCESS, facts
 
 VARIANTS = ("base", "instruct", "base_cpt", "instruct_cpt", "base_cpt_residual")
@@ -111,11 +112,7 @@ def inputs(tmp_path: Path) -> dict[str, ArtifactRef]:
     found: dict[str, ArtifactRef] = {}
     for name in VARIANTS:
         folder = tmp_path / f"evaluate-{name}"
-        rows = tuple(
-            ResultRow(r.variant, r.task, r.metric, r.value, r.stderr, r.n)
-            for r in made.rows
-            if r.variant == name
-        )
+        rows = tuple(row for row in made.rows if row.variant == name)
         samples = tuple(
             Sample(
                 task="instruction_following",
@@ -145,12 +142,10 @@ def inputs(tmp_path: Path) -> dict[str, ArtifactRef]:
         )
     folder = tmp_path / "geometry"
     folder.mkdir()
-    total = dict.fromkeys(
-        ("drift", "cosine", "sign_conflict", "lost_to_bf16", "instruct_drift", "cosine_deltas"), 0.1
-    )
-    total |= {"base_norm": 2.0, "residual_norm": 1.0}
-    tensor = {**total, "name": "model.layers.0.mlp.up_proj.weight", "layer": 0}
-    (folder / "geometry.json").write_text(json.dumps({"total": total, "tensors": [tensor]}))
+    total: dict[str, float] = dict.fromkeys(GeometryRow.model_fields, 0.1) | {"num_parameters": 10}
+    tensor = {**total, "name": "model.layers.0.mlp.up_proj.weight", "layer": 0, "module": "mlp"}
+    geometry = {"total": total, "modules": {}, "layers": {}, "tensors": [tensor]}
+    (folder / "geometry.json").write_text(json.dumps(geometry))
     found["geometry"] = ref(folder)
     return found
 

@@ -48,9 +48,11 @@ _COUNTS = {
 @dataclass(frozen=True)
 class EvaluationInputs:
     """Files an evaluation reads. template_dir: the model whose chat template all are asked
-    through; probes_dir: `probes/` of the world; heldout: held-out documents by corpus."""
+    through; base_dir: the family's base, at whose EOS ids every variant may stop as well;
+    probes_dir: `probes/` of the world; heldout: held-out documents by corpus."""
 
     template_dir: Path
+    base_dir: Path | None = None
     probes_dir: Path | None = None
     heldout: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
@@ -89,7 +91,7 @@ def evaluate(
         plans = [*_own_plans(suites, inputs, chat, settings), *_stock_plans(suites, settings)]
         _check_unique([name for plan in plans for name in plan.names])
         model_settings = ModelSettings(
-            stop_token_ids=chat.stop_token_ids(model_dir),
+            stop_token_ids=chat.stop_token_ids(inputs.base_dir),
             precision=settings.precision,
             device=settings.device,
             batch_size=settings.batch_size,

@@ -8,9 +8,9 @@ Shapes: N prompts, C columns, R resamples.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,20 +23,15 @@ __all__ = [
     "PairedComparison",
     "SeedSummary",
     "compare_paired",
-    "compare_paired_over_seeds",
-    "forgetting",
     "mean_stderr",
-    "paired_permutation_p",
+    "paired_score_interval",
     "paired_scores",
     "ratio_stderr",
     "recovery",
     "sign_test_p",
-    "summarize_seeds",
 ]
 
 NUM_RESAMPLES = 2000
-_EXACT_LIMIT = 12  # up to 2**12 sign patterns are enumerated instead of drawn
-
 _MAX_DRAWS = 2**22  # random numbers in memory at once
 
 _Array = NDArray[np.float64]
@@ -88,8 +83,10 @@ def _resampled_sums(table_NC: _Array, *, seed: int, num_resamples: int) -> _Arra
 class PairedComparison:
     """Variant a against variant b on the same prompts.
 
-    difference: mean(a) - mean(b); low, high: bootstrap interval over prompts; p_value: two-sided,
-    exact sign test on the prompts where they differ (for right/wrong scores: McNemar's).
+    difference: mean(a) - mean(b). low, high: for right/wrong scores the paired score interval of
+    Newcombe (1998, method 10), which stays honest when few prompts or none differ; for others a
+    bootstrap interval over prompts. p_value: two-sided, exact sign test on the prompts where they
+    differ (for right/wrong scores: McNemar's).
     """
 
     n: int
@@ -111,7 +108,10 @@ def compare_paired(
     if len(a) != len(b) or not a:
         raise ValueError(f"paired scores need the same prompts: {len(a)} and {len(b)} given")
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    low, high = _mean_interval(differences, seed=seed, level=level)
+    if set(a) | set(b) <= {0.0, 1.0}:
+        low, high = paired_score_interval(a, b, level=level)
+    else:
+        low, high = _mean_interval(differences, seed=seed, level=level)
     better, worse = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     mean = math.fsum(differences.tolist()) / len(differences)
     return PairedComparison(
@@ -125,21 +125,6 @@ def compare_paired(
     )
 
 
-def compare_paired_over_seeds(
-    scores: Mapping[int, tuple[Sequence[float], Sequence[float]]], *, level: float = 0.95
-) -> PairedComparison:
-    """The paired test over the prompts of all seeds together (seed -> scores of a and of b).
-
-    It answers for prompts, not for training seeds: show `summarize_seeds` beside it.
-    """
-    a = [value for seed in sorted(scores) for value in scores[seed][0]]
-    b = [value for seed in sorted(scores) for value in scores[seed][1]]
-    for seed, (left, right) in scores.items():
-        if len(left) != len(right):
-            raise ValueError(f"seed {seed}: {len(left)} and {len(right)} prompts")
-    return compare_paired(a, b, seed=min(scores), level=level)
-
-
 def sign_test_p(better: int, worse: int) -> float:
     """Two-sided exact binomial p-value of `better` against `worse` at even odds; ties left out."""
     n, fewer = better + worse, min(better, worse)
@@ -147,32 +132,44 @@ def sign_test_p(better: int, worse: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def paired_permutation_p(
-    a: Sequence[float], b: Sequence[float], *, seed: int = 0, num_resamples: int = 10_000
-) -> float:
-    """Two-sided p-value of the mean difference under random exchange of a and b per prompt.
+def paired_score_interval(
+    a: Sequence[float], b: Sequence[float], *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of mean(a) - mean(b) for paired right/wrong scores: Newcombe (1998), method 10.
 
-    Exact (all sign patterns) when few prompts differ, else drawn, counting the observed one.
+    Wilson's intervals of the two shares, joined with their correlation (its numerator lowered by
+    n/2 where positive). Never degenerate: with no prompt that differs it still says how much n
+    prompts can tell.
     """
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    sizes = np.sort(np.abs(differences[differences != 0]))
-    if not len(sizes):
-        return 1.0
-    exact = len(sizes) <= _EXACT_LIMIT
-    signs_RN = _all_signs(len(sizes)) if exact else _signs(len(sizes), num_resamples, seed=seed)
-    sums = np.abs(signs_RN @ sizes)
-    extreme = int(np.sum(sums >= abs(math.fsum(differences.tolist())) - 1e-9 * float(sizes.sum())))
-    return extreme / len(sums) if exact else (extreme + 1) / (len(sums) + 1)
+    n = len(a)
+    both = sum(1 for x, y in zip(a, b, strict=True) if x and y)
+    only_a, only_b = round(math.fsum(a)) - both, round(math.fsum(b)) - both
+    neither = n - both - only_a - only_b
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    (p, p_low, p_high), (q, q_low, q_high) = (
+        _wilson(both + only_a, n, z),
+        _wilson(both + only_b, n, z),
+    )
+    product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    covariance = both * neither - only_a * only_b
+    covariance = max(covariance - n / 2, 0.0) if covariance > 0 else covariance
+    phi = covariance / math.sqrt(product) if product else 0.0
+
+    def width(left: float, right: float) -> float:
+        return math.sqrt(max(left * left - 2 * phi * left * right + right * right, 0.0))
+
+    low = p - q - width(p - p_low, q_high - q)
+    high = p - q + width(p_high - p, q - q_low)
+    return max(low, -1.0), min(high, 1.0)
 
 
-def _all_signs(n: int) -> _Array:
-    patterns = itertools.product((-1.0, 1.0), repeat=n)
-    return np.asarray(list(patterns), dtype=np.float64)
-
-
-def _signs(n: int, num_resamples: int, *, seed: int) -> _Array:
-    drawn = np.random.default_rng(seed).integers(0, 2, (num_resamples, n))
-    return np.asarray(2 * drawn - 1, dtype=np.float64)
+def _wilson(successes: int, n: int, z: float) -> tuple[float, float, float]:
+    """(share, low, high): Wilson's score interval."""
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return share, (centre - spread) / scale, (centre + spread) / scale
 
 
 def _mean_interval(differences: _Array, *, seed: int, level: float) -> tuple[float, float]:
@@ -183,6 +180,8 @@ def _mean_interval(differences: _Array, *, seed: int, level: float) -> tuple[flo
     table_N1 = (mirrored if flip else ordered)[:, None]
     means = _resampled_sums(table_N1, seed=seed, num_resamples=NUM_RESAMPLES) / len(ordered)
     low, high = (float(np.quantile(means, q)) for q in ((1 - level) / 2, (1 + level) / 2))
+    if np.array_equal(ordered, mirrored):
+        return -(high - low) / 2, (high - low) / 2
     return (-high, -low) if flip else (low, high)
 
 
@@ -234,28 +233,16 @@ def recovery(*, merged: float, base_cpt: float, instruct: float) -> float | None
     return (merged - base_cpt) / lost if lost > 0 else None
 
 
-def forgetting(*, before: float, after: float) -> float:
-    """Score before continuous pre-training minus score after it."""
-    return before - after
-
-
 @dataclass(frozen=True)
 class SeedSummary:
     """A score over seeds. `std` is the sample standard deviation, None for one seed."""
 
-    n: int
-    mean: float
-    std: float | None
-    low: float
-    high: float
+    values: tuple[float, ...]
 
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
 
-def summarize_seeds(values: Sequence[float]) -> SeedSummary:
-    """Mean and spread of one score over seeds."""
-    if not values:
-        raise ValueError("no seeds to summarize")
-    spread = (
-        float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) if len(values) > 1 else None
-    )
-    mean = math.fsum(values) / len(values)
-    return SeedSummary(n=len(values), mean=mean, std=spread, low=min(values), high=max(values))
+    @property
+    def std(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None

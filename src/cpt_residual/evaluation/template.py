@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from cpt_residual.core.hashing import text_sha256
 from cpt_residual.errors import CompatibilityError, EvaluationError
+from cpt_residual.modeling.side_files import eos_ids_of, read_json_object
 
 if TYPE_CHECKING:
     from cpt_residual.modeling.tokenizer import Tokenizer
 
-__all__ = ["ChatSide", "eos_token_ids_of"]
+__all__ = ["ChatSide"]
 
 
 @dataclass(frozen=True)
@@ -32,28 +31,31 @@ class ChatSide:
 
     @property
     def template_sha256(self) -> str:
-        return hashlib.sha256(self.template.encode("utf-8")).hexdigest()
+        return text_sha256(self.template)
 
     @classmethod
     def of(cls, model_dir: Path) -> ChatSide:
         """The chat side of a model directory: its own, or that of its `chat/` folder."""
-        from cpt_residual.modeling.chat import CHAT_FOLDER, chat_template_of
+        from cpt_residual.modeling.chat import CHAT_FOLDER, chat_template_of, refuse_todays_date
         from cpt_residual.modeling.tokenizer import load_tokenizer
 
         template, tokenizer = chat_template_of(model_dir), load_tokenizer(model_dir)
+        refuse_todays_date(template)
         owns = cast("object", getattr(tokenizer, "chat_template", None))
         folder = model_dir if owns else model_dir / CHAT_FOLDER
         turn_end = _eos_token(folder)
         tokenizer.chat_template = template
         tokenizer.eos_token = turn_end
-        ids = {*eos_token_ids_of(folder), *eos_token_ids_of(model_dir)}
+        ids = {*eos_ids_of(folder), *eos_ids_of(model_dir)}
         return cls(tokenizer, template, turn_end, tuple(sorted(ids)))
 
-    def stop_token_ids(self, model_dir: Path) -> tuple[int, ...]:
-        """Where every response may end: the EOS ids of this side, of the model itself, and the
-        token that closes a turn. The same rule for all variants."""
+    def stop_token_ids(self, base_dir: Path | None) -> tuple[int, ...]:
+        """Where every response may end: the EOS ids of this side and of the family's base, and the
+        token that closes a turn. The same ids for all variants, whatever their own configs say:
+        a merged model stops at base's EOS too, and must not gain by it."""
         turn_end = cast("int", self.tokenizer.convert_tokens_to_ids(self.turn_end))
-        return tuple(sorted({*self.eos_token_ids, *eos_token_ids_of(model_dir), turn_end}))
+        base = eos_ids_of(base_dir) if base_dir is not None else ()
+        return tuple(sorted({*self.eos_token_ids, *base, turn_end}))
 
     def check_tokenizer_of(self, model_dir: Path) -> None:
         """The variant must have the same token map: prompts are encoded once for all."""
@@ -69,20 +71,10 @@ class ChatSide:
             )
 
 
-def eos_token_ids_of(model_dir: Path) -> tuple[int, ...]:
-    """Sorted union of the EOS ids in `generation_config.json` and `config.json`."""
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        found = _json_object(model_dir / name).get("eos_token_id")
-        values = cast("list[object]", found) if isinstance(found, list) else [found]
-        ids.update(value for value in values if isinstance(value, int))
-    return tuple(sorted(ids))
-
-
 def _eos_token(folder: Path) -> str:
-    token = _json_object(folder / "tokenizer_config.json").get("eos_token")
-    if isinstance(token, Mapping):
-        token = cast("Mapping[str, object]", token).get("content")
+    token = read_json_object(folder / "tokenizer_config.json", "chat template").get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
     if not isinstance(token, str) or not token:
         raise EvaluationError(
             "The owner of the chat template names no token that closes a turn.",
@@ -91,10 +83,3 @@ def _eos_token(folder: Path) -> str:
             "Choose another model in evaluation.chat_template_of.",
         )
     return token
-
-
-def _json_object(path: Path) -> Mapping[str, object]:
-    if not path.is_file():
-        return {}
-    value: object = json.loads(path.read_text(encoding="utf-8"))
-    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}

@@ -112,6 +112,16 @@ def install_chat_side(start_dir: Path, out_dir: Path) -> None:
     write_json_atomic(out_dir / CONFIG_FILE, config)
 
 
+def refuse_todays_date(template: str) -> None:
+    """CompatibilityError for a template that writes today's date into the prompt."""
+    if "strftime_now" in template:
+        raise CompatibilityError(
+            "the chat template writes today's date into the prompt",
+            remedy="The same data would give other tokens tomorrow: use a template with a fixed"
+            " date.",
+        )
+
+
 class ChatEncoder:
     """Dialogues to (ids, loss), as the template renders them and nothing added.
 
@@ -121,12 +131,7 @@ class ChatEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
-        if "strftime_now" in template:
-            raise CompatibilityError(
-                "the chat template writes today's date into the prompt",
-                remedy="The same data would give other tokens tomorrow: use a template with a fixed"
-                " date.",
-            )
+        refuse_todays_date(template)
         self._tokenizer = tokenizer
         self._template = template
         self._backend = backend_of(tokenizer)

@@ -1,1 +1,1 @@
-"""What an experiment found: tables, figures, a verdict. Pure values in, bytes out; no torch."""
+"""What an experiment found: tables, figures, a verdict. Values in, bytes out."""

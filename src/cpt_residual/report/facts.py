@@ -6,9 +6,12 @@ tables turn shares into percent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
+
+from cpt_residual.config.schema import Goals
+from cpt_residual.evaluation.results import ResultRow
 
 Kind = Literal[
     "base",
@@ -24,18 +27,6 @@ Kind = Literal[
 ]
 """Part a variant plays. alpha: the merge at another alpha; replay: CPT that mixes in instruction
 data; sft: instruction tuning after CPT; donor: another residual; control: the rest."""
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """One score. `stderr` is None where the scorer gives none; `n` counts what was averaged."""
-
-    variant: str
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -76,8 +67,8 @@ class TracePoint:
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the experiment. `bf16_lost_share`: share of updated weights that a bf16
-    save would leave unchanged."""
+    """One training of the experiment. `lost_share`: share of moved weights that rounding to the
+    stored dtype put back where they were; None where nothing is rounded (stored in fp32)."""
 
     model: str
     stage: str
@@ -86,14 +77,18 @@ class Training:
     flops: float
     num_parameters: int
     final_loss: float
-    bf16_lost_share: float | None
+    lost_share: float | None
     trace: tuple[TracePoint, ...]
+
+
+_ALPHA = 0.05
+"""Level of the tests that a claim of better or worse has to pass besides its interval."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """Paired difference first - second of one measure over the same `n` prompts, with a 95 %
-    confidence interval over prompts and an exact or resampled two-sided p value."""
+    confidence interval over prompts and the exact two-sided p value (sign test)."""
 
     first: str
     second: str
@@ -103,6 +98,16 @@ class Difference:
     high: float
     p_value: float
     n: int
+
+    @property
+    def above(self) -> bool:
+        """The first is shown to be higher: interval and exact test agree."""
+        return self.low > 0 and self.p_value < _ALPHA
+
+    @property
+    def below(self) -> bool:
+        """The first is shown to be lower."""
+        return self.high < 0 and self.p_value < _ALPHA
 
 
 @dataclass(frozen=True)
@@ -152,17 +157,10 @@ class RoleNames:
         return tuple(name for name in names if name is not None)
 
 
-class PairedTest(Protocol):
-    """Statistics of two score lists over the same prompts: (difference, low, high, p value)."""
-
-    def __call__(
-        self, first: Sequence[float], second: Sequence[float], /
-    ) -> tuple[float, float, float, float]: ...
-
-
 @dataclass(frozen=True)
 class ReportFacts:
-    """Everything a report says. `provenance`: (what, value) lines on models, data and versions."""
+    """Everything a report says. `provenance`: (what, value) lines on models, data and versions;
+    `goals`: what the experiment was set to reach, if anything."""
 
     experiment: str
     question: str
@@ -175,6 +173,7 @@ class ReportFacts:
     trainings: tuple[Training, ...] = ()
     geometry: Geometry | None = None
     new_corpus: str | None = None
+    goals: Goals | None = None
     provenance: tuple[tuple[str, str], ...] = ()
     lineage: str = ""
     notes: tuple[str, ...] = field(default=())

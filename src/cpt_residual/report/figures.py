@@ -74,7 +74,7 @@ def draw_figures(
         ),
         (
             "cost",
-            "Measured FLOPs of each route beyond the released pair, and what it reaches.",
+            "Counted FLOPs of each route beyond the released pair, and what it reaches.",
             "no route with known FLOPs was scored",
             lambda: cost_figure(facts, scores),
         ),

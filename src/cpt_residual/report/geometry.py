@@ -1,43 +1,16 @@
-"""geometry.json, read at the door: whole-model numbers and one line per tensor."""
+"""The measured geometry in the words of a report: whole-model numbers and one line per tensor."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from cpt_residual.report.facts import Geometry, RoleNames, TensorGeometry
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    drift: float | None
-    cosine: float | None
-    sign_conflict: float | None
-    lost_to_bf16: float | None
-    base_norm: float
-    residual_norm: float
-    instruct_drift: float | None
-    cosine_deltas: float | None
-    cosine_instruct: float | None = None
-
-
-class _Tensor(_Row):
-    name: str
-    layer: int | None
-
-
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    total: _Row
-    tensors: list[_Tensor]
+from cpt_residual.weights.geometry import GeometryReport, GeometryRow
 
 
 def read_geometry(path: Path, roles: RoleNames) -> Geometry:
     """The geometry of the core models. Numbers that were not measured are left out."""
-    document = _Document.model_validate_json(path.read_bytes())
+    document = GeometryReport.model_validate_json(path.read_bytes())
     total = document.total
     other = {
         "residual, norm relative to base": _share(total.residual_norm, total.base_norm),
@@ -61,12 +34,12 @@ def read_geometry(path: Path, roles: RoleNames) -> Geometry:
     )
 
 
-def _drift(row: _Row, roles: RoleNames) -> dict[str, float]:
+def _drift(row: GeometryRow, roles: RoleNames) -> dict[str, float]:
     pairs = ((roles.base_cpt, row.drift), (roles.instruct_cpt, row.instruct_drift))
     return {name: value for name, value in pairs if name is not None and value is not None}
 
 
-def _cosine(row: _Row, roles: RoleNames) -> dict[str, float]:
+def _cosine(row: GeometryRow, roles: RoleNames) -> dict[str, float]:
     """A CPT model's name stands for the update that CPT made to it."""
     pairs = (
         (f"residual, {roles.base_cpt}", row.cosine),

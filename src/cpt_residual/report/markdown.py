@@ -14,6 +14,7 @@ from cpt_residual.report.tables import (
     comparison_markdown,
     comparison_measures,
     cost_markdown,
+    goals_markdown,
     markdown_table,
     other_tasks_markdown,
     paired_markdown,
@@ -24,7 +25,11 @@ from cpt_residual.report.verdict import KEPT_LOSS, MOSTLY_KEPT_LOSS, Verdict
 
 
 def report_markdown(
-    facts: ReportFacts, scores: Scores, verdict: Verdict, notes: Iterable[FigureNote]
+    facts: ReportFacts,
+    scores: Scores,
+    verdict: Verdict,
+    goals: Iterable[Goal],
+    notes: Iterable[FigureNote],
 ) -> str:
     """The whole report as Markdown; figures are embedded from `figures/`."""
     figures = {note.name: note for note in notes}
@@ -34,6 +39,7 @@ def report_markdown(
         f"**Verdict.** {verdict.headline}",
         "\n".join(f"* {paragraph}" for paragraph in verdict.paragraphs),
         *_warnings(facts),
+        *_goals(goals),
         *_comparison(facts, scores, figures),
         *_changes(facts, scores),
         *_paired(facts),
@@ -45,22 +51,6 @@ def report_markdown(
         *_skipped(figures),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def goals_markdown(goals: Iterable[Goal]) -> str:
-    """The goals of the tiny experiment with pass or fail."""
-    body = [[goal.statement, goal_value(goal), goal_mark(goal)] for goal in goals]
-    return markdown_table(["goal", "measured", "met"], body)
-
-
-def goal_value(goal: Goal) -> str:
-    if goal.value is None:
-        return MISSING
-    return f"{100 * goal.value:.1f}" if goal.share else f"{goal.value:.2f}"
-
-
-def goal_mark(goal: Goal) -> str:
-    return MISSING if goal.passed is None else "yes" if goal.passed else "NO"
 
 
 def _section(title: str, body: Iterable[str]) -> list[str]:
@@ -80,6 +70,11 @@ def _warnings(facts: ReportFacts) -> list[str]:
     return [f"> **Note.** {note}" for note in facts.notes]
 
 
+def _goals(goals: Iterable[Goal]) -> list[str]:
+    judged = tuple(goals)
+    return _section("Goals", [goals_markdown(judged)] if judged else [])
+
+
 def _comparison(facts: ReportFacts, scores: Scores, figures: dict[str, FigureNote]) -> list[str]:
     body: list[str] = []
     if comparison_measures(scores):
@@ -89,6 +84,13 @@ def _comparison(facts: ReportFacts, scores: Scores, figures: dict[str, FigureNot
             "IF: instructions followed, prompt level. Strict and loose require the turn to be "
             "closed by its end token; open does not. Bits per byte: lower is better. "
             "Standard errors are in `results.csv`."
+        )
+    elif "strict" in scores.sources:
+        body.append(
+            f"IF: instructions followed, prompt level, by the stock task "
+            f"`{scores.sources['strict'][0]}`. It looks at the text alone: these numbers do not "
+            "require the turn to be closed, and a response cut at its token limit counts like any "
+            "other. Standard errors are in `results.csv`."
         )
     body += _figures(figures, "comparison", "tradeoff", "per_type")
     other = other_tasks_markdown(facts, scores)
@@ -113,11 +115,11 @@ def _paired(facts: ReportFacts) -> list[str]:
     if not facts.differences:
         return []
     legend = (
-        "Difference of the two variants on the same prompts, in points, with a 95 % bootstrap "
-        "interval over prompts and the exact two-sided sign test (McNemar's for right or wrong). "
-        f"The verdict calls instruction following kept when the interval ends within "
-        f"{100 * KEPT_LOSS:g} points below instruct, mostly kept within "
-        f"{100 * MOSTLY_KEPT_LOSS:g}. "
+        "Difference of the two variants on the same prompts, in points, with a 95 % interval over "
+        "prompts (Newcombe's paired score interval) and McNemar's exact two-sided test. "
+        "The verdict calls one variant better only where both agree, and instruction following "
+        f"kept when the interval of the loss ends within {100 * KEPT_LOSS:g} % of instruct's own "
+        f"score, mostly kept within {100 * MOSTLY_KEPT_LOSS:g} %. "
         "No correction for the number of tests."
     )
     return _section("Paired tests", [paired_markdown(facts.differences), legend])
@@ -129,9 +131,12 @@ def _cost(facts: ReportFacts, scores: Scores, figures: dict[str, FigureNote]) ->
     body = [
         cost_markdown(facts, scores),
         (
-            "FLOPs beyond the released pair; training FLOPs are counted on one real micro-batch "
-            "(forward and backward) and multiplied by the number of micro-batches; residual and "
-            "apply are counted as one and two operations per parameter."
+            "FLOPs beyond the released pair. Those of a training are counted by torch's "
+            "FlopCounterMode on one forward and backward pass of a replica on the meta device "
+            "over the rows of one step, and scaled to all rows; attention counts in full (masked "
+            "or not), a second forward pass of gradient checkpointing, the optimizer and "
+            "element-wise operations do not. Residual and apply are counted as one and two "
+            "operations per parameter."
         ),
     ]
     restoring = restoring_cost(facts)
@@ -150,8 +155,8 @@ def _training(facts: ReportFacts, figures: dict[str, FigureNote]) -> list[str]:
     if not facts.trainings:
         return []
     legend = (
-        "lost in bf16: share of the weights that training moved and that a bf16 save would put "
-        "back where they were."
+        "lost to rounding: of the weights that training moved, the share that rounding to the "
+        f"stored dtype put back where they were; {MISSING} for fp32 outputs, which are not rounded."
     )
     return _section("Training", [training_markdown(facts), legend, *_figures(figures, "training")])
 

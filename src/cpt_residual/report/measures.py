@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from cpt_residual.report.facts import ReportFacts, ResultRow
+from cpt_residual.evaluation.results import ResultRow
+from cpt_residual.report.facts import ReportFacts
 
 MeasureKey = Literal[
     "strict",

@@ -69,15 +69,9 @@ def environment_lines(
         told = "; ".join(f"{name}: {value}" for name, value in values.items())
         if len(different) == 1:
             found.append((f"evaluation, {key}", different.pop()))
-        elif key in _PER_VARIANT:
-            found.append((f"evaluation, {key}", told))
         else:
             notes.append(f"The evaluations differ in {key}: {told}.")
     return tuple(found), tuple(notes)
-
-
-_PER_VARIANT = frozenset({"stop_tokens"})
-"""Facts that rightly differ from one variant to the next."""
 
 
 def _lines(document: Mapping[str, object]) -> list[Line]:

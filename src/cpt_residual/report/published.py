@@ -1,30 +1,20 @@
-"""A published report read back: its scores, its per-prompt values and its verdict."""
+"""A published report read back: its scores, its per-prompt values, its verdict and goals."""
 
 from __future__ import annotations
 
 import csv
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from cpt_residual.errors import ArtifactError
-from cpt_residual.report.facts import Kind, ResultRow, RoleNames
+from cpt_residual.evaluation.results import ResultRow
+from cpt_residual.report.facts import Kind, RoleNames
+from cpt_residual.report.goals import Goal
 from cpt_residual.report.measures import Scores
 
 PAIRS_MEASURE = "strict"
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    variant: str
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    n: int
 
 
 class _Variant(BaseModel):
@@ -32,16 +22,6 @@ class _Variant(BaseModel):
 
     name: str
     kind: Kind
-
-
-class _Roles(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base: str
-    instruct: str
-    base_cpt: str
-    instruct_cpt: str | None
-    merged: str
 
 
 class _Pair(BaseModel):
@@ -57,6 +37,7 @@ class _Verdict(BaseModel):
 
     outcome: str
     headline: str
+    paragraphs: tuple[str, ...]
 
 
 class _Document(BaseModel):
@@ -65,17 +46,18 @@ class _Document(BaseModel):
     experiment: str
     question: str
     seed: int
-    roles: _Roles
+    roles: RoleNames
     new_corpus: str | None
     verdict: _Verdict
     variants: list[_Variant]
     differences: list[_Pair]
-    rows: list[_Row]
+    rows: tuple[ResultRow, ...]
+    goals: tuple[Goal, ...] = ()
 
 
 @dataclass(frozen=True)
 class SeedReport:
-    """One published report: its scores, its per-prompt values, its verdict."""
+    """One published report: its scores, its per-prompt values, its verdict and goals."""
 
     experiment: str
     question: str
@@ -88,21 +70,8 @@ class SeedReport:
     prompts: dict[str, dict[str, float]]  # prompt -> variant -> strict
     outcome: str
     headline: str
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A score over seeds. `std` is the sample standard deviation, None for one seed."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+    paragraphs: tuple[str, ...]
+    goals: tuple[Goal, ...]
 
 
 def read_report(folder: Path) -> SeedReport:
@@ -115,15 +84,14 @@ def read_report(folder: Path) -> SeedReport:
             remedy="Give the report folders of finished runs (runs/<run>/report).",
         )
     document = _Document.model_validate_json(path.read_bytes())
-    rows = tuple(ResultRow(**row.model_dump()) for row in document.rows)
     return SeedReport(
         experiment=document.experiment,
         question=document.question,
         seed=document.seed,
-        roles=RoleNames(**document.roles.model_dump()),
+        roles=document.roles,
         kinds={variant.name: variant.kind for variant in document.variants},
-        rows=rows,
-        scores=Scores(rows, new_corpus=document.new_corpus),
+        rows=document.rows,
+        scores=Scores(document.rows, new_corpus=document.new_corpus),
         pairs=tuple(
             (pair.first, pair.second)
             for pair in document.differences
@@ -132,6 +100,8 @@ def read_report(folder: Path) -> SeedReport:
         prompts=_prompts(folder / "prompts.csv"),
         outcome=document.verdict.outcome,
         headline=document.verdict.headline,
+        paragraphs=document.verdict.paragraphs,
+        goals=document.goals,
     )
 
 

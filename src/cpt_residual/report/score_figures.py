@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
-from cpt_residual.report.facts import ReportFacts, ResultRow, Variant
+from cpt_residual.evaluation.results import ResultRow
+from cpt_residual.report.facts import ReportFacts, Variant
 from cpt_residual.report.format import TIMES
 from cpt_residual.report.labels import PointLabel, along, error_bars, label_points
 from cpt_residual.report.measures import BY_KEY, MeasureKey, Scores

@@ -68,7 +68,6 @@ _RC: dict[Any, Any] = {
     "text.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "svg.hashsalt": "cpt_residual",
 }
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from cpt_residual.report.facts import Difference, ReportFacts, ResultRow
+from cpt_residual.evaluation.results import ResultRow
+from cpt_residual.evaluation.statistics import recovery
+from cpt_residual.report.facts import Difference, ReportFacts
 from cpt_residual.report.format import (
     MINUS,
     MISSING,
@@ -19,6 +21,7 @@ from cpt_residual.report.format import (
     points,
     ratio_text,
 )
+from cpt_residual.report.goals import Goal
 from cpt_residual.report.measures import BY_KEY, Measure, MeasureKey, Scores
 
 CSV_COLUMNS = ("variant", "task", "metric", "value", "stderr", "n")
@@ -98,11 +101,7 @@ def comparison_markdown(facts: ReportFacts, scores: Scores) -> str:
     """One line per variant, one column per known measure that was scored."""
     measures = comparison_measures(scores)
     header = ["variant", *(f"{m.short}{' %' if m.share else ''}" for m in measures)]
-    body = [
-        [v.name, *(cell(scores.value(v.name, m.key), share=m.share) for m in measures)]
-        for v in facts.variants
-    ]
-    return markdown_table(header, body)
+    return markdown_table(header, _comparison((v.name for v in facts.variants), scores))
 
 
 def comparison_measures(scores: Scores) -> list[Measure]:
@@ -139,10 +138,16 @@ def paired_markdown(differences: Iterable[Difference]) -> str:
     return markdown_table(["pair", "measure", "points", "95 % CI", "p", "prompts"], body)
 
 
+def goals_markdown(goals: Iterable[Goal]) -> str:
+    """What the experiment was set to reach, and whether it did."""
+    body = [[goal.statement, goal.value_text, goal.mark] for goal in goals]
+    return markdown_table(["goal", "reached", "met"], body)
+
+
 def change_markdown(facts: ReportFacts, scores: Scores) -> str | None:
     """Recovery and forgetting of what the instruct model could do before CPT.
 
-    recovery = (merged - base_cpt) / (instruct - base_cpt); forgetting = instruct - x.
+    Forgetting is instruct - x; for recovery see `evaluation.statistics`.
     """
     roles, body = facts.roles, list[list[str]]()
     for key in ("strict", "loose", "open", "old_facts"):
@@ -153,14 +158,13 @@ def change_markdown(facts: ReportFacts, scores: Scores) -> str | None:
         floor = scores.value(roles.base_cpt, key)
         naive = scores.value(roles.instruct_cpt, key)
         share = (
-            None if floor is None or instruct == floor else (merged - floor) / (instruct - floor)
+            None if floor is None else recovery(merged=merged, base_cpt=floor, instruct=instruct)
         )
         lost = MISSING if naive is None else points(instruct - naive, signed=True)
-        sensible = share is not None and instruct > (floor or 0.0)
         body.append(
             [
                 BY_KEY[key].short,
-                percent(share) if sensible else MISSING,
+                percent(share),
                 lost,
                 points(instruct - merged, signed=True),
             ]
@@ -225,32 +229,30 @@ def training_markdown(facts: ReportFacts) -> str:
             f"{t.steps:,}",
             f"{t.final_loss:.4f}",
             flops_text(t.flops),
-            percent(t.bf16_lost_share),
+            percent(t.lost_share),
         ]
         for t in facts.trainings
     ]
     return markdown_table(
-        ["training", "tokens", "steps", "last loss", "FLOPs", "lost in bf16"], body
+        ["training", "tokens", "steps", "last loss", "FLOPs", "lost to rounding"], body
     )
 
 
-def comparison_table(rows: Iterable[ResultRow], *, new_corpus: str | None = None) -> Table:
-    """The comparison for the terminal, straight from result rows (variants in order met)."""
-    names, measures, body = _comparison(rows, new_corpus)
+def comparison_table(names: Iterable[str], scores: Scores) -> Table:
+    """The comparison of the named variants for the terminal."""
     table = Table(title="Comparison (percent unless said)", title_justify="left")
     table.add_column("variant", no_wrap=True)
-    for measure in measures:
+    for measure in comparison_measures(scores):
         table.add_column(measure.short, justify="right")
-    for name, cells in zip(names, body, strict=True):
-        table.add_row(name, *cells)
+    for line in _comparison(names, scores):
+        table.add_row(*line)
     return table
 
 
-def comparison_text(rows: Iterable[ResultRow], *, new_corpus: str | None = None) -> str:
+def comparison_text(names: Iterable[str], scores: Scores) -> str:
     """The same as plain text, for logs and pipes."""
-    names, measures, body = _comparison(rows, new_corpus)
-    header = ["variant", *(m.short for m in measures)]
-    lines = [header, *([name, *cells] for name, cells in zip(names, body, strict=True))]
+    header = ["variant", *(m.short for m in comparison_measures(scores))]
+    lines = [header, *_comparison(names, scores)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(
         "  ".join(
@@ -261,12 +263,10 @@ def comparison_text(rows: Iterable[ResultRow], *, new_corpus: str | None = None)
     )
 
 
-def _comparison(
-    rows: Iterable[ResultRow], new_corpus: str | None
-) -> tuple[list[str], list[Measure], list[list[str]]]:
-    kept = list(rows)
-    scores = Scores(kept, new_corpus=new_corpus)
-    names = list(dict.fromkeys(row.variant for row in kept))
+def _comparison(names: Iterable[str], scores: Scores) -> list[list[str]]:
+    """Name and cells of every variant."""
     measures = comparison_measures(scores)
-    body = [[cell(scores.value(name, m.key), share=m.share) for m in measures] for name in names]
-    return names, measures, body
+    return [
+        [name, *(cell(scores.value(name, m.key), share=m.share) for m in measures)]
+        for name in names
+    ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cpt_residual.evaluation import statistics
 from cpt_residual.report.facts import Difference, RoleNames, Variant
 from cpt_residual.report.format import flops_text, percent, points, ratio_text
 
@@ -15,9 +16,9 @@ Outcome = Literal[
     "kept", "mostly_kept", "partly", "failed", "undecided", "nothing_to_repair", "not_measured"
 ]
 KEPT_LOSS = 0.05
-"""At most this share below instruct (upper end of the interval): instruction following was kept."""
+"""At most this share of instruct's own score is lost (upper end of the interval): kept."""
 MOSTLY_KEPT_LOSS = 0.15
-"""At most this share below instruct (upper end of the interval): mostly kept."""
+"""At most this share of instruct's own score is lost (upper end of the interval): mostly kept."""
 HALF_RECOVERED = 0.5
 LEAST_INSTRUCT = 0.10
 """An instruct model that follows less than this has no instruction following to keep or lose."""
@@ -60,13 +61,18 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """The verdict on the residual in this experiment."""
+    """The verdict on the residual in this experiment.
+
+    Where instruct itself follows next to nothing, nothing is said of who follows more.
+    """
     outcome = _outcome(evidence)
+    instruct = evidence.value("strict", evidence.roles.instruct)
+    silent = instruct is not None and instruct < LEAST_INSTRUCT
     subjects = (
-        [*_naive(evidence, outcome), *_turns(evidence)],
+        [] if silent else [*_naive(evidence, outcome), *_turns(evidence)],
         [*_bits(evidence), *_facts(evidence)],
-        *_rivals(evidence),
-        [*_alpha(evidence), *_drift(evidence, outcome)],
+        *([] if silent else _rivals(evidence)),
+        [*([] if silent else _alpha(evidence)), *_drift(evidence, outcome)],
         _limits(evidence),
     )
     paragraphs = tuple(" ".join(sentences) for sentences in subjects if sentences)
@@ -74,14 +80,14 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def recovery(evidence: Evidence, measure: str = "strict") -> float | None:
-    """(score(merged) - score(base_cpt)) / (score(instruct) - score(base_cpt))."""
+    """Recovery of the merged model; None where a score is missing or nothing was to recover."""
     roles = evidence.roles
     merged = evidence.value(measure, roles.merged)
     instruct = evidence.value(measure, roles.instruct)
     floor = evidence.value(measure, roles.base_cpt)
-    if merged is None or instruct is None or floor is None or instruct == floor:
+    if merged is None or instruct is None or floor is None:
         return None
-    return (merged - floor) / (instruct - floor)
+    return statistics.recovery(merged=merged, base_cpt=floor, instruct=instruct)
 
 
 def _outcome(evidence: Evidence) -> Outcome:
@@ -91,18 +97,18 @@ def _outcome(evidence: Evidence) -> Outcome:
     if loss is None or instruct is None or instruct < LEAST_INSTRUCT:
         return "not_measured"
     forgotten = evidence.pair("strict", roles.instruct, roles.instruct_cpt)
-    if forgotten is not None and forgotten.low <= 0:
+    if forgotten is not None and not forgotten.above:
         return "nothing_to_repair"
-    if loss.high <= KEPT_LOSS:
+    if loss.high <= KEPT_LOSS * instruct:
         return "kept"
-    if loss.high <= MOSTLY_KEPT_LOSS:
+    if loss.high <= MOSTLY_KEPT_LOSS * instruct:
         return "mostly_kept"
     gain = evidence.pair("strict", roles.merged, roles.instruct_cpt)
-    no_better = gain is not None and gain.low <= 0
-    if loss.low > MOSTLY_KEPT_LOSS:
+    no_better = gain is not None and not gain.above
+    if loss.low > MOSTLY_KEPT_LOSS * instruct:
         share = recovery(evidence)
         return "failed" if no_better or share is None or share < HALF_RECOVERED else "partly"
-    return "failed" if no_better and gain is not None and gain.high <= 0 else "undecided"
+    return "failed" if no_better and gain is not None and gain.below else "undecided"
 
 
 def _headline(evidence: Evidence, outcome: Outcome) -> str:
@@ -131,8 +137,8 @@ def _headline(evidence: Evidence, outcome: Outcome) -> str:
         ),
         "failed": f"The residual did not work here: {against}.",
         "undecided": (
-            f"Undecided: {against}. Whether the loss stays within {points(MOSTLY_KEPT_LOSS)} "
-            f"points cannot be told from {loss.n} prompts."
+            f"Undecided: {against}. Whether the loss stays within {percent(MOSTLY_KEPT_LOSS)} of "
+            f"what {roles.instruct} can do cannot be told from {loss.n} prompts."
         ),
         "nothing_to_repair": (
             "Nothing to repair: continuous pre-training of the instruct model did not measurably "
@@ -156,11 +162,11 @@ def _naive(evidence: Evidence, outcome: Outcome) -> list[str]:
     if gain is None:
         return found
     size = f"{points(abs(gain.value))} points ({_interval(gain)})"
-    if gain.low > 0:
+    if gain.above:
         better = f"The residual is better than CPT of the instruct model by {size}"
         tail = ", yet far from instruct" if outcome in ("failed", "partly") else ""
         found.append(f"{better}{tail}.")
-    elif gain.high < 0:
+    elif gain.below:
         size = f"{points(-gain.value)} points ({_interval(gain, sign=-1)})"
         found.append(f"The residual is worse than CPT of the instruct model by {size}.")
     else:
@@ -203,19 +209,11 @@ def _bits(evidence: Evidence) -> list[str]:
         f"{roles.merged} needs {merged:.3f} bits per byte, {roles.base_cpt} {best:.3f}, "
         f"{roles.instruct} {start:.3f}"
     )
-    if merged >= start:
-        return [f"New-domain text got no easier through the merge: {values}."]
     if start <= best:
-        return [f"On new-domain text {values}."]
+        return [f"On held-out new-domain text {values}."]
     kept = (start - merged) / (start - best)
-    if kept < 0.95:
-        return [
-            (
-                f"New-domain modelling was partly lost in the merge ({percent(kept)} of the gain "
-                f"kept): {values}."
-            )
-        ]
-    return [f"New-domain modelling survived the merge ({percent(kept)} of the gain): {values}."]
+    share = percent(kept) if kept > 0 else "none"
+    return [f"On held-out new-domain text {values}: {share} of the gain is kept."]
 
 
 def _facts(evidence: Evidence) -> list[str]:
@@ -231,7 +229,7 @@ def _facts(evidence: Evidence) -> list[str]:
     naive = evidence.value("new_facts", roles.instruct_cpt)
     text += f", {roles.instruct_cpt} {percent(naive)})" if naive is not None else ")"
     pair = evidence.pair("new_facts", roles.merged, roles.instruct_cpt)
-    if pair is not None and pair.high < 0:
+    if pair is not None and pair.below:
         text += (
             f": new knowledge was partly lost against CPT of the instruct model, "
             f"{points(-pair.value)} points ({_interval(pair, sign=-1)})"
@@ -264,15 +262,15 @@ def _rival(evidence: Evidence, rival: Variant, pair: Difference, own: float | No
     sign = 1 if pair.value >= 0 else -1
     size = f"{points(abs(pair.value))} points ({_interval(pair, sign=sign)})"
     name = f"{rival.name} ({_share(evidence, rival.name)})"
-    if pair.high < 0:
+    if pair.below:
         found = [f"{name} follows instructions better than the residual, by {size}."]
-    elif pair.low > 0:
+    elif pair.above:
         found = [f"The residual follows instructions better than {name}, by {size}."]
     else:
         found = [f"Against {name} no difference in following is shown: {_signed(pair)}."]
     facts = evidence.pair("new_facts", evidence.roles.merged, rival.name)
-    if facts is not None and (facts.high < 0 or facts.low > 0):
-        word = "more" if facts.high < 0 else "fewer"
+    if facts is not None and (facts.below or facts.above):
+        word = "more" if facts.below else "fewer"
         known = percent(evidence.value("new_facts", rival.name))
         found.append(f"{rival.name} knows {word} new facts ({known}).")
     needs = ", and it needs instruction data" if rival.needs_instruction_data else ""
@@ -289,10 +287,10 @@ def _alpha(evidence: Evidence) -> list[str]:
         return []
     score, best = max(scored, key=lambda pair: pair[0])
     if score <= merged:
-        return ["No other alpha of the sweep follows more instructions."]
+        return ["No other alpha of the sweep scored higher on these prompts."]
     return [
         (
-            f"alpha = {best.alpha:g} follows more ({percent(score)}), but it was picked on the "
+            f"alpha = {best.alpha:g} scored higher ({percent(score)}), but it was picked on the "
             "same prompts."
         )
     ]

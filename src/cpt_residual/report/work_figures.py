@@ -153,7 +153,7 @@ def cost_figure(facts: ReportFacts, scores: Scores) -> Figure | None:
             fontsize=9,
             va="bottom",
         )
-    axes.set_xlabel(f"measured FLOPs beyond the released pair ({TIMES} 1e{exponent})")
+    axes.set_xlabel(f"counted FLOPs beyond the released pair ({TIMES} 1e{exponent})")
     axes.set_ylabel("instruction following, strict, %")
     axes.set_title("What each route costs and reaches")
     labels = [

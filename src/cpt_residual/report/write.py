@@ -28,12 +28,12 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     scores = Scores.of(facts)
     verdict = judge(evidence_of(facts, scores))
-    goals = check_goals(scores, facts.roles)
+    goals = check_goals(facts.goals, scores, facts.roles)
     notes = draw_figures(facts, scores, folder / "figures", progress=progress)
     _write(folder / "results.csv", results_csv(ordered_rows(facts)))
     _write(folder / "prompts.csv", prompts_csv(facts))
     _write(folder / "results.json", _json(facts, verdict, goals, notes))
-    _write(folder / "report.md", report_markdown(facts, scores, verdict, notes))
+    _write(folder / "report.md", report_markdown(facts, scores, verdict, goals, notes))
     return verdict
 
 
@@ -58,7 +58,7 @@ def _json(
     facts: ReportFacts, verdict: Verdict, goals: tuple[Goal, ...], notes: tuple[FigureNote, ...]
 ) -> str:
     geometry = facts.geometry
-    document = {
+    document: dict[str, object] = {
         "schema": SCHEMA,
         "experiment": facts.experiment,
         "question": facts.question,
@@ -72,7 +72,6 @@ def _json(
         },
         "variants": [{**asdict(variant), "flops": variant.flops} for variant in facts.variants],
         "differences": [asdict(difference) for difference in facts.differences],
-        "goals": [asdict(goal) for goal in goals],
         "trainings": [
             {k: v for k, v in asdict(training).items() if k != "trace"}
             for training in facts.trainings
@@ -88,6 +87,8 @@ def _json(
         "notes": list(facts.notes),
         "rows": [asdict(row) for row in ordered_rows(facts)],
     }
+    if goals:
+        document["goals"] = [asdict(goal) for goal in goals]
     return (
         json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 from rich.console import Console
 
+from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.run_record import write_json_atomic
-from cpt_residual.launch.console import byte_size, duration
+from cpt_residual.launch.console import duration
 from cpt_residual.stages.execute import Builder
 
 TIMES_FILE = "times.json"
@@ -20,20 +19,17 @@ they differ from machine to machine while the report is the same to the byte."""
 
 def show_results(builder: Builder, report_dir: Path, console: Console, *, seconds: float) -> None:
     """Print the comparison and paths; `report: PATH` is the last line. Writes `times.json`."""
-    from cpt_residual.report.facts import ResultRow
+    from cpt_residual.report.published import read_report
     from cpt_residual.report.tables import comparison_table, comparison_text
 
-    document: dict[str, Any] = json.loads((report_dir / "results.json").read_text(encoding="utf-8"))
-    rows = [ResultRow(**row) for row in document["rows"]]
-    corpus = document["new_corpus"]
+    report = read_report(report_dir)
     console.print()
     if console.is_terminal:
-        console.print(comparison_table(rows, new_corpus=corpus))
+        console.print(comparison_table(report.kinds, report.scores))
     else:
-        console.print(comparison_text(rows, new_corpus=corpus), markup=False)
-    verdict = document["verdict"]
-    console.print(f"\n[bold]{verdict['headline']}[/bold]")
-    for paragraph in verdict["paragraphs"]:
+        console.print(comparison_text(report.kinds, report.scores), markup=False)
+    console.print(f"\n{report.headline}", style="bold", markup=False)
+    for paragraph in report.paragraphs:
         console.print(paragraph, markup=False)
     console.print(f"\n{_times(builder, report_dir, seconds)}")
     for figure in sorted((report_dir / "figures").glob("*.png")):
@@ -54,5 +50,5 @@ def _times(builder: Builder, report_dir: Path, seconds: float) -> str:
     peak = max((receipt.peak_rss_bytes for receipt in found.values()), default=0)
     return (
         f"this run took {duration(seconds)}; all stages took {duration(total)} when they were "
-        f"built, peak memory {byte_size(peak)} a process"
+        f"built, peak memory {format_bytes(peak)} a process"
     )

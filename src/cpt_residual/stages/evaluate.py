@@ -42,15 +42,18 @@ class EvaluateRecipe(Frozen):
 
 @dataclass(frozen=True)
 class Evaluate:
-    """One variant on all suites. `template`: the model whose chat template every variant is asked
-    through; `corpora`: held-out text for `heldout` suites; `world`: probes for `world` suites.
+    """One variant on all suites.
 
-    `launch` is how it runs (batch size, device, threads), never part of the recipe.
+    `template`: the model whose chat template every variant is asked through; `base`: the family's
+    base, whose EOS ids end every variant's responses too; `corpora`: held-out text for `heldout`
+    suites; `world`: probes for `world` suites. `launch` is how it runs (batch size, device), never
+    part of the recipe.
     """
 
     variant: str
     model: Stage
     template: Stage
+    base: Stage
     suites: Mapping[str, Suite]
     corpora: Mapping[str, CorpusInput]
     world: Stage | None
@@ -77,7 +80,7 @@ class Evaluate:
         )
 
     def inputs(self) -> Mapping[str, Stage]:
-        inputs = {"model": self.model, "template": self.template}
+        inputs = {"model": self.model, "template": self.template, "base": self.base}
         inputs.update({f"heldout:{key}": given.stage for key, given in self._heldout().items()})
         if any(isinstance(suite, WorldSuite) for suite in self.suites.values()):
             inputs["world"] = self._world()
@@ -126,6 +129,7 @@ class Evaluate:
         world = inputs.get("world")
         return EvaluationInputs(
             template_dir=inputs["template"].path,
+            base_dir=inputs["base"].path,
             probes_dir=world.path / "probes" if world else None,
             heldout=heldout,
         )

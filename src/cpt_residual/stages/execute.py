@@ -17,7 +17,6 @@ from cpt_residual.stages.registry import build_graph, open_store
 from cpt_residual.tracking.sinks import open_sinks
 
 
-
 @dataclass(frozen=True)
 class BuildRequest:
     """Which node of which experiment to build, and where the run keeps its logs."""

@@ -17,7 +17,6 @@ from cpt_residual.core.graph import Graph
 from cpt_residual.core.run_record import write_json_atomic
 from cpt_residual.errors import ConfigError
 
-
 GPU_STAGES = frozenset({"pretrain", "sft", "cpt", "evaluate"})
 """Stages that train or evaluate: they use GPUs where there are some, and have a series or scores
 of their own to track."""

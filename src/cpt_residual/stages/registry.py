@@ -197,6 +197,7 @@ class _Registry:
             variant=variant,
             model=self.model(variant),
             template=self.model(experiment.evaluation.chat_template_of),
+            base=self.model(experiment.roles.base),
             suites=suites,
             corpora={key: self.corpus(key) for suite in heldout for key in suite.corpora},
             world=self.world() if needs_world else None,

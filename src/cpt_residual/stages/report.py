@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from cpt_residual.config.schema import (
     Experiment,
     Frozen,
+    Goals,
     Model,
     Pack,
     PretrainedModel,
@@ -22,19 +23,8 @@ from cpt_residual.core.graph import Graph
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 
 if TYPE_CHECKING:
-    from cpt_residual.report.facts import (
-        Difference,
-        PromptScores,
-        ReportFacts,
-        ResultRow,
-        RoleNames,
-        Training,
-        Variant,
-    )
-    from cpt_residual.report.measures import MeasureKey, Scores
+    from cpt_residual.report.facts import ReportFacts, Training
     from cpt_residual.report.variants import Declared
-
-_PAIRED_MEASURES: tuple[MeasureKey, ...] = ("strict", "open", "new_facts", "obeyed_and_right")
 
 
 class ReportRecipe(Frozen):
@@ -49,6 +39,7 @@ class ReportRecipe(Frozen):
     recipes: dict[str, TrainRecipe]
     packs: dict[str, Pack]
     roles: Roles
+    goals: Goals | None
 
 
 @dataclass(frozen=True)
@@ -86,6 +77,7 @@ class Report:
             recipes=experiment.recipes,
             packs=experiment.packs,
             roles=experiment.roles,
+            goals=experiment.goals,
         )
         return cls(recipe, evaluations, trainings, geometry)
 
@@ -102,7 +94,7 @@ class Report:
         return found | ({"geometry": self.geometry} if self.geometry else {})
 
     def cost(self) -> Cost:
-        return Cost(seconds=4.0, memory_bytes=250_000_000, disk_bytes=2_000_000)
+        return Cost(seconds=4.0, memory_bytes=400 * 2**20, disk_bytes=2_000_000)
 
     def describe(self) -> str:
         return f"{len(self.evaluations)} variants"
@@ -119,9 +111,16 @@ class Report:
         }
 
     def _facts(self, inputs: Mapping[str, ArtifactRef]) -> ReportFacts:
+        from cpt_residual.evaluation.results import read_results, read_samples
         from cpt_residual.report.facts import ReportFacts
         from cpt_residual.report.geometry import read_geometry
         from cpt_residual.report.measures import Scores
+        from cpt_residual.report.pairs import (
+            paired_sources,
+            paired_tests,
+            paired_variants,
+            prompt_scores,
+        )
         from cpt_residual.report.variants import (
             describe_variants,
             new_domain_corpus,
@@ -133,12 +132,17 @@ class Report:
         trainings = tuple(
             _training(name, inputs[f"training:{name}"], self.facts) for name in self.trainings
         )
-        rows = _rows(folders)
+        rows = tuple(row for folder in folders.values() for row in read_results(folder))
         variants = describe_variants(self.evaluations, declared, trainings)
         new_corpus = new_domain_corpus(declared)
-        scores = Scores(rows, new_corpus=new_corpus)
+        sources = paired_sources(Scores(rows, new_corpus=new_corpus))
+        tasks = {task for task, _ in sources.values()}
+        samples = {
+            name: read_samples(folders[name], tasks=tasks)
+            for name in paired_variants(roles, variants)
+            if name in folders
+        }
         provenance, notes = _provenance(self.facts, inputs, folders)
-        differences, prompts = _paired(folders, scores, roles, variants)
         geometry = inputs.get("geometry")
         return ReportFacts(
             experiment=self.facts.experiment,
@@ -147,11 +151,12 @@ class Report:
             roles=roles,
             variants=variants,
             rows=rows,
-            differences=differences,
-            prompts=prompts,
+            differences=paired_tests(samples, sources, roles, variants),
+            prompts=tuple(prompt_scores(samples, key, *sources[key]) for key in sources),
             trainings=trainings,
             geometry=read_geometry(geometry.path / "geometry.json", roles) if geometry else None,
             new_corpus=new_corpus,
+            goals=self.facts.goals,
             provenance=provenance,
             lineage=self._lineage(),
             notes=notes,
@@ -175,17 +180,6 @@ def _without_path(model: Model) -> Model:
     return model
 
 
-def _rows(folders: Mapping[str, Path]) -> tuple[ResultRow, ...]:
-    from cpt_residual.evaluation.results import read_results
-    from cpt_residual.report.facts import ResultRow
-
-    return tuple(
-        ResultRow(name, row.task, row.metric, row.value, row.stderr, row.n)
-        for name, folder in folders.items()
-        for row in read_results(folder)
-    )
-
-
 def _training(model: str, ref: ArtifactRef, facts: ReportRecipe) -> Training:
     from cpt_residual.report.facts import TracePoint, Training
 
@@ -193,7 +187,7 @@ def _training(model: str, ref: ArtifactRef, facts: ReportRecipe) -> Training:
     stage = facts.recipes[declared.recipe].stage if declared.kind == "train" else ref.stage
     lines = (ref.path / "trace.jsonl").read_text(encoding="utf-8").splitlines()
     points = [json.loads(line) for line in lines]
-    lost = ref.metrics.get("bf16_lost_share")
+    lost = ref.metrics.get("lost_share")
     return Training(
         model=model,
         stage=stage,
@@ -202,59 +196,9 @@ def _training(model: str, ref: ArtifactRef, facts: ReportRecipe) -> Training:
         flops=float(ref.metrics["flops"]),
         num_parameters=int(ref.metrics["num_parameters"]),
         final_loss=float(ref.metrics["final_loss"]),
-        bf16_lost_share=None if lost is None else float(lost),
+        lost_share=None if lost is None else float(lost),
         trace=tuple(TracePoint(int(p["tokens"]), float(p["loss"])) for p in points),
     )
-
-
-def _paired(
-    folders: Mapping[str, Path],
-    scores: Scores,
-    roles: RoleNames,
-    variants: Iterable[Variant],
-) -> tuple[tuple[Difference, ...], tuple[PromptScores, ...]]:
-    """Paired tests of the key comparisons, and the per-prompt scores behind them."""
-    from cpt_residual.evaluation.results import read_samples
-    from cpt_residual.evaluation.statistics import compare_paired, paired_scores
-    from cpt_residual.report.facts import Difference, PromptScores
-    from cpt_residual.report.pairs import key_pairs, paired_variants
-
-    names = paired_variants(roles, variants)
-    sources: dict[MeasureKey, tuple[str, str]] = {
-        key: scores.sources[key] for key in _PAIRED_MEASURES if key in scores.sources
-    }
-    tasks = {task for task, _ in sources.values()}
-    samples = {name: read_samples(folders[name], tasks=tasks) for name in names if name in folders}
-    differences: list[Difference] = []
-    prompts: list[PromptScores] = []
-    for key, (task, metric) in sources.items():
-        for first, second in key_pairs(key, roles, variants):
-            if first not in samples or second not in samples:
-                continue
-            left, right = paired_scores(samples[first], samples[second], task=task, metric=metric)
-            if left:
-                test = compare_paired(left, right)
-                differences.append(
-                    Difference(
-                        first,
-                        second,
-                        key,
-                        test.difference,
-                        test.low,
-                        test.high,
-                        test.p_value,
-                        test.n,
-                    )
-                )
-        table: dict[str, dict[str, float]] = {}
-        for name, own in samples.items():
-            for sample in own:
-                value = sample.metrics.get(metric)
-                if sample.task == task and isinstance(value, int | float):
-                    prompt = f"{sample.doc_id}:{sample.prompt_sha256[:12]}"
-                    table.setdefault(prompt, {})[name] = float(value)
-        prompts.append(PromptScores(key, task, metric, table))
-    return tuple(differences), tuple(prompts)
 
 
 def _provenance(

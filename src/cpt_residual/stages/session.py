@@ -29,13 +29,11 @@ from cpt_residual.stages.registry import REPORT_NODE
 from cpt_residual.tracking.sinks import check_tracking, track_report
 
 
-
 @dataclass(frozen=True)
 class Finished:
     """How a run ended. `report_dir` is None when the report could not be built."""
 
     experiment: Experiment
-    run_dir: Path
     report_dir: Path | None
 
     @property
@@ -67,12 +65,12 @@ def run_experiment(experiment: Experiment, console: Console) -> Finished:
             "What was built is kept; the same command goes on from there.",
             style="bold red",
         )
-        return Finished(experiment, run_dir, None)
+        return Finished(experiment, None)
     report_dir = run_dir / "report"
     shutil.copytree(builder.store.path_of(builder.graph[REPORT_NODE]), report_dir)
     _track(builder, run_dir, report_dir)
     show_results(builder, report_dir, console, seconds=time.monotonic() - started)
-    return Finished(experiment, run_dir, report_dir)
+    return Finished(experiment, report_dir)
 
 
 def _refuse_unusable(builder: Builder, overview: Overview) -> None:

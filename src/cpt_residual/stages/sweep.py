@@ -18,18 +18,20 @@ def report_sweep(finished: Sequence[Finished], console: Console) -> list[Path]:
     Runs that differ in anything else are listed with their own reports and not averaged.
     Returns the folders of the final reports.
     """
-    for result in finished:
-        if not result.complete:
-            console.print(f"not finished: {result.run_dir}", style="bold red")
     groups: dict[str, list[Finished]] = {}
     for result in finished:
-        if result.complete:
-            groups.setdefault(_all_but_seed(result), []).append(result)
-    return [_final_report(results, console) for results in groups.values()]
+        if not result.complete:
+            seed = result.experiment.seed
+            console.print(f"not finished: {result.experiment.name} seed {seed}", style="bold red")
+        groups.setdefault(_all_but_seed(result), []).append(result)
+    reports = (_final_report(results, console) for results in groups.values())
+    return [report for report in reports if report is not None]
 
 
-def _final_report(results: Sequence[Finished], console: Console) -> Path:
+def _final_report(results: Sequence[Finished], console: Console) -> Path | None:
     folders = [result.report_dir for result in results if result.report_dir is not None]
+    if not folders:
+        return None
     folder = _aggregate(results, folders, console) if len(results) > 1 else folders[0]
     console.print(f"report: {folder / 'report.md'}")
     return folder
@@ -41,21 +43,15 @@ def _all_but_seed(result: Finished) -> str:
 
 
 def _aggregate(results: Sequence[Finished], folders: Sequence[Path], console: Console) -> Path:
-    from cpt_residual.evaluation.statistics import compare_paired
     from cpt_residual.report.seeds import write_seed_report
-
-    def paired_test(
-        first: Sequence[float], second: Sequence[float], /
-    ) -> tuple[float, float, float, float]:
-        test = compare_paired(first, second)
-        return test.difference, test.low, test.high, test.p_value
 
     experiment = results[0].experiment
     seeds = ",".join(str(result.experiment.seed) for result in results)
     out = new_run_dir(
         Path(experiment.paths.root) / "runs", f"{experiment.name}-seeds", text_sha256(seeds)
     )
-    report = write_seed_report(folders, out / "report", paired_test=paired_test)
+    unfinished = [result.experiment.seed for result in results if not result.complete]
+    report = write_seed_report(folders, out / "report", unfinished=unfinished)
     console.rule(f"{experiment.name} over seeds {seeds}")
-    console.print(report.read_text(encoding="utf-8"), markup=False)
+    console.print(report.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     return report.parent

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+
+from cpt_residual.core.hashing import text_sha256
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class RunIdentity:
     def run_id(self) -> str:
         """16 hexadecimal digits; deterministic, so that a resumed stage continues its run."""
         text = "\n".join((self.experiment, str(self.seed), self.node, self.fingerprint))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_sha256(text)[:16]
 
     @property
     def group(self) -> str:

@@ -11,15 +11,12 @@ from scipy import stats
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.results import Sample
 from cpt_residual.evaluation.statistics import (
+    SeedSummary,
     compare_paired,
-    compare_paired_over_seeds,
-    forgetting,
     mean_stderr,
-    paired_permutation_p,
     paired_scores,
     ratio_stderr,
     recovery,
-    summarize_seeds,
 )
 
 
@@ -60,31 +57,9 @@ def test_a_comparison_counts_wins_losses_and_all_prompts() -> None:
     assert result.low <= result.difference <= result.high
 
 
-def test_pooling_over_seeds_adds_the_evidence() -> None:
-    one = ([1.0, 1.0, 0.0], [0.0, 0.0, 0.0])
-    pooled = compare_paired_over_seeds({0: one, 7: one, 3: one})
-    assert (pooled.n, pooled.num_better) == (9, 6)
-    assert pooled.p_value == pytest.approx(2 / 2**6)
-    assert pooled.p_value < compare_paired(*one).p_value
-
-
-def test_the_permutation_test_agrees_with_scipy() -> None:
-    rng = np.random.default_rng(3)
-    a, b = rng.normal(0.4, 1, 10), rng.normal(0, 1, 10)
-    expected = stats.permutation_test(
-        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
-    )
-    assert paired_permutation_p(a.tolist(), b.tolist()) == pytest.approx(expected.pvalue)
-    many = paired_permutation_p([1.0] * 20 + [0.0] * 5, [0.0] * 20 + [1.0] * 5)
-    assert many == pytest.approx(stats.binomtest(20, 25).pvalue, abs=0.003)
-    assert paired_permutation_p([1.0], [1.0]) == 1.0
-
-
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="3 and 2"):
         compare_paired([1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match="seed 4: 1 and 2"):
-        compare_paired_over_seeds({4: ([1.0], [1.0, 0.0])})
 
 
 def test_samples_are_matched_by_prompt_not_by_order() -> None:
@@ -105,15 +80,13 @@ def test_different_prompts_are_an_error() -> None:
         paired_scores([_sample(0, 1.0)], [_sample(0, 1.0, sha="f" * 64)], task="task", metric="acc")
 
 
-def test_recovery_and_forgetting_are_the_designs() -> None:
+def test_recovery_is_the_designs() -> None:
     assert recovery(merged=0.8, base_cpt=0.2, instruct=0.9) == pytest.approx(6 / 7)
     assert recovery(merged=0.8, base_cpt=0.9, instruct=0.9) is None
-    assert forgetting(before=0.9, after=0.3) == pytest.approx(0.6)
 
 
 def test_seeds_are_summarized_with_their_spread() -> None:
-    summary = summarize_seeds([0.5, 0.7, 0.9])
-    assert (summary.n, summary.low, summary.high) == (3, 0.5, 0.9)
+    summary = SeedSummary((0.5, 0.7, 0.9))
     assert summary.mean == pytest.approx(0.7)
     assert summary.std == pytest.approx(0.2)
-    assert summarize_seeds([0.5]).std is None
+    assert SeedSummary((0.5,)).std is None

@@ -82,14 +82,17 @@ def geometry_row(**values: float | None) -> dict[str, float | int | None]:
         "instruct_delta_norm": 0.4,
         "instruct_drift": 0.2,
         "cosine_deltas": 0.3,
+        "cosine_instruct": None,
     } | values
 
 
 def test_geometry_is_read_by_layer_and_module(tmp_path: Path) -> None:
+    q_proj = "model.layers.1.self_attn.q_proj"
+    attention = {"layer": 1, "module": "attention"}
     tensors = [
-        {**geometry_row(), "name": "model.layers.1.self_attn.q_proj.weight", "layer": 1},
-        {**geometry_row(cosine=None), "name": "model.layers.1.self_attn.q_proj.bias", "layer": 1},
-        {**geometry_row(), "name": "model.norm.weight", "layer": None},
+        {**geometry_row(), "name": f"{q_proj}.weight", **attention},
+        {**geometry_row(cosine=None), "name": f"{q_proj}.bias", **attention},
+        {**geometry_row(), "name": "model.norm.weight", "layer": None, "module": "norm"},
     ]
     document = {"total": geometry_row(), "modules": {}, "layers": {}, "tensors": tensors}
     path = tmp_path / "geometry.json"
@@ -104,12 +107,11 @@ def test_geometry_is_read_by_layer_and_module(tmp_path: Path) -> None:
 
 def test_evaluations_that_differ_are_a_note() -> None:
     same = {"lm_eval": "0.4.13", "stop_tokens": ["<|end|>"], "tasks": {"a": {"version": 1}}}
-    other = {**same, "lm_eval": "0.4.12", "stop_tokens": ["<|endoftext|>"]}
+    other = {**same, "lm_eval": "0.4.12"}
     lines, notes = environment_lines({"base": same, "instruct": other})
     assert notes == ("The evaluations differ in lm_eval: base: 0.4.13; instruct: 0.4.12.",)
     found = dict(lines)
     assert found["evaluation, task a"] == "version 1"
-    assert found["evaluation, stop_tokens"] == "base: `<|end|>`; instruct: `<|endoftext|>`"
 
 
 def test_hashes_are_shortened() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cpt_residual.report.format import MINUS
 from cpt_residual.report.published import read_report
 from cpt_residual.report.seeds import pooled, write_seed_report
 from cpt_residual.report.write import write_report
-from support.report_scenarios import HIGH_DRIFT, N_PROMPTS, SUCCESS, facts, paired
+from support.report_scenarios import HIGH_DRIFT, N_PROMPTS, SUCCESS, facts
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_a_failing_seed_is_shown_as_it_is(folders: list[Path], tmp_path: Path) -> None:
-    text = write_seed_report(folders, tmp_path, paired_test=paired).read_text(encoding="utf-8")
-    assert "**Seeds.** 2 of 3 mostly kept, 1 of 3 failed." in text
+    text = write_seed_report(folders, tmp_path).read_text(encoding="utf-8")
+    assert "**Seeds.** 1 of 3 failed, 1 of 3 mostly kept, 1 of 3 undecided." in text
     loss = next(
         line for line in text.splitlines() if line.startswith(f"| instruct {MINUS} base_cpt_res")
     )
@@ -37,8 +38,17 @@ def test_a_failing_seed_is_shown_as_it_is(folders: list[Path], tmp_path: Path) -
     assert (tmp_path / "figures" / "seeds.png").is_file()
 
 
+def test_a_seed_without_a_report_is_named_and_counts(folders: list[Path], tmp_path: Path) -> None:
+    text = write_seed_report(folders, tmp_path, unfinished=[7]).read_text(encoding="utf-8")
+    total = len(folders) + 1
+    assert f"1 of {total} not finished (seed 7)" in text
+    goals = next(line for line in text.splitlines() if line.startswith("| goal"))
+    assert "seed 7" in goals
+    assert f"of {total} |" in text
+
+
 def test_summary_is_mean_sample_std_min_and_max(folders: list[Path], tmp_path: Path) -> None:
-    write_seed_report(folders, tmp_path, paired_test=paired)
+    write_seed_report(folders, tmp_path)
     reports = [read_report(folder) for folder in folders]
     values = [r.scores.value("instruct", "strict") for r in reports]
     assert all(value is not None for value in values)
@@ -58,7 +68,7 @@ def test_summary_is_mean_sample_std_min_and_max(folders: list[Path], tmp_path: P
 
 def test_the_pooled_test_takes_the_prompts_of_all_seeds(folders: list[Path]) -> None:
     reports = [read_report(folder) for folder in folders]
-    tests = {(test.first, test.second): test for test in pooled(reports, paired)}
+    tests = {(test.first, test.second): test for test in pooled(reports)}
     test = tests[("instruct", "instruct_cpt")]
     assert test.n == 3 * N_PROMPTS
     gaps = [
@@ -69,23 +79,41 @@ def test_the_pooled_test_takes_the_prompts_of_all_seeds(folders: list[Path]) -> 
     assert test.value == pytest.approx(statistics.fmean(gaps))
 
 
+def test_without_goals_there_is_no_section_of_them(tmp_path: Path) -> None:
+    for seed in range(2):
+        given = replace(facts(HIGH_DRIFT, seed=seed), goals=None)
+        write_report(given, tmp_path / str(seed))
+        assert '"goals"' not in (tmp_path / str(seed) / "results.json").read_text(encoding="utf-8")
+        assert "## Goals" not in (tmp_path / str(seed) / "report.md").read_text(encoding="utf-8")
+    report = write_seed_report([tmp_path / "0", tmp_path / "1"], tmp_path / "seeds")
+    assert "## Goals" not in report.read_text(encoding="utf-8")
+
+
+def test_seeds_that_were_set_different_goals_are_refused(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    write_report(replace(facts(HIGH_DRIFT, seed=5), goals=None), tmp_path / "5")
+    with pytest.raises(ArtifactError, match="different goals"):
+        write_seed_report([folders[0], tmp_path / "5"], tmp_path / "out")
+
+
 def test_order_of_the_folders_does_not_count(folders: list[Path], tmp_path: Path) -> None:
-    first = write_seed_report(folders, tmp_path / "a", paired_test=paired)
-    second = write_seed_report(folders[::-1], tmp_path / "b", paired_test=paired)
+    first = write_seed_report(folders, tmp_path / "a")
+    second = write_seed_report(folders[::-1], tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
     png = Path("figures") / "seeds.png"
     assert (tmp_path / "a" / png).read_bytes() == (tmp_path / "b" / png).read_bytes()
 
 
 def test_one_seed_has_no_spread(folders: list[Path], tmp_path: Path) -> None:
-    text = write_seed_report(folders[:1], tmp_path, paired_test=paired).read_text(encoding="utf-8")
+    text = write_seed_report(folders[:1], tmp_path).read_text(encoding="utf-8")
     assert "±" not in text[text.index("## Goals") : text.index("## Comparison")]
     assert "**Seeds.** 1 of 1 mostly kept." in text
 
 
 def test_the_same_seed_twice_is_refused(folders: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="seed 0 twice"):
-        write_seed_report([folders[0], folders[0]], tmp_path, paired_test=paired)
+        write_seed_report([folders[0], folders[0]], tmp_path)
 
 
 def test_a_folder_that_is_no_report_is_named(tmp_path: Path) -> None:
@@ -95,4 +123,4 @@ def test_a_folder_that_is_no_report_is_named(tmp_path: Path) -> None:
 
 def test_nothing_to_aggregate_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no reports"):
-        write_seed_report([], tmp_path, paired_test=paired)
+        write_seed_report([], tmp_path)

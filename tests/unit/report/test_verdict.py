@@ -48,8 +48,8 @@ def evidence(
     ("loss", "outcome"),
     [
         ((0.01, -0.02, 0.04), "kept"),
-        ((0.03, 0.01, 0.05), "kept"),  # the end of the interval counts, not the point
-        ((0.03, 0.01, 0.051), "mostly_kept"),
+        ((0.03, 0.01, 0.045), "kept"),  # the end of the interval counts, not the point
+        ((0.03, 0.01, 0.046), "mostly_kept"),
         ((0.01, -0.10, 0.12), "mostly_kept"),  # a small point loss with a wide interval
         ((0.10, 0.05, 0.16), "undecided"),
         ((0.20, 0.10, 0.30), "undecided"),
@@ -92,6 +92,7 @@ def test_an_instruct_model_that_follows_nothing_gives_no_verdict() -> None:
     verdict = judge(weak)
     assert verdict.outcome == "not_measured"
     assert "nothing to keep or to lose" in verdict.headline
+    assert "CPT of the instruct model" not in verdict.text
 
 
 def test_unscored_variants_give_no_verdict() -> None:
@@ -106,9 +107,9 @@ def test_success_is_told_with_its_limits_and_its_rivals() -> None:
     assert verdict.outcome == "mostly_kept"
     assert "kept most of instruction following" in verdict.headline
     assert "new knowledge was partly lost" in verdict.text
-    assert "New-domain modelling was partly lost in the merge" in verdict.text
+    assert "of the gain is kept" in verdict.text
     assert "turns that it does not close" in verdict.text
-    replay = "instruct_cpt_replay (88.1 %) follows instructions better than the residual"
+    replay = "instruct_cpt_replay (90.7 %) follows instructions better than the residual"
     assert replay in verdict.text
     assert "1.25 times the residual route), and it needs instruction data" in verdict.text
     assert "base_cpt_sft knows more new facts" in verdict.text
@@ -150,7 +151,7 @@ def test_another_alpha_is_only_a_hint() -> None:
         lines["base_cpt_residual_alpha_0.75"], strict=0.88
     )
     text = verdict_of(facts(lines)).text
-    assert "alpha = 0.75 follows more (88.1 %), but it was picked on the same prompts" in text
+    assert "alpha = 0.75 scored higher (88.1 %), but it was picked on the same prompts" in text
 
 
 def test_recovery_is_of_what_the_base_lacked() -> None:

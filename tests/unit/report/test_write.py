@@ -100,6 +100,8 @@ def test_figures_without_data_are_left_out_and_named(tmp_path: Path) -> None:
         assert not (tmp_path / "figures" / f"{name}.png").exists()
         assert f"figures/{name}.png" not in text
     assert (tmp_path / "figures" / "comparison.png").is_file()
+    assert "by the stock task `ifeval`" in text  # whose score needs no closed turn
+    assert "do not require the turn to be closed" in text
     assert "mmlu acc" in text  # other tasks have their own table
     assert "gsm8k exact_match" in text
 
@@ -136,20 +138,20 @@ def test_missed_goals_are_shown_as_missed(high_drift: Path) -> None:
 def test_zero_new_facts_of_instruct_do_not_divide() -> None:
     lines = {**SUCCESS, "instruct": replace(SUCCESS["instruct"], new_facts=0.0)}
     given = facts(lines)
-    goals = {goal.key: goal for goal in check_goals(Scores.of(given), given.roles)}
+    goals = {goal.key: goal for goal in check_goals(given.goals, Scores.of(given), given.roles)}
     assert goals["new_facts"].passed is True
     assert goals["new_facts"].value is None
 
 
 def terminal(given: ReportFacts) -> str:
     console = Console(width=160, record=True, file=StringIO())
-    console.print(comparison_table(given.rows, new_corpus=given.new_corpus))
+    console.print(comparison_table(SUCCESS, Scores.of(given)))
     return console.export_text()
 
 
 def test_terminal_table_and_plain_text_show_the_same_cells() -> None:
     given = facts(SUCCESS)
-    text = comparison_text(given.rows, new_corpus=given.new_corpus)
+    text = comparison_text(SUCCESS, Scores.of(given))
     lines = text.splitlines()
     assert lines[0].split()[0] == "variant"
     assert len(lines) == 1 + len(SUCCESS)
@@ -163,3 +165,12 @@ def test_the_strict_score_comes_from_ifeval_when_there_are_no_probes() -> None:
     scores = Scores.of(facts(SUCCESS, world=False))
     assert scores.sources["strict"] == ("ifeval", "prompt_level_strict_acc")
     assert scores.other_tasks() == (("gsm8k", "exact_match"), ("mmlu", "acc"))
+
+
+def test_no_new_fact_known_meets_no_goal() -> None:
+    """0 is three times 0, and means that nothing was learnt."""
+    lines = {name: replace(line, new_facts=0.0) for name, line in SUCCESS.items()}
+    given = facts(lines)
+    assert given.goals is not None
+    goals = {goal.key: goal for goal in check_goals(given.goals, Scores.of(given), given.roles)}
+    assert goals["new_facts"].passed is False
