@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install check format test slow smoke
+.PHONY: help install check format test coverage slow smoke bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -26,6 +26,16 @@ format: install ## mend what ruff can mend
 
 test: install ## the tests (minutes, offline)
 	$(PYTHON) -m pytest
+
+coverage: install ## branch coverage of core, config and weights, at least 95 %
+	$(PYTHON) -m pytest -q tests/unit/core tests/unit/config tests/unit/weights \
+	  tests/property/test_store_properties.py tests/property/test_config_properties.py \
+	  tests/property/test_residual_properties.py --cov=cpt_residual.core \
+	  --cov=cpt_residual.config --cov=cpt_residual.weights --cov-fail-under=95
+
+bench: install ## every benchmark; results in benchmarks/results
+	$(PYTHON) benchmarks/plan.py
+	$(PYTHON) benchmarks/training.py
 
 slow: install ## the tests marked slow
 	$(PYTHON) -m pytest -m slow
