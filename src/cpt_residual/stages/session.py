@@ -19,7 +19,7 @@ from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.run_record import git_state, library_versions, new_run_dir, write_json_atomic
 from cpt_residual.errors import CptResidualError
 from cpt_residual.launch.console import BuildConsole, duration
-from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.launch.environment import let_waiting_threads_sleep, uses_gpu
 from cpt_residual.launch.pool import Event, Job, run_jobs
 from cpt_residual.stages.closing import show_results
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
@@ -135,6 +135,7 @@ class _Session:
         jobs = self._jobs(overview)
         log = self._run_dir / "workers.log"
         if jobs:
+            let_waiting_threads_sleep()
             run_jobs(jobs, execute, cores=cores, log=log, on_event=self._on_event)
 
     def _jobs(self, overview: Overview) -> Mapping[str, Job]:

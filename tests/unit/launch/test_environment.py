@@ -12,6 +12,7 @@ import cpt_residual
 from cpt_residual.errors import LaunchError
 from cpt_residual.launch.environment import (
     child_environment,
+    let_waiting_threads_sleep,
     preserved_environment,
     rank_environment,
 )
@@ -66,3 +67,16 @@ def test_changes_are_undone() -> None:
     with pytest.raises(RuntimeError):
         change()
     assert dict(os.environ) == before
+
+
+def test_waiting_threads_sleep_unless_the_user_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    let_waiting_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    let_waiting_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert child_environment(threads=1)["OMP_WAIT_POLICY"] == "PASSIVE"
