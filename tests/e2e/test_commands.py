@@ -98,3 +98,19 @@ def test_gc_on_an_empty_root(tmp_path: Path) -> None:
     done = call("cli", "gc", "--root", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "0 items" in done.stdout
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in ("file", "file/below"):
+        done = call("run", "+experiment=smoke", f"paths.root={root}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"{tmp_path / 'file'} is a file" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    done = call("run", "+experiment=smoke", "paths.root=/proc/outputs", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nothing can be written below paths.root: /proc/outputs/store" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -207,8 +207,9 @@ def _recipes(experiment: Experiment) -> Iterator[str]:
         steps = -(-pack.token_budget // tokens)
         if all(source.format == "text" for source in pack.sources) and recipe.warmup_steps >= steps:
             yield (
-                f"recipes.{key}.warmup_steps: {recipe.warmup_steps}: the whole run has "
-                f"{steps} steps, so learning_rate={recipe.learning_rate:g} is never reached"
+                f"recipes.{key}.warmup_steps: {recipe.warmup_steps}: "
+                f"packs.{recipe.pack}.token_budget={pack.token_budget} is spent in {steps} "
+                f"step(s), so learning_rate={recipe.learning_rate:g} is never reached"
             )
 
 

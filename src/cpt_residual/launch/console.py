@@ -9,7 +9,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 
@@ -47,9 +47,8 @@ class BuildConsole:
         self._running: dict[str, _Running] = {}
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,

@@ -22,6 +22,7 @@ from cpt_residual.core.hashing import HashCache
 from cpt_residual.core.stage import Stage
 from cpt_residual.core.store import Store
 from cpt_residual.data.local import resolve_files
+from cpt_residual.errors import ConfigError
 from cpt_residual.stages.apply import Apply
 from cpt_residual.stages.corpus import DOCUMENTS_FILE, HELDOUT_FILE, Corpus
 from cpt_residual.stages.evaluate import Evaluate
@@ -50,7 +51,7 @@ def open_store(experiment: Experiment) -> Store:
 
 def localised(experiment: Experiment) -> Experiment:
     """The same experiment with every relative path made absolute, so that ranks and array tasks
-    find the same files from any directory."""
+    find the same files from any directory. Raises ConfigError when `paths.root` is a file."""
     corpora = {
         key: corpus.model_copy(update={"files": [_absolute(name) for name in corpus.files]})
         if isinstance(corpus, LocalCorpus)
@@ -63,7 +64,9 @@ def localised(experiment: Experiment) -> Experiment:
         else model
         for key, model in experiment.models.items()
     }
-    paths = experiment.paths.model_copy(update={"root": _absolute(experiment.paths.root)})
+    root = _absolute(experiment.paths.root)
+    _require_folder(Path(root))
+    paths = experiment.paths.model_copy(update={"root": root})
     return experiment.model_copy(update={"corpora": corpora, "models": models, "paths": paths})
 
 
@@ -73,6 +76,16 @@ def build_graph(experiment: Experiment, store: Store) -> Graph:
     Raises CorpusError, CompatibilityError or ConfigError when a local source cannot be pinned.
     """
     return Graph.of([_Registry(experiment, store.hash_cache).report()])
+
+
+def _require_folder(root: Path) -> None:
+    """ConfigError when `root` is, or lies below, something that is no folder."""
+    place = next(path for path in (root, *root.parents) if path.exists())
+    if not place.is_dir():
+        raise ConfigError(
+            f"paths.root={root}: {place} is a file",
+            remedy="Nothing was run. Name a folder; it is made when it does not exist.",
+        )
 
 
 def _absolute(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cpt_residual.core.build import BuildOutcome
 from cpt_residual.core.disk import check_free_space, format_bytes
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.run_record import git_state, library_versions, new_run_dir, write_json_atomic
-from cpt_residual.errors import CptResidualError
+from cpt_residual.errors import ConfigError, CptResidualError
 from cpt_residual.launch.console import BuildConsole, duration
 from cpt_residual.launch.environment import let_waiting_threads_sleep, uses_gpu
 from cpt_residual.launch.pool import Event, Job, run_jobs
@@ -51,6 +52,7 @@ def run_experiment(experiment: Experiment, console: Console) -> Finished:
     overview = Overview.of(builder.graph, builder.store)
     _refuse_unusable(builder, overview)
     check_tracking(experiment.tracking)
+    _require_writable(builder.store.root)
     check_free_space(builder.store.root, overview.disk_bytes_needed)
     run_dir = _new_run(builder)
     cores = experiment.launch.cores or usable_cores()
@@ -81,6 +83,18 @@ def _refuse_unusable(builder: Builder, overview: Overview) -> None:
         if stage.status.state == "busy":
             with builder.store.lock(stage.node):
                 pass  # raises BusyError with its holder, unless it ended meanwhile
+
+
+def _require_writable(store: Path) -> None:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can be written below paths.root: {store}: {error.strerror}",
+            remedy="Nothing was run. Choose another folder: paths.root=DIR, or mend its rights.",
+        ) from error
 
 
 def _new_run(builder: Builder) -> Path:
@@ -120,6 +134,12 @@ def _announce(builder: Builder, overview: Overview, cores: int, console: Console
             f"{format_bytes(overview.disk_bytes_needed)} of disk"
         )
     console.print(f"{text}\nstore: {builder.store.root}")
+    if cores > usable_cores():
+        console.print(
+            f"launch.cores={cores}, but this machine has {usable_cores()}: stages will slow each "
+            "other down",
+            style="yellow",
+        )
 
 
 class _Session:

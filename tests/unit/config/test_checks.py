@@ -127,8 +127,8 @@ SIZES = [
     (
         [("recipes/cpt/warmup_steps", 500), ("recipes/cpt/learning_rate", 1.0e-3)],
         [
-            "recipes.cpt.warmup_steps: 500: the whole run has 120 steps, so "
-            "learning_rate=0.001 is never reached"
+            "recipes.cpt.warmup_steps: 500: packs.cpt.token_budget=245760 is spent in 120 "
+            "step(s), so learning_rate=0.001 is never reached"
         ],
     ),
     (
