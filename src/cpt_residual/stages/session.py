@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from cpt_residual.config.schema import Experiment
+from cpt_residual.core.artifact import MANIFEST, RECEIPT
 from cpt_residual.core.build import BuildOutcome
 from cpt_residual.core.disk import check_free_space, format_bytes
 from cpt_residual.core.measure import usable_cores
@@ -69,7 +70,8 @@ def run_experiment(experiment: Experiment, console: Console) -> Finished:
         )
         return Finished(experiment, None)
     report_dir = run_dir / "report"
-    shutil.copytree(builder.store.path_of(builder.graph[REPORT_NODE]), report_dir)
+    artifact = builder.store.path_of(builder.graph[REPORT_NODE])
+    shutil.copytree(artifact, report_dir, ignore=shutil.ignore_patterns(MANIFEST, RECEIPT))
     _track(builder, run_dir, report_dir)
     show_results(builder, report_dir, console, seconds=time.monotonic() - started)
     return Finished(experiment, report_dir)
