@@ -30,7 +30,8 @@ test: install ## the tests (minutes, offline)
 coverage: install ## branch coverage of core, config and weights, at least 95 %
 	$(PYTHON) -m pytest -q tests/unit/core tests/unit/config tests/unit/weights \
 	  tests/property/test_store_properties.py tests/property/test_config_properties.py \
-	  tests/property/test_residual_properties.py --cov=cpt_residual.core \
+	  tests/property/test_residual_properties.py tests/integration/test_apply_models.py \
+	  --cov=cpt_residual.core \
 	  --cov=cpt_residual.config --cov=cpt_residual.weights --cov-fail-under=95
 
 bench: install ## every benchmark; results in benchmarks/results
