@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cpt_residual.config.merging import EXACT_STORAGE, PLAIN_ADDITION
 from cpt_residual.core.stage import ArtifactRef, RunContext, Stage
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.stages.apply import Apply
+from cpt_residual.stages.apply import Apply, ApplyRecipe
 from cpt_residual.stages.geometry import Geometry
-from cpt_residual.stages.residual import ResidualStage
+from cpt_residual.stages.residual import ResidualRecipe, ResidualStage
 from cpt_residual.weights.chat_contract import verify_stops
 from cpt_residual.weights.geometry import GeometryReport
 from cpt_residual.weights.residual_format import open_residual
@@ -166,9 +167,9 @@ def test_a_tokenizer_of_another_size(family: dict[str, Path], tmp_path: Path) ->
 def test_estimates_need_no_artifact() -> None:
     stage = apply_stage(0.5)
     geometry = Geometry(base=MODEL, instruct=MODEL, base_cpt=MODEL)
-    assert stage.recipe().model_dump() == {"alpha": 0.5}
-    for each in (residual_stage, geometry):  # the models are inputs; nothing else decides
-        assert each.recipe().model_dump() == {}
+    assert stage.recipe() == ApplyRecipe(alpha=0.5, merge=PLAIN_ADDITION)
+    assert residual_stage.recipe() == ResidualRecipe(storage=EXACT_STORAGE)
+    assert geometry.recipe().model_dump() == {}  # the models are inputs; nothing else decides
     assert stage.node == "apply:m"
     assert residual_stage.node == "residual:r"
     assert stage.num_parameters() == 0  # unknown to a stage that does not say

@@ -222,9 +222,20 @@ def _models(experiment: Experiment) -> Iterator[str]:
             yield from _source(f"models.{key}", model)
         elif isinstance(model, TrainedModel):
             yield from _length(key, model, experiment)
+        else:
+            yield from _merge(f"models.{key}", model, experiment)
     for key, residual in experiment.residuals.items():
         if residual.base == residual.instruct:
             yield f"residuals.{key}: base and instruct are both {residual.base}: the residual is 0"
+
+
+def _merge(place: str, model: AppliedModel, experiment: Experiment) -> Iterator[str]:
+    target = experiment.models[model.target]
+    if model.merge.needs_base and not isinstance(target, TrainedModel):
+        yield (
+            f"{place}.merge: it needs the base of {model.target}, which is {target.kind}, not "
+            "train: leave method, cpt_strength and auto_alpha at their defaults"
+        )
 
 
 def _architecture(place: str, model: InitModel) -> Iterator[str]:

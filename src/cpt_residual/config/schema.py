@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cpt_residual.config.merging import MergeRecipe, Storage
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -156,12 +158,14 @@ class TrainedModel(Frozen):
 
 
 class AppliedModel(Frozen):
-    """theta_target + alpha * theta_residual (Jindal et al. 2024, eq. 2 at alpha = 1)."""
+    """theta_target + alpha * theta_residual (Jindal et al. 2024, eq. 2 at alpha = 1); `merge` holds
+    what goes beyond plain addition."""
 
     kind: Literal["apply"]
     target: Name
     residual: Name
     alpha: float = 1.0
+    merge: MergeRecipe = MergeRecipe()
 
 
 Model = Annotated[
@@ -174,6 +178,7 @@ class Residual(Frozen):
 
     base: Name
     instruct: Name
+    storage: Storage = Storage()
 
 
 # --- evaluation ----------------------------------------------------------------------------------

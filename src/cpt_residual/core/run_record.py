@@ -28,6 +28,7 @@ LIBRARIES = (
     "datasets",
     "deepspeed",
     "lm_eval",
+    "numba",
     "numpy",
     "pydantic",
     "safetensors",

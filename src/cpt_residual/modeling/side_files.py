@@ -18,6 +18,10 @@ from cpt_residual.errors import ArtifactError
 __all__ = [
     "CONFIG_FILE",
     "GENERATION_FILE",
+    "ROLES_FILE",
+    "TEMPLATE_FILES",
+    "TOKENIZER_CONFIG_FILE",
+    "TOKENIZER_FILE",
     "TOKENIZER_FILES",
     "copy_files",
     "eos_ids_of",
@@ -27,17 +31,20 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+ROLES_FILE = "special_tokens_map.json"  # of older versions of transformers
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    ROLES_FILE,
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
+    *TEMPLATE_FILES,
 )
 """Tokenizer and chat template, in any layout of transformers."""
 

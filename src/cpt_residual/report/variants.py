@@ -123,6 +123,8 @@ class _Walker:
             return "control"
         if model.residual != merged.residual:
             return "donor"
+        if model.merge != merged.merge:
+            return "control"
         return "alpha" if model.alpha != merged.alpha else "control"
 
     def _released(self, name: str) -> bool:

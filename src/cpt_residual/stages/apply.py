@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.stages.inputs import num_parameters_of, open_model, require_one_map
+from cpt_residual.stages.inputs import num_parameters_of, open_model
 from cpt_residual.stages.residual import ResidualStage
 
 __all__ = ["Apply", "ApplyRecipe"]
@@ -21,9 +22,10 @@ _BYTES_PER_PARAMETER = 4  # at most; released models have 2
 
 
 class ApplyRecipe(Frozen):
-    """Target and residual are inputs."""
+    """Target, residual and, where the recipe needs it, base are inputs."""
 
     alpha: float
+    merge: MergeRecipe
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Apply:
     target: Stage
     residual: ResidualStage
     alpha: float
+    merge: MergeRecipe = field(default=MergeRecipe(), hash=False)
+    base: Stage | None = None
 
     name: ClassVar[str] = "apply"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def node(self) -> str:
@@ -47,10 +51,11 @@ class Apply:
         return num_parameters_of(self.target) or self.residual.num_parameters()
 
     def recipe(self) -> ApplyRecipe:
-        return ApplyRecipe(alpha=self.alpha)
+        return ApplyRecipe(alpha=self.alpha, merge=self.merge)
 
     def inputs(self) -> Mapping[str, Stage]:
-        return {"target": self.target, "residual": self.residual}
+        inputs: dict[str, Stage] = {"target": self.target, "residual": self.residual}
+        return inputs | ({"base": self.base} if self.base else {})
 
     def cost(self) -> Cost:
         num_parameters = self.num_parameters()
@@ -63,20 +68,18 @@ class Apply:
         )
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.weights.apply import apply
         from cpt_residual.weights.chat_contract import verify_stops
+        from cpt_residual.weights.delta import StoredDelta
+        from cpt_residual.weights.merge import Output, merge
         from cpt_residual.weights.reader import Streaming
         from cpt_residual.weights.residual_format import open_residual
 
-        target = open_model(inputs["target"], role="target")
-        residual = open_residual(inputs["residual"].path)
-        token_map = require_one_map(("residual", residual.instruct_folder), ("target", target.path))
-        report = apply(
-            target,
-            residual,
-            work / "out",
-            alpha=self.alpha,
-            token_map_hash=token_map,
+        (report,) = merge(
+            open_model(inputs["target"], role="target"),
+            StoredDelta(open_residual(inputs["residual"].path)),
+            [Output(self.alpha, work / "out")],
+            recipe=self.merge,
+            base=open_model(inputs["base"], role="base") if self.base else None,
             streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
         )
         stops = verify_stops(work / "out")

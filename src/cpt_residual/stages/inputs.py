@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from cpt_residual.core.stage import ArtifactRef, Stage
@@ -11,7 +10,7 @@ from cpt_residual.core.stage import ArtifactRef, Stage
 if TYPE_CHECKING:
     from cpt_residual.weights.checkpoint import Checkpoint
 
-__all__ = ["CorpusInput", "num_parameters_of", "open_model", "require_one_map"]
+__all__ = ["CorpusInput", "num_parameters_of", "open_model"]
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,3 @@ def open_model(ref: ArtifactRef, *, role: str) -> Checkpoint:
     from cpt_residual.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(ref.path, role=role, links_allowed=ref.stage == "source")
-
-
-def require_one_map(expected: tuple[str, Path], found: tuple[str, Path]) -> str:
-    """The token map hash that two model directories share; each is given as (role, directory).
-
-    CompatibilityError listing the first ids that differ when they do not."""
-    from cpt_residual.modeling.tokenizer import (
-        first_differing_ids,
-        load_tokenizer,
-        token_map_hash,
-    )
-    from cpt_residual.weights.compatibility import require_same_tokens
-
-    tokenizers = load_tokenizer(expected[1]), load_tokenizer(found[1])
-    hashes = token_map_hash(tokenizers[0]), token_map_hash(tokenizers[1])
-    differing = [] if hashes[0] == hashes[1] else first_differing_ids(*tokenizers, 10)
-    require_same_tokens(expected[0], found[0], hashes=hashes, differing=differing)
-    return hashes[0]

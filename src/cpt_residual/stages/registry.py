@@ -170,8 +170,18 @@ class _Registry:
             case TrainedModel() as model:
                 return self._train(key, model)
             case AppliedModel() as model:
-                residual = self.residual(model.residual)
-                return Apply(key, self.model(model.target), residual, model.alpha)
+                return self._apply(key, model)
+
+    def _apply(self, key: str, model: AppliedModel) -> Apply:
+        target = self.model(model.target)
+        base = self._start_of(model.target) if model.merge.needs_base else None
+        return Apply(key, target, self.residual(model.residual), model.alpha, model.merge, base)
+
+    def _start_of(self, key: str) -> Stage:
+        """The model that training made `key` from."""
+        model = self._experiment.models[key]
+        assert isinstance(model, TrainedModel)  # checked by config
+        return self.model(model.start)
 
     def _train(self, key: str, model: TrainedModel) -> Train:
         experiment = self._experiment
@@ -196,7 +206,7 @@ class _Registry:
         if key not in self._residuals:
             pair = self._experiment.residuals[key]
             self._residuals[key] = ResidualStage(
-                key, self.model(pair.base), self.model(pair.instruct)
+                key, self.model(pair.base), self.model(pair.instruct), pair.storage
             )
         return self._residuals[key]
 

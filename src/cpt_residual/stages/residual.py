@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from cpt_residual.config.merging import EXACT_STORAGE, Storage
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.stages.inputs import num_parameters_of, open_model, require_one_map
+from cpt_residual.stages.inputs import num_parameters_of, open_model
 
 __all__ = ["ResidualRecipe", "ResidualStage"]
 
@@ -19,7 +20,9 @@ _MEMORY_BYTES = 500 * 2**20
 
 
 class ResidualRecipe(Frozen):
-    """Nothing but the two models decides the bytes; they are inputs."""
+    """The two models are inputs."""
+
+    storage: Storage
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class ResidualStage:
     key: str
     base: Stage
     instruct: Stage
+    storage: Storage = EXACT_STORAGE
 
     name: ClassVar[str] = "residual"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def node(self) -> str:
@@ -42,7 +46,7 @@ class ResidualStage:
         return num_parameters_of(self.instruct) or num_parameters_of(self.base)
 
     def recipe(self) -> ResidualRecipe:
-        return ResidualRecipe()
+        return ResidualRecipe(storage=self.storage)
 
     def inputs(self) -> Mapping[str, Stage]:
         return {"base": self.base, "instruct": self.instruct}
@@ -62,12 +66,11 @@ class ResidualStage:
 
         base = open_model(inputs["base"], role="base")
         instruct = open_model(inputs["instruct"], role="instruct")
-        token_map = require_one_map(("base", base.path), ("instruct", instruct.path))
         manifest = compute(
             base,
             instruct,
             work / "out",
-            token_map_hash=token_map,
+            storage=self.storage,
             streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
         )
         return {
@@ -87,4 +90,5 @@ class ResidualStage:
             "bit_exact": manifest.bit_exact,
             "num_rounded": manifest.num_rounded,
             "max_ulps": manifest.max_ulps,
+            "relative_error": manifest.relative_error,
         }

@@ -22,6 +22,7 @@ from cpt_residual.modeling.saving import carry_side_files, save_weights
 from cpt_residual.train.stored import open_start, verify_weights
 from cpt_residual.weights.checkpoint import Checkpoint, Shape
 from cpt_residual.weights.reader import ShardReader
+from cpt_residual.weights.tensors import tensor_of
 
 __all__ = ["ExactMasters", "LostUpdates", "write_model"]
 
@@ -72,7 +73,7 @@ def write_model(
             if not math.isfinite(float(stored.float().sum())) and not stored.isfinite().all():
                 not_finite.append(name)
             if dtype != torch.float32 and name in weights.tensors:
-                lost.add(reader.read_whole(weights.tensors[name]).float(), trained, stored)
+                lost.add(tensor_of(reader.read_whole(weights.tensors[name])).float(), trained, stored)
     if not is_first:
         return None
     _refuse(not_finite)
@@ -139,7 +140,7 @@ class ExactMasters(TrainerCallback):
         weights = open_start(self._start)
         with ShardReader(weights.shards) as reader:
             for name, parameter in kwargs["model"].named_parameters():
-                start = reader.read_whole(weights.tensors[name]).float()
+                start = tensor_of(reader.read_whole(weights.tensors[name])).float()
                 cast("Any", deepspeed.utils).safe_set_full_fp32_param(
                     parameter, start.to(parameter.device)
                 )

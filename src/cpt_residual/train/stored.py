@@ -10,7 +10,7 @@ import torch
 
 from cpt_residual.errors import ArtifactError, WorkerError
 from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, open_checkpoint
-from cpt_residual.weights.reader import TORCH_DTYPES
+from cpt_residual.weights.tensors import TORCH_DTYPES
 
 __all__ = ["open_start", "stored_dtype", "verify_weights"]
 

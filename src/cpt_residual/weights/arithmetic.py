@@ -1,22 +1,31 @@
-"""The arithmetic of residuals: pure functions on flat torch tensors of bf16, fp16 or fp32.
+"""The arithmetic of residuals: pure functions on flat arrays of bf16, fp16 or fp32 elements.
 
 Notation (Jindal et al. 2024): residual = theta_instruct - theta_base (eq. 1), merged =
 theta_target + alpha * residual (eq. 2 at alpha = 1). Every result is the float64 value of its
-formula rounded once, to nearest even, to its dtype; where fp32 arithmetic gives the same bits, it
-is used. Sums are taken in float64 over rows of fixed length, so they do not depend on the number
-of threads. Nothing here reads a file.
+formula rounded once, to nearest even, to its dtype. This module is the readable definition;
+`kernels` gives the same bits in one pass over memory. Nothing here reads a file.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-_ROW = 4096  # elements summed by one thread
+from cpt_residual.weights.checkpoint import DtypeName
+
+Raw = npt.NDArray[Any]
+"""Elements as they lie on disk: bf16 as its bits in uint16 (numpy has none), float16, float32."""
+
+RAW_DTYPES: Mapping[DtypeName, np.dtype[Any]] = {
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,12 @@ class Corrections:
     `index` (int64) and `value` (fp32) are flat, in rising order of index.
     """
 
-    index: Tensor
-    value: Tensor
+    index: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float32]
 
     @property
     def count(self) -> int:
-        return int(self.index.numel())
+        return int(self.index.size)
 
 
 @dataclass(frozen=True)
@@ -44,114 +53,124 @@ class Proof:
     numbers); num_wrong: elements that differ even with corrections (0 is the guarantee).
     """
 
-    num_rounded: int
-    max_ulps: int
-    num_zero_signs: int
-    num_wrong: int
+    num_rounded: int = 0
+    max_ulps: int = 0
+    num_zero_signs: int = 0
+    num_wrong: int = 0
 
     @property
     def bit_exact(self) -> bool:
         return self.num_wrong == 0 and self.num_zero_signs == 0
 
 
-def residual(base: Tensor, instruct: Tensor) -> tuple[Tensor, Corrections, Proof]:
+NO_CORRECTIONS = Corrections(index=np.empty(0, dtype=np.int64), value=np.empty(0, dtype=np.float32))
+
+
+def to_float32(raw: Raw) -> npt.NDArray[np.float32]:
+    """Raw elements as fp32, exactly."""
+    if raw.dtype == np.uint16:
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return raw.astype(np.float32, copy=False)
+
+
+def to_float64(raw: Raw) -> npt.NDArray[np.float64]:
+    """Raw elements as float64, exactly."""
+    return to_float32(raw).astype(np.float64)
+
+
+def round_once(exact: npt.NDArray[np.float64], dtype: DtypeName) -> Raw:
+    """float64 to raw elements of `dtype`, to nearest even, without the double rounding of going
+    through fp32: the step to fp32 rounds to odd (Boldo and Melquiond 2008), which never lands on a
+    tie that the exact value does not have. Too large a value becomes Inf."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        nearest = exact.astype(np.float32)
+        if dtype == "F32":
+            return nearest
+        bits = nearest.view(np.uint32)
+        inexact = (nearest.astype(np.float64) != exact) & ((bits & 1) == 0) & ~np.isnan(exact)
+        outwards = np.abs(exact) > np.abs(nearest.astype(np.float64))
+        step = np.where(outwards, np.uint32(1), np.uint32(0xFFFFFFFF))
+        odd = np.where(inexact, bits + step, bits)
+        if dtype == "F16":
+            return odd.view(np.float32).astype(np.float16)
+    even = (odd + np.uint32(0x7FFF) + ((odd >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(exact), np.uint32(0x7FC0), even).astype(np.uint16)
+
+
+def residual(
+    base: Raw, instruct: Raw, dtype: DtypeName
+) -> tuple[npt.NDArray[np.float32], Corrections, Proof]:
     """instruct - base in fp32, the exact remainder where fp32 does not hold it, and the proof.
 
-    fp32 holds it for 16-bit models but for elements some 2^16 apart, and for most elements of fp32
-    models. An element that is -0.0 in both gets -0.0, the neutral element of addition, so that its
-    bits survive.
+    `dtype` is instruct's. fp32 holds the difference of 16-bit models but for elements some 2^16
+    apart, and for few elements of fp32 models. An element that is -0.0 in both gets -0.0, the
+    neutral element of addition, so that its bits survive.
     """
-    left, right = instruct.float(), base.float()
+    left, right = to_float32(instruct), to_float32(base)
     difference = left - right
-    # An inexact difference is off by at least one unit of the smaller operand's last place, so at
-    # least one of the two sums below shows it; when both agree, the difference is exact.
-    wrong = _bits(right + difference) != _bits(left)
-    wrong |= left - difference != right
-    if not bool(wrong.any()):
-        return difference, _no_corrections(), Proof(0, 0, 0, 0)
-    index = torch.nonzero(wrong).flatten()
-    left, right, expected = left[index], right[index], instruct[index]
-    both_negative_zero = _is_negative_zero(left) & _is_negative_zero(right)
-    difference[index[both_negative_zero]] = -0.0
     remainder = _difference_remainder(left, right)
-    rounded = remainder != 0
-    corrections = Corrections(index=index[rounded], value=remainder[rounded])
-    alone = add_scaled(right, difference[index], 1.0, dtype=instruct.dtype)
-    exact = _exact_sum(right, difference[index], remainder, 1.0)
-    rebuilt = round_once(exact, instruct.dtype)
-    equal = rebuilt == expected
+    difference[(left == 0) & (right == 0) & np.signbit(left)] = -0.0
+    rounded = np.flatnonzero(remainder)
+    corrections = Corrections(index=rounded, value=remainder[rounded])
+    alone = round_once(to_float64(base) + difference, dtype)
+    high, low = exact_sum(difference, remainder)
+    rebuilt = round_once(merged_exactly(to_float64(base), high, low, 1.0), dtype)
+    equal = to_float32(rebuilt) == left
     proof = Proof(
         num_rounded=corrections.count,
-        max_ulps=int((_ordinal(alone) - _ordinal(expected)).abs().max()),
-        num_zero_signs=int(torch.count_nonzero(equal & (_bits(rebuilt) != _bits(expected)))),
-        num_wrong=int(torch.count_nonzero(~equal)),
+        max_ulps=max_ulps(alone, instruct),
+        num_zero_signs=int(np.count_nonzero(equal & (_bits(rebuilt) != _bits(instruct)))),
+        num_wrong=int(np.count_nonzero(~equal)),
     )
     return difference, corrections, proof
 
 
-def add_scaled(
-    target: Tensor,
-    delta: Tensor,
+def exact_sum(
+    left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """left + right as (high, low): high is the float64 sum, high + low is exact (TwoSum)."""
+    wide, other = left.astype(np.float64), right.astype(np.float64)
+    high = wide + other
+    part = high - wide
+    return high, (wide - (high - part)) + (other - part)
+
+
+def merged_exactly(
+    target: npt.NDArray[np.float64],
+    high: npt.NDArray[np.float64],
+    low: npt.NDArray[np.float64],
     alpha: float,
-    corrections: Corrections | None = None,
+) -> npt.NDArray[np.float64]:
+    """target + alpha * (high + low) in float64, the low part last and only where it is not 0."""
+    merged = target + alpha * high
+    return np.where(low != 0.0, merged + alpha * low, merged)
+
+
+def add_scaled(
+    target: Raw,
+    delta: npt.NDArray[np.float32],
+    alpha: float,
+    corrections: Corrections = NO_CORRECTIONS,
     *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """target + alpha * delta, rounded once to `dtype` (target's when not given); delta is fp32.
+    dtype: DtypeName,
+) -> Raw:
+    """target + alpha * delta, rounded once to `dtype`.
 
     alpha = 0 returns target's bits. Error against the float64 value: at most half an ulp of the
     output dtype, everywhere.
     """
-    dtype = target.dtype if dtype is None else dtype
-    if alpha == 0.0:
-        return target.to(dtype, copy=True)
-    if alpha == 1.0:  # one fp32 addition is correctly rounded already
-        merged = target.float() + delta
-    else:
-        merged = _exact_sum(target, delta, None, alpha).float()
-    out = merged
-    if dtype != torch.float32:
-        out = merged.to(dtype)
-        halfway = _halfway(merged, dtype)
-        if halfway.numel():
-            exact = _exact_sum(target[halfway], delta[halfway], None, alpha)
-            out[halfway] = round_once(exact, dtype)
-    if corrections is not None and corrections.count:
-        at = corrections.index
-        exact = _exact_sum(target[at], delta[at], corrections.value, alpha)
-        out[at] = round_once(exact, dtype)
-    return out
+    if alpha == 0.0 and RAW_DTYPES[dtype] == target.dtype:
+        return target.copy()
+    remainder = np.zeros_like(delta)
+    remainder[corrections.index] = corrections.value
+    high, low = exact_sum(delta, remainder)
+    high = np.where(remainder == 0.0, delta.astype(np.float64), high)  # keeps the sign of zero
+    return round_once(merged_exactly(to_float64(target), high, low, alpha), dtype)
 
 
-def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 to dtype, to nearest even, without the double rounding of going through fp32.
-
-    The step to fp32 rounds to odd (Boldo and Melquiond 2008): it never lands on a tie that the
-    exact value does not have.
-    """
-    nearest = exact.float()
-    if dtype == torch.float32:
-        return nearest
-    bits = nearest.view(torch.int32)
-    to_odd = (nearest.double() != exact) & ((bits & 1) == 0) & torch.isfinite(nearest)
-    outwards = exact.abs() > nearest.double().abs()
-    stepped = torch.where(outwards, bits + 1, bits - 1)
-    # The sign of a value that fp32 flushed to zero is in `bits` already.
-    return torch.where(to_odd, stepped, bits).view(torch.float32).to(dtype)
-
-
-def squared_norm(values: Tensor) -> float:
-    """Sum of squares in float64; not finite when a value is not."""
-    return dot(values, values)
-
-
-def dot(left: Tensor, right: Tensor) -> float:
-    """Inner product in float64, independent of the number of threads."""
-    product = left.double() * right.double()
-    whole = product.numel() // _ROW * _ROW
-    rows = product[:whole].view(-1, _ROW).sum(dim=1)
-    tail = product[whole:].view(1, -1).sum(dim=1)
-    return _sum(torch.cat([rows, tail]))
+def max_ulps(values: Raw, expected: Raw) -> int:
+    """The largest distance of two arrays of one dtype, in units in the last place."""
+    return int(np.abs(_ordinal(values) - _ordinal(expected)).max(initial=0))
 
 
 def cosine(dot_product: float, left_squared: float, right_squared: float) -> float | None:
@@ -165,62 +184,23 @@ def relative_norm(delta_squared: float, start_squared: float) -> float | None:
     return math.sqrt(delta_squared) / math.sqrt(start_squared) if start_squared > 0.0 else None
 
 
-def num_sign_conflicts(left: Tensor, right: Tensor) -> tuple[int, int]:
-    """(elements of opposite sign, elements where both sides are not zero)."""
-    signs = torch.sign(left) * torch.sign(right)
-    return int(torch.count_nonzero(signs < 0)), int(torch.count_nonzero(signs))
-
-
-def num_lost_to_bf16(start: Tensor, end: Tensor) -> tuple[int, int]:
-    """(changed elements that are equal again after rounding both to bf16, changed elements)."""
-    changed = start.float() != end.float()
-    same = start.to(torch.bfloat16) == end.to(torch.bfloat16)
-    return int(torch.count_nonzero(changed & same)), int(torch.count_nonzero(changed))
-
-
-def _sum(values: Tensor) -> float:
-    total = cast("list[float]", cast("Any", values).tolist())
-    return math.fsum(total) if all(map(math.isfinite, total)) else math.nan
-
-
-def _no_corrections() -> Corrections:
-    return Corrections(
-        index=torch.empty(0, dtype=torch.int64), value=torch.empty(0, dtype=torch.float32)
-    )
-
-
-def _exact_sum(target: Tensor, delta: Tensor, remainder: Tensor | None, alpha: float) -> Tensor:
-    """float64 target + alpha * delta (+ alpha * remainder, added last: see `residual`)."""
-    total = target.double() + alpha * delta.double()
-    return total if remainder is None else total + alpha * remainder.double()
-
-
-def _difference_remainder(left: Tensor, right: Tensor) -> Tensor:
+def _difference_remainder(
+    left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     """(left - right) - fl32(left - right), exactly (Knuth's TwoSum; always an fp32 value)."""
     total = left - right
     subtracted = total - left
-    return (left - (total - subtracted)) - (right + subtracted)
+    remainder = (left - (total - subtracted)) - (right + subtracted)
+    return remainder.astype(np.float32, copy=False)
 
 
-def _is_negative_zero(values: Tensor) -> Tensor:
-    return (values == 0) & torch.signbit(values)
+def _bits(values: Raw) -> Raw:
+    return values.view(np.uint32 if values.dtype == np.float32 else np.uint16)
 
 
-def _halfway(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Indices where fp32 `values` may lie halfway between two values of a 16-bit dtype."""
-    bits = values.view(torch.int32)
-    if dtype == torch.bfloat16:
-        return torch.nonzero((bits & 0xFFFF) == 0x8000).flatten()
-    subnormal = values.abs() < 2.0**-14  # other bit patterns are ties there: take all
-    return torch.nonzero(((bits & 0x1FFF) == 0x1000) | subnormal).flatten()
-
-
-def _bits(values: Tensor) -> Tensor:
-    return values.view(torch.int32 if values.dtype == torch.float32 else torch.int16)
-
-
-def _ordinal(values: Tensor) -> Tensor:
+def _ordinal(values: Raw) -> npt.NDArray[np.int64]:
     """int64 that counts representable values from zero, so that differences are ulps."""
-    bits = _bits(values)
-    magnitude = bits.long() & (0x7FFFFFFF if values.dtype == torch.float32 else 0x7FFF)
-    return torch.where(bits < 0, -magnitude, magnitude)
+    bits = _bits(values).astype(np.int64)
+    sign = np.int64(1) << np.int64(31 if values.dtype == np.float32 else 15)
+    magnitude = bits & (sign - 1)
+    return np.where(bits & sign, -magnitude, magnitude)

@@ -27,11 +27,19 @@ def side_of(checkpoint: Checkpoint) -> Side:
     return Side(label=checkpoint.role, shapes=shapes, facts=checkpoint.facts)
 
 
-def require_match(expected: Side, found: Side) -> None:
-    """Raises CompatibilityError unless both have the same architecture, names and shapes."""
+def require_match(expected: Side, found: Side, *, rows_may_differ: bool = False) -> None:
+    """Raises CompatibilityError unless both have the same architecture, names and shapes.
+
+    `rows_may_differ`: vocabulary tensors may differ in their number of rows (not of columns)."""
     problems = _facts_problems(expected, found)
     names = sorted(expected.shapes.keys() | found.shapes.keys())
-    mismatched = [name for name in names if expected.shapes.get(name) != found.shapes.get(name)]
+
+    def compared(side: Side, name: str) -> Shape | None:
+        shape = side.shapes.get(name)
+        free = rows_may_differ and shape and name.endswith(_VOCABULARY_SUFFIXES)
+        return (0, *shape[1:]) if free and shape else shape
+
+    mismatched = [name for name in names if compared(expected, name) != compared(found, name)]
     width = max((len(name) for name in mismatched), default=0)
     for name in mismatched:
         left, right = expected.shapes.get(name), found.shapes.get(name)
@@ -62,8 +70,9 @@ def require_same_tokens(
         f"{expected_label} and {found_label} do not have the same tokens "
         f"(token map {hashes[0][:12]} vs {hashes[1][:12]})",
         problems=differing,
-        remedy="Adding embedding rows of different tokens gives a broken model. This version needs "
-        "equal token maps: use the tokenizer of the pair for CPT.",
+        remedy="Adding embedding rows of different tokens gives a broken model. Set "
+        "vocab_policy=common_tokens (--vocab-policy common_tokens) to align rows by token, or use "
+        "the tokenizer of the pair for CPT.",
     )
 
 
@@ -93,8 +102,8 @@ def _remedy(expected: Side, found: Side, mismatched: Sequence[str]) -> str:
         left, right = rows[0]
         return (
             f"Only the vocabulary differs: {left} rows in {expected.label}, {right} in "
-            f"{found.label}. This version needs equal token maps: use the tokenizer of the pair "
-            "for CPT, and add no tokens to it."
+            f"{found.label}. Set vocab_policy=common_tokens (--vocab-policy common_tokens) to align "
+            "rows by token, or use the tokenizer of the pair for CPT and add no tokens to it."
         )
     return "Nothing is skipped, cut or resized. Use models of one family and size."
 

@@ -7,29 +7,23 @@ fresh buffers and not through a memory map, so that resident memory stays at a f
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shard, TensorEntry
+from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw
+from cpt_residual.weights.checkpoint import Checkpoint, Shard, TensorEntry
 
-BLOCK = 1 << 18  # elements; temporaries of a block stay in the processor's caches
-TORCH_DTYPES: Mapping[DtypeName, torch.dtype] = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-}
+BLOCK = 1 << 18  # elements; a block of every operand stays in the processor's caches
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,6 +61,20 @@ def blocks_of(entries: Iterable[TensorEntry], block: int | None = None) -> Itera
             yield Block(entry.name, start, min(start + step, entry.num_elements))
 
 
+class Scratch(threading.local):
+    """Memory that each thread uses again and again."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def array(self, size: int, dtype: np.dtype[Any]) -> Raw:
+        """`size` elements of any content, valid until this thread's next call."""
+        num_bytes = size * dtype.itemsize
+        if self._bytes.size < num_bytes:
+            self._bytes = np.empty(num_bytes, dtype=np.uint8)
+        return self._bytes[:num_bytes].view(dtype)
+
+
 class ShardReader:
     """Open shards; `read` may be called from several threads."""
 
@@ -74,6 +82,7 @@ class ShardReader:
         self._shards = shards
         self._files: dict[str, int] = {}
         self._stack = ExitStack()
+        self._scratch = Scratch()
 
     def __enter__(self) -> Self:
         for shard in self._shards:
@@ -90,13 +99,20 @@ class ShardReader:
     ) -> None:
         self._stack.close()
 
-    def read_whole(self, entry: TensorEntry) -> Tensor:
-        """One tensor in its own dtype and shape."""
+    def read_whole(self, entry: TensorEntry) -> Raw:
+        """One tensor's raw elements (see arithmetic.Raw), in its shape."""
         return self.read(entry, 0, entry.num_elements).reshape(entry.shape)
 
-    def read(self, entry: TensorEntry, start: int, stop: int) -> Tensor:
-        """Elements start to stop of the flattened tensor, in its own dtype."""
-        values = torch.empty(stop - start, dtype=TORCH_DTYPES[entry.dtype])
+    def read(self, entry: TensorEntry, start: int, stop: int) -> Raw:
+        """Raw elements start to stop of the flattened tensor."""
+        return self._read(entry, start, np.empty(stop - start, dtype=RAW_DTYPES[entry.dtype]))
+
+    def read_reusing(self, entry: TensorEntry, start: int, stop: int) -> Raw:
+        """As `read`, into memory that this thread's next call of this reader overwrites: fresh
+        memory costs as much as reading from the page cache."""
+        return self._read(entry, start, self._scratch.array(stop - start, RAW_DTYPES[entry.dtype]))
+
+    def _read(self, entry: TensorEntry, start: int, values: Raw) -> Raw:
         room = bytes_of(values)
         offset = entry.offset + start * entry.item_size
         while room.nbytes:
@@ -110,10 +126,9 @@ class ShardReader:
         return values
 
 
-def bytes_of(values: Tensor) -> memoryview:
-    """The memory of a flat contiguous tensor, shared, not copied."""
-    array = cast("npt.NDArray[np.uint8]", values.view(torch.uint8).numpy())
-    return array.data
+def bytes_of(values: Raw) -> memoryview:
+    """The memory of a flat contiguous array, shared, not copied."""
+    return values.view(np.uint8).data
 
 
 def map_in_order(
@@ -160,10 +175,9 @@ def require_equal_aliases(checkpoint: Checkpoint, *, threads: int) -> None:
                 continue
 
             def differs(block: Block, left: TensorEntry = left, right: TensorEntry = right) -> bool:
-                one = reader.read(left, block.start, block.stop).view(torch.uint8)
-                return not torch.equal(
-                    one, reader.read(right, block.start, block.stop).view(torch.uint8)
-                )
+                one = reader.read(left, block.start, block.stop).view(np.uint8)
+                other = reader.read(right, block.start, block.stop).view(np.uint8)
+                return not np.array_equal(one, other)
 
             if any(map_in_order(differs, blocks_of([left]), threads=threads)):
                 problems.append(f"{alias} is stored with other values than {owner}")

@@ -1,32 +1,35 @@
 """theta_instruct - theta_base, streamed to disk and proven while it is written.
 
-Guarantee: residual + corrections is the exact difference, so base + residual, rounded once, is
-instruct bit for bit in every tensor of any dtype, and every merge rounds the true sum.
-Price: reads both models twice (once for their sha256), writes 4 bytes per parameter, memory of a
-few blocks per thread.
+Guarantee with fp32 storage: residual + corrections is the exact difference, so base + residual,
+rounded once, is instruct bit for bit in every tensor of any dtype, and every merge rounds the true
+sum. bf16 storage states its measured error. (Factors of low rank: `factored`.) Price: reads both
+models twice (once for their sha256), writes 4 bytes per parameter (bf16: 2), memory of a few
+blocks per thread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
 
+from cpt_residual.config.merging import EXACT_STORAGE, Storage
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.hashing import file_sha256
+from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
-from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids
-from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
-from cpt_residual.weights.compatibility import require_match, side_of
+from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
+from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids, eos_tokens
+from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, TensorEntry
+from cpt_residual.weights.delta import OpenPair, PairDelta
+from cpt_residual.weights.factored import Factored, factor_matrices, remove_scratch
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
-    ShardReader,
     Streaming,
     blocks_of,
     map_in_order,
@@ -34,52 +37,18 @@ from cpt_residual.weights.reader import (
     require_finite,
 )
 from cpt_residual.weights.residual_format import (
+    BASE_MEAN,
     INSTRUCT_FOLDER,
     MANIFEST_FILE,
     CorrectionsWriter,
     ModelRecord,
     ResidualManifest,
     TensorRecord,
+    stored_as,
 )
+from cpt_residual.weights.subtraction import Tally, lossy_tally, subtract_block
+from cpt_residual.weights.vocabulary import Policy
 from cpt_residual.weights.writer import ShardWriter, fresh_directory, layout
-
-
-@dataclass
-class _Sums:
-    """Sums over the elements of a block, a tensor, or all tensors."""
-
-    base_squared: float = 0.0
-    instruct_squared: float = 0.0
-    residual_squared: float = 0.0
-    base_dot_residual: float = 0.0
-    num_rounded: int = 0
-    max_ulps: int = 0
-    num_zero_signs: int = 0
-    num_wrong: int = 0
-
-    def add(self, other: _Sums) -> None:
-        self.base_squared += other.base_squared
-        self.instruct_squared += other.instruct_squared
-        self.residual_squared += other.residual_squared
-        self.base_dot_residual += other.base_dot_residual
-        self.num_rounded += other.num_rounded
-        self.max_ulps = max(self.max_ulps, other.max_ulps)
-        self.num_zero_signs += other.num_zero_signs
-        self.num_wrong += other.num_wrong
-
-    @property
-    def bit_exact(self) -> bool:
-        return self.num_wrong == 0 and self.num_zero_signs == 0
-
-    def broken(self, name: str) -> list[str]:
-        """Lines on values that are not finite numbers."""
-        if not math.isfinite(self.base_squared):
-            return [f"{name}: NaN or Inf in base"]
-        if not math.isfinite(self.instruct_squared):
-            return [f"{name}: NaN or Inf in instruct"]
-        if not math.isfinite(self.residual_squared):
-            return [f"{name}: instruct - base is larger than fp32 can hold"]
-        return []
 
 
 def compute(
@@ -87,26 +56,40 @@ def compute(
     instruct: Checkpoint,
     out: Path,
     *,
-    token_map_hash: str,
+    storage: Storage = EXACT_STORAGE,
+    vocab_policy: Policy = "equal",
     streaming: Streaming = DEFAULT_STREAMING,
 ) -> ResidualManifest:
     """Writes the residual directory `out` (see residual_format) and returns its manifest.
 
-    `token_map_hash` is the hash of the id-to-token map that both models share; the caller has
-    compared them. Raises CompatibilityError for models that do not belong together or hold NaN or
-    Inf; `out` is then untouched.
+    Raises CompatibilityError for models that do not belong together, by architecture, shapes or
+    tokens, or hold NaN or Inf; `out` is then untouched.
     """
-    require_match(side_of(base), side_of(instruct))
+    delta = PairDelta(base, instruct, vocab_policy)
     for checkpoint in (base, instruct):
         require_equal_aliases(checkpoint, threads=streaming.threads)
-    records = [_model_record(model, streaming.threads) for model in (base, instruct)]
-    with fresh_directory(out) as folder:
-        check_free_space(folder, 4 * instruct.num_parameters)
-        tensors, total = _write_tensors(base, instruct, folder, streaming=streaming)
+    records = [
+        _model_record(base, delta.base_tokens, delta, streaming.threads),
+        _model_record(instruct, delta.tokens, delta, streaming.threads),
+    ]
+    with fresh_directory(out) as folder, ExitStack() as stack:
+        item_size = 2 if storage.dtype == "bf16" else 4
+        check_free_space(folder, item_size * instruct.num_parameters)
+        pair = stack.enter_context(delta.opened())
+        factored = (
+            factor_matrices(pair, folder, storage.low_rank, streaming=streaming)
+            if storage.low_rank is not None
+            else {}
+        )
+        tensors = _write_tensors(pair, folder, storage, factored, streaming=streaming)
         copy_instruct_side(instruct.path, folder / INSTRUCT_FOLDER)
+        total = Tally()
+        for tally, _ in tensors.values():
+            total.add(tally)
         manifest = ResidualManifest(
+            storage=storage,
             facts=instruct.facts,
-            token_map_hash=token_map_hash,
+            token_map_hash=delta.tokens.map_hash,
             num_parameters=instruct.num_parameters,
             base=records[0],
             instruct=records[1],
@@ -121,100 +104,139 @@ def compute(
             num_rounded=total.num_rounded,
             max_ulps=total.max_ulps,
             num_zero_signs=total.num_zero_signs,
-            tensors=tensors,
+            num_wrong=total.num_wrong,
+            relative_error=total.relative_error,
+            instruct_only=list(delta.instruct_only),
+            tensors={name: record for name, (_, record) in tensors.items()},
         )
         write_json_atomic(folder / MANIFEST_FILE, manifest)
     return manifest
 
 
-def _model_record(model: Checkpoint, threads: int) -> ModelRecord:
+def _model_record(
+    model: Checkpoint, tokens: TokenSide, delta: PairDelta, threads: int
+) -> ModelRecord:
     hashes = map_in_order(lambda shard: file_sha256(shard.path), model.shards, threads=threads)
     return ModelRecord(
         shards=dict(zip((shard.name for shard in model.shards), hashes, strict=True)),
-        eos_token_ids=eos_token_ids(model.path),
+        eos_token_ids=eos_token_ids(model.path, tokens),
+        eos_tokens=None if delta.plan.identity else eos_tokens(model.path, tokens),
     )
 
 
 def _write_tensors(
-    base: Checkpoint,
-    instruct: Checkpoint,
+    pair: OpenPair,
     folder: Path,
+    storage: Storage,
+    factored: Mapping[str, Factored],
     *,
     streaming: Streaming,
-) -> tuple[dict[str, TensorRecord], _Sums]:
-    """All shards of the residual; returns the tensors' records and the sums over all tensors."""
-    sums = {name: _Sums() for name in instruct.unique_tensors}
+) -> dict[str, tuple[Tally, TensorRecord]]:
+    """All shards of the residual; returns each tensor's sums and record."""
+    records = _planned_records(pair, storage, factored)
+    tallies = {name: Tally() for name in records}
     starts: dict[str, int] = {}
-    total, num_done = _Sums(), 0
+    num_done, num_all = 0, pair.instruct.num_parameters
     with ExitStack() as stack:
-        readers = [stack.enter_context(ShardReader(model.shards)) for model in (base, instruct)]
-        places = _open_writers(instruct, folder, stack)
-        corrections = CorrectionsWriter(folder)
+        mean_rows = bool(pair.plan.instruct_only)
+        places = _open_writers(records, folder, stack, with_means=mean_rows)
+        if mean_rows:
+            _write_means(pair, places)
+        for name, factors in factored.items():
+            factors.copy_to(name, places)
+            tallies[name] = factors.tally
+            num_done += pair.instruct.tensors[name].num_elements
+        remove_scratch(folder)
+        corrections = stack.enter_context(CorrectionsWriter(folder))
 
-        def subtract(block: Block) -> tuple[Block, _Sums, arithmetic.Corrections]:
-            base_block, instruct_block = (
-                reader.read(model.tensors[block.name], block.start, block.stop)
-                for reader, model in zip(readers, (base, instruct), strict=True)
-            )
-            difference, remainder, proof = arithmetic.residual(base_block, instruct_block)
+        def subtract(block: Block) -> tuple[Block, Tally, Corrections]:
+            base, instruct = pair.read(block)
+            dtype = pair.instruct.tensors[block.name].dtype
+            difference, remainder, tally = subtract_block(base, instruct, dtype)
             writer, entry = places[block.name]
-            writer.write(entry, block.start, difference)
-            return block, _block_sums(base_block, instruct_block, difference, proof), remainder
+            if entry.dtype == "F32":
+                writer.write(entry, block.start, difference)
+                return block, tally, remainder
+            stored = arithmetic.round_once(difference.astype(np.float64), entry.dtype)
+            writer.write(entry, block.start, stored)
+            proof, tally.error_squared = lossy_tally(
+                base, instruct, arithmetic.to_float64(stored), dtype
+            )
+            tally.num_rounded, tally.num_zero_signs = 0, 0
+            tally.max_ulps, tally.num_wrong = proof.max_ulps, proof.num_wrong
+            return block, tally, NO_CORRECTIONS
 
-        blocks = blocks_of(_in_file_order(instruct))
-        for block, block_sums, remainder in map_in_order(
-            subtract, blocks, threads=streaming.threads
+        whole = (entry for entry in _in_file_order(pair.instruct) if entry.name not in factored)
+        for block, tally, remainder in map_in_order(
+            subtract, blocks_of(whole), threads=streaming.threads
         ):
             starts.setdefault(block.name, corrections.count)
             corrections.append(remainder, offset=block.start)
-            sums[block.name].add(block_sums)
+            tallies[block.name].add(tally)
             num_done += block.num_elements
-            streaming.progress(num_done, instruct.num_parameters, "parameters")
+            streaming.progress(num_done, num_all, "parameters")
         corrections.finish()
-    require_finite(line for name, tensor in sums.items() for line in tensor.broken(name))
-    for tensor in sums.values():
-        total.add(tensor)
-    records = {
-        name: _tensor_record(places[name][1], base, instruct, tensor, starts[name])
-        for name, tensor in sums.items()
+    require_finite(line for name, tally in tallies.items() for line in tally.broken(name))
+    return {
+        name: (tally, _with_proof(records[name], tally, starts.get(name, 0)))
+        for name, tally in tallies.items()
     }
-    return records, total
 
 
-def _block_sums(
-    base: Tensor, instruct: Tensor, difference: Tensor, proof: arithmetic.Proof
-) -> _Sums:
-    return _Sums(
-        base_squared=arithmetic.squared_norm(base),
-        instruct_squared=arithmetic.squared_norm(instruct),
-        residual_squared=arithmetic.squared_norm(difference),
-        base_dot_residual=arithmetic.dot(base, difference),
-        num_rounded=proof.num_rounded,
-        max_ulps=proof.max_ulps,
-        num_zero_signs=proof.num_zero_signs,
-        num_wrong=proof.num_wrong,
-    )
+def _planned_records(
+    pair: OpenPair, storage: Storage, factored: Mapping[str, Factored]
+) -> dict[str, TensorRecord]:
+    """Where each tensor will lie, in instruct's shard layout; norms and proofs are still zero."""
+    kept = [
+        [entry for entry in shard.tensors if entry.name not in pair.instruct.aliases]
+        for shard in pair.instruct.shards
+    ]
+    kept = [entries for entries in kept if entries]
+    return {
+        entry.name: TensorRecord(
+            shard=f"residual-{number:05d}-of-{len(kept):05d}.safetensors",
+            shape=entry.shape,
+            base_dtype=pair.base.tensors[entry.name].dtype,
+            instruct_dtype=entry.dtype,
+            base_norm=0.0,
+            instruct_norm=0.0,
+            residual_norm=0.0,
+            bit_exact=False,
+            num_rounded=0,
+            max_ulps=0,
+            num_zero_signs=0,
+            corrections_start=0,
+            dtype="BF16" if storage.dtype == "bf16" and entry.name not in factored else "F32",
+            rank=factored[entry.name].rank if entry.name in factored else None,
+        )
+        for number, entries in enumerate(kept, start=1)
+        for entry in entries
+    }
 
 
 def _open_writers(
-    instruct: Checkpoint, folder: Path, stack: ExitStack
+    records: Mapping[str, TensorRecord], folder: Path, stack: ExitStack, *, with_means: bool
 ) -> dict[str, tuple[ShardWriter, TensorEntry]]:
-    """One reserved fp32 shard per shard of instruct; where each tensor goes."""
+    """One reserved shard per shard of instruct; where each stored tensor goes."""
     places: dict[str, tuple[ShardWriter, TensorEntry]] = {}
-    kept = [
-        [entry for entry in shard.tensors if entry.name not in instruct.aliases]
-        for shard in instruct.shards
-    ]
-    kept = [entries for entries in kept if entries]
-    for number, entries in enumerate(kept, start=1):
-        name = f"residual-{number:05d}-of-{len(kept):05d}.safetensors"
-        header, placed = layout(
-            name, [(entry.name, "F32", entry.shape) for entry in entries], {"format": "pt"}
-        )
+    shards: dict[str, list[tuple[str, DtypeName, tuple[int, ...]]]] = {}
+    for name, record in records.items():
+        for stored, (shard, dtype, shape) in stored_as(name, record, with_mean=with_means):
+            shards.setdefault(shard, []).append((stored, dtype, shape))
+    for shard, tensors in shards.items():
+        header, placed = layout(shard, tensors, {"format": "pt"})
         num_bytes = len(header) + sum(entry.num_bytes for entry in placed)
-        writer = stack.enter_context(ShardWriter(folder / name, header=header, num_bytes=num_bytes))
+        writer = ShardWriter(folder / shard, header=header, num_bytes=num_bytes)
+        stack.enter_context(writer)
         places.update({entry.name: (writer, entry) for entry in placed})
     return places
+
+
+def _write_means(pair: OpenPair, places: Mapping[str, tuple[ShardWriter, TensorEntry]]) -> None:
+    for name, (writer, entry) in places.items():
+        if name.endswith(BASE_MEAN):
+            mean = pair.base_mean(name.removesuffix(BASE_MEAN))
+            writer.write(entry, 0, mean.astype(np.float32))
 
 
 def _in_file_order(model: Checkpoint) -> Iterator[TensorEntry]:
@@ -222,20 +244,17 @@ def _in_file_order(model: Checkpoint) -> Iterator[TensorEntry]:
         yield from (entry for entry in shard.tensors if entry.name not in model.aliases)
 
 
-def _tensor_record(
-    placed: TensorEntry, base: Checkpoint, instruct: Checkpoint, sums: _Sums, start: int
-) -> TensorRecord:
-    return TensorRecord(
-        shard=placed.shard,
-        shape=placed.shape,
-        base_dtype=base.tensors[placed.name].dtype,
-        instruct_dtype=instruct.tensors[placed.name].dtype,
-        base_norm=math.sqrt(sums.base_squared),
-        instruct_norm=math.sqrt(sums.instruct_squared),
-        residual_norm=math.sqrt(sums.residual_squared),
-        bit_exact=sums.bit_exact,
-        num_rounded=sums.num_rounded,
-        max_ulps=sums.max_ulps,
-        num_zero_signs=sums.num_zero_signs,
-        corrections_start=start,
+def _with_proof(record: TensorRecord, tally: Tally, start: int) -> TensorRecord:
+    return record.model_copy(
+        update={
+            "base_norm": math.sqrt(tally.base_squared),
+            "instruct_norm": math.sqrt(tally.instruct_squared),
+            "residual_norm": math.sqrt(tally.residual_squared),
+            "bit_exact": tally.bit_exact,
+            "num_rounded": tally.num_rounded,
+            "max_ulps": tally.max_ulps,
+            "num_zero_signs": tally.num_zero_signs,
+            "corrections_start": start,
+            "relative_error": tally.relative_error,
+        }
     )

@@ -1,6 +1,8 @@
 """The residual on disk: fp32 shards, sparse corrections, residual.json, the instruct side.
 
-residual-00001-of-00002.safetensors   fp32, instruct's shard layout, tied tensors once
+residual-00001-of-00002.safetensors   instruct's shard layout, tied tensors once; fp32, or bf16, or
+                                      two factors of low rank, `NAME.left` and `NAME.right`;
+                                      `NAME.base_mean` where instruct has tokens of its own
 corrections.safetensors               only where fp32 is not exact: `index` I64, `value` F32,
                                       runs per tensor as residual.json says
 residual.json                         this file's models
@@ -11,16 +13,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import ValidationError
 
+from cpt_residual.config.merging import Storage
 from cpt_residual.config.schema import Frozen
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import read_json_object
@@ -34,21 +36,30 @@ from cpt_residual.weights.checkpoint import (
     read_shard,
 )
 from cpt_residual.weights.reader import Block
+from cpt_residual.weights.vocabulary import is_vocabulary_tensor
 
 MANIFEST_FILE = "residual.json"
 CORRECTIONS_FILE = "corrections.safetensors"
 INSTRUCT_FOLDER = "instruct"
+LEFT, RIGHT = ".left", ".right"
+BASE_MEAN = ".base_mean"
 
 
 class ModelRecord(Frozen):
-    """One of the two models: its shards' sha256 by file name and the ids that end its text."""
+    """One of the two models: its shards' sha256 by file name and the ids that end its text; their
+    tokens as well where the two have different token maps."""
 
     shards: dict[str, str]
     eos_token_ids: list[int]
+    eos_tokens: list[str] | None = None
 
 
 class TensorRecord(Frozen):
-    """One tensor. Norms are Euclidean; see `arithmetic.Proof` for the proof's fields."""
+    """One tensor. Norms are Euclidean; see `arithmetic.Proof` for the proof's fields.
+
+    dtype: of what is stored. rank: of the two factors that stand for it, None when it is stored
+    whole. relative_error: norm(stored - exact) / norm(exact), measured; 0 with bit_exact.
+    """
 
     shard: str
     shape: Shape
@@ -62,17 +73,24 @@ class TensorRecord(Frozen):
     max_ulps: int
     num_zero_signs: int
     corrections_start: int
+    dtype: DtypeName = "F32"
+    rank: int | None = None
+    relative_error: float = 0.0
 
 
 class ResidualManifest(Frozen):
     """residual.json: theta_instruct - theta_base (Jindal et al. 2024, eq. 1) and its proof.
 
-    bit_exact: base + residual (+ corrections), rounded once, has instruct's bits in every tensor.
-    num_rounded: elements that need a correction; max_ulps: their largest error without it.
+    storage: as asked for. bit_exact: base + residual (+ corrections), rounded once, has instruct's
+    bits in every tensor. num_rounded: elements that need a correction; max_ulps: their largest
+    error without it. num_wrong: elements that base + residual does not give back (0 with fp32).
+    relative_error: norm(stored - exact) / norm(exact) over all. instruct_only: rows of the
+    vocabulary tensors that base does not have; they are instruct's own.
     """
 
     format: Literal["cpt_residual.residual"] = "cpt_residual.residual"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
+    storage: Storage
     facts: ModelFacts
     token_map_hash: str
     num_parameters: int
@@ -87,6 +105,9 @@ class ResidualManifest(Frozen):
     num_rounded: int
     max_ulps: int
     num_zero_signs: int
+    num_wrong: int
+    relative_error: float
+    instruct_only: list[int] = []
     tensors: dict[str, TensorRecord]
 
 
@@ -114,10 +135,7 @@ class ResidualArtifact:
         value = self.correction_value[
             record.corrections_start + low : record.corrections_start + high
         ]
-        return Corrections(
-            index=torch.tensor(index[low:high] - block.start),
-            value=torch.tensor(value),
-        )
+        return Corrections(index=index[low:high] - block.start, value=np.array(value))
 
 
 def open_residual(path: Path) -> ResidualArtifact:
@@ -137,10 +155,16 @@ def open_residual(path: Path) -> ResidualArtifact:
     names = sorted({record.shard for record in manifest.tensors.values()})
     shards = tuple(read_shard(path / name) for name in names)
     tensors = {entry.name: entry for shard in shards for entry in shard.tensors}
+    expected = dict(
+        piece
+        for name, record in manifest.tensors.items()
+        for piece in stored_as(name, record, with_mean=bool(manifest.instruct_only))
+    )
+    found = {name: (entry.shard, entry.dtype, entry.shape) for name, entry in tensors.items()}
     problems = [
         f"{name}: {MANIFEST_FILE} and the shards disagree"
-        for name in sorted(tensors.keys() | manifest.tensors.keys())
-        if not _agree(tensors.get(name), manifest.tensors.get(name))
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
     ]
     index, value = _open_corrections(path, manifest.num_rounded)
     if len(index) != manifest.num_rounded:
@@ -161,6 +185,22 @@ def open_residual(path: Path) -> ResidualArtifact:
     )
 
 
+def stored_as(
+    name: str, record: TensorRecord, *, with_mean: bool
+) -> Iterator[tuple[str, tuple[str, DtypeName, Shape]]]:
+    """The tensors of the shards that stand for one tensor: name, (shard, dtype, shape).
+
+    `with_mean`: vocabulary tensors come with base's mean row."""
+    if with_mean and is_vocabulary_tensor(name):
+        yield name + BASE_MEAN, (record.shard, "F32", record.shape[1:])
+    if record.rank is None:
+        yield name, (record.shard, record.dtype, record.shape)
+        return
+    rows, columns = record.shape
+    yield name + LEFT, (record.shard, record.dtype, (rows, record.rank))
+    yield name + RIGHT, (record.shard, record.dtype, (record.rank, columns))
+
+
 class CorrectionsWriter:
     """Spools corrections to two scratch files and joins them, so that memory stays bounded."""
 
@@ -170,11 +210,18 @@ class CorrectionsWriter:
         self._files = tuple(part.open("wb") for part in self._parts)
         self.count = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
     def append(self, corrections: Corrections, *, offset: int) -> None:
         """Adds one block's corrections; `offset` is the block's first element in its tensor."""
         if corrections.count:
-            self._files[0].write((corrections.index + offset).numpy().tobytes())
-            self._files[1].write(corrections.value.numpy().tobytes())
+            self._files[0].write((corrections.index + offset).tobytes())
+            self._files[1].write(corrections.value.tobytes())
             self.count += corrections.count
 
     def finish(self) -> None:
@@ -211,9 +258,3 @@ def _open_corrections(
     index = np.memmap(file, dtype=np.int64, mode="r", offset=start, shape=(count,))
     value = np.memmap(file, dtype=np.float32, mode="r", offset=start + 8 * count, shape=(count,))
     return index, value
-
-
-def _agree(entry: TensorEntry | None, record: TensorRecord | None) -> bool:
-    if entry is None or record is None:
-        return False
-    return (entry.dtype, entry.shape, entry.shard) == ("F32", record.shape, record.shard)

@@ -1,7 +1,7 @@
 """Writes safetensors shards in place: the whole file is reserved first, blocks go to offsets.
 
-Memory is one block per thread. Flushing to disk and the atomic publication are the store's work;
-`fresh_directory` only makes sure that a failed build leaves nothing behind at its destination.
+Memory is one block per thread. `fresh_directory` makes sure that a failed build leaves nothing
+behind at its destination; `resumable` is for work that is worth keeping.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from torch import Tensor
-
 from cpt_residual.core.disk import FullDiskReport
-from cpt_residual.errors import ArtifactError
+from cpt_residual.weights.arithmetic import Raw
 from cpt_residual.weights.checkpoint import ITEM_SIZES, DtypeName, Shape, TensorEntry
 from cpt_residual.weights.reader import bytes_of
+from cpt_residual.weights.resumable import require_free
 
 _NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -81,12 +80,22 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._file)
+        self.close()
 
-    def write(self, entry: TensorEntry, start: int, values: Tensor) -> None:
+    def close(self) -> None:
+        """Closes the file; more than once is fine."""
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            os.close(file)
+
+    def flush(self) -> None:
+        """Returns when every byte is on the disk."""
+        with FullDiskReport(self._path.parent, 0):
+            os.fsync(self._file)
+
+    def write(self, entry: TensorEntry, start: int, values: Raw) -> None:
         """Puts flat `values` at element `start` of the tensor that `entry` describes."""
-        raw = bytes_of(values)
-        self._write_bytes(raw, entry.offset + start * entry.item_size)
+        self._write_bytes(bytes_of(values), entry.offset + start * entry.item_size)
 
     def _reserve(self, num_bytes: int) -> None:
         with FullDiskReport(self._path.parent, num_bytes):
@@ -110,11 +119,7 @@ def fresh_directory(out: Path) -> Generator[Path]:
 
     `out` must not exist or be empty: an output that is an input, or holds anything, is refused.
     """
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise ArtifactError(
-            f"The output {out} exists and is not an empty directory",
-            remedy="Nothing is overwritten. Choose another directory or remove it.",
-        )
+    require_free(out)
     partial = out.with_name(f".{out.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids, install
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
+from cpt_residual.weights.chat_contract import (
+    copy_instruct_side,
+    eos_token_ids,
+    eos_tokens,
+    install,
+    require_same_tokens_as,
+)
 from support.pico_family import Tensors, fake_model
 
 
@@ -80,3 +90,52 @@ def test_without_template_or_tokenizer(tmp_path: Path, side: Path, instruct: Pat
     (instruct / "config.json").write_text('{"model_type": "nobody-knows"}')
     with pytest.raises(CompatibilityError, match="no tokenizer can be loaded"):
         eos_token_ids(instruct)
+
+
+def test_what_was_read_already_is_not_read_again(
+    tmp_path: Path, side: Path, instruct: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = TokenSide.read(side), TokenSide.read(instruct)
+    monkeypatch.setattr(TokenSide, "read", lambda *args, **kwargs: pytest.fail("read"))
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out"
+    ids = install(instruct_side=side, base_eos=[], target=instruct, out=out, sides=sides)
+    assert ids == eos_token_ids(instruct, sides[1]) == [4, 1]
+    assert eos_tokens(instruct, sides[1]) == ["<|end|>", "<|endoftext|>"]
+
+
+def test_an_end_of_text_without_a_token_has_no_name(instruct: Path) -> None:
+    (instruct / "config.json").write_text('{"model_type": "llama", "eos_token_id": 9999}')
+    assert eos_token_ids(instruct) == [4, 9999, 1]
+    with pytest.raises(CompatibilityError, match="ids that its tokenizer does not have") as caught:
+        eos_tokens(instruct)
+    assert caught.value.problems == ("id 9999",)
+
+
+def test_maps_must_be_the_same(tmp_path: Path, instruct: Path, tensors: Tensors) -> None:
+    other = fake_model(tmp_path / "other", tensors)
+    expected = token_map_hash(load_tokenizer(instruct))
+    assert require_same_tokens_as(instruct, other) == expected
+    fields = json.loads((other / "tokenizer.json").read_text())
+    vocab = fields["model"]["vocab"]
+    first, second = (token for token, number in vocab.items() if number in (100, 101))
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (other / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(CompatibilityError) as caught:
+        require_same_tokens_as(instruct, other, labels=("base", "instruct"))
+    assert caught.value.what.startswith("base and instruct do not have the same tokens")
+    assert [line.split(":")[0] for line in caught.value.problems] == ["id 100", "id 101"]
+
+
+def test_no_heavy_library_is_imported(side: Path, instruct: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from cpt_residual.weights.chat_contract import install\n"
+        "side, target, out = map(Path, sys.argv[1:])\n"
+        "install(instruct_side=side, base_eos=[1], target=target, out=out)\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
+    )
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", script, *map(str, (side, instruct, tmp_path / "out"))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "[]\n"

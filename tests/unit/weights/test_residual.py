@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from cpt_residual.core import disk
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.errors import ArtifactError, CompatibilityError, DiskSpaceError
+from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
 from cpt_residual.weights import reader, writer
-from cpt_residual.weights.apply import ApplyReport, apply
 from cpt_residual.weights.checkpoint import read_shard
-from cpt_residual.weights.reader import ShardReader, Streaming, map_in_order
+from cpt_residual.weights.delta import StoredDelta
+from cpt_residual.weights.merge import MergeReport, Output, merge
+from cpt_residual.weights.reader import DEFAULT_STREAMING, ShardReader, Streaming, map_in_order
 from cpt_residual.weights.residual import compute
 from cpt_residual.weights.residual_format import (
     CORRECTIONS_FILE,
@@ -27,9 +29,8 @@ from cpt_residual.weights.residual_format import (
     ResidualManifest,
     open_residual,
 )
+from cpt_residual.weights.tensors import tensor_of
 from support.pico_family import Tensors, fake_model, opened, read_all, same_bits, write_weights
-
-MAP = "ab" * 32
 
 
 def moved(tensors: Tensors, scale: float, seed: int = 1) -> Tensors:
@@ -43,11 +44,19 @@ def moved(tensors: Tensors, scale: float, seed: int = 1) -> Tensors:
 
 
 def subtract(base: Path, instruct: Path, out: Path) -> ResidualManifest:
-    return compute(opened(base, "base"), opened(instruct, "instruct"), out, token_map_hash=MAP)
+    return compute(opened(base, "base"), opened(instruct, "instruct"), out)
 
 
-def add(target: Path, residual: Path, out: Path, alpha: float = 1.0) -> ApplyReport:
-    return apply(opened(target), open_residual(residual), out, alpha=alpha, token_map_hash=MAP)
+def add(
+    target: Path,
+    residual: Path,
+    out: Path,
+    alpha: float = 1.0,
+    streaming: Streaming = DEFAULT_STREAMING,
+) -> MergeReport:
+    source = StoredDelta(open_residual(residual))
+    (report,) = merge(opened(target), source, [Output(alpha, out)], streaming=streaming)
+    return report
 
 
 @pytest.fixture
@@ -73,7 +82,7 @@ def test_the_residual_directory(family: tuple[Path, Path, Path], tensors: Tensor
     ]
     manifest = open_residual(folder).manifest
     assert manifest.bit_exact
-    assert manifest.token_map_hash == MAP
+    assert manifest.token_map_hash == token_map_hash(load_tokenizer(base))
     assert manifest.num_parameters == 108
     assert manifest.tied == {}
     assert manifest.base.shards == {"model.safetensors": file_sha256(base / "model.safetensors")}
@@ -100,7 +109,6 @@ def test_the_same_inputs_give_the_same_bytes(
         opened(base, "base"),
         opened(instruct, "instruct"),
         tmp_path / "again",
-        token_map_hash=MAP,
         streaming=Streaming(threads=1),
     )
     for path in folder.rglob("*"):
@@ -115,14 +123,8 @@ def test_the_merge_keeps_layout_index_and_metadata(
 ) -> None:
     target = fake_model(tmp_path / "target", moved(tensors, 0.02, seed=5), num_shards=3)
     seen: list[tuple[int, int, str]] = []
-    report = apply(
-        opened(target),
-        open_residual(family[2]),
-        tmp_path / "out",
-        alpha=0.5,
-        token_map_hash=MAP,
-        streaming=Streaming(progress=lambda *args: seen.append(args)),
-    )
+    streaming = Streaming(progress=lambda *args: seen.append(args))
+    report = add(target, family[2], tmp_path / "out", 0.5, streaming)
     assert seen[-1] == (108, 108, "parameters")
     index = "model.safetensors.index.json"
     assert (tmp_path / "out" / index).read_bytes() == (target / index).read_bytes()
@@ -237,21 +239,26 @@ def test_a_grown_vocabulary_says_what_is_needed(
     text = str(caught.value)
     assert text.startswith("residual does not fit target (2 of 5 tensors)")
     assert "8 rows in residual, 10 in target" in text
-    assert "needs equal token maps: use the tokenizer of the pair for CPT" in text
+    assert "--vocab-policy common_tokens" in text
+    assert "or use the tokenizer of the pair for CPT and add no tokens to it" in text
 
 
 def test_other_tokens_are_refused_although_shapes_agree(
     family: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(CompatibilityError, match="do not have the same tokens"):
-        apply(
-            opened(family[0]),
-            open_residual(family[2]),
-            tmp_path / "out",
-            alpha=1.0,
-            token_map_hash="c" * 64,
-        )
+    path = family[0] / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    ids = tokenizer["model"]["vocab"]
+    first, second = [token for token in ids if ids[token] > 100][:2]
+    ids[first], ids[second] = ids[second], ids[first]
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(CompatibilityError, match="do not have the same tokens") as caught:
+        add(family[0], family[2], tmp_path / "out")
+    assert len(caught.value.problems) == 2
+    assert f"{ids[first]}: {second!r} vs {first!r}" in "\n".join(caught.value.problems)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(CompatibilityError, match="do not have the same tokens"):
+        subtract(family[0], family[1], tmp_path / "out")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -435,4 +442,4 @@ def test_readers_share_nothing_between_blocks(tmp_path: Path, tensors: Tensors) 
             whole = tensors[entry.name].reshape(-1)
             for block in reader.blocks_of([entry], 5):
                 part = shards.read(entry, block.start, block.stop)
-                assert same_bits(part, whole[block.start : block.stop])
+                assert same_bits(tensor_of(part), whole[block.start : block.stop])

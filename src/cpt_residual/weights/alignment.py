@@ -1,0 +1,140 @@
+"""Embedding and head of a merged model whose tokens are not the residual's: row by row.
+
+`vocabulary` decides which row comes from where; here the decision is carried out block by block,
+in the coordinates of the merged model. With equal maps nothing of this is used.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.errors import CompatibilityError
+from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
+from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, Shard, TensorEntry
+from cpt_residual.weights.delta import High, Low, OpenDelta, place
+from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.reader import Block
+from cpt_residual.weights.rows import runs, width_of
+from cpt_residual.weights.rules import Sources
+from cpt_residual.weights.vocabulary import (
+    NONE,
+    Mean,
+    RowPlan,
+    is_vocabulary_tensor,
+    merge_rows,
+)
+from cpt_residual.weights.writer import layout
+
+
+@dataclass(frozen=True)
+class OutputShard:
+    """One shard of the merged model: the target's, but for vocabulary tensors that have grown."""
+
+    name: str
+    header: bytes
+    num_bytes: int
+    tensors: tuple[TensorEntry, ...]
+
+
+def output_shards(target: Checkpoint, plan: RowPlan) -> list[OutputShard]:
+    """The target's shards with `plan.num_rows` rows in every vocabulary tensor."""
+    return [_output_shard(shard, plan) for shard in target.shards]
+
+
+def output_index(target: Checkpoint, shards: list[OutputShard]) -> bytes | None:
+    """The target's index; its total_size follows the shards when they have grown."""
+    grown = sum(shard.num_bytes for shard in shards) - target.num_bytes
+    if target.index is None or not grown:
+        return target.index
+    fields = json.loads(target.index)
+    sizes = [entry.num_bytes for shard in shards for entry in shard.tensors]
+    fields.setdefault("metadata", {})["total_size"] = sum(sizes)
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def _output_shard(shard: Shard, plan: RowPlan) -> OutputShard:
+    tensors: list[tuple[str, DtypeName, Shape]] = [
+        (entry.name, entry.dtype, _shape(entry, plan)) for entry in shard.tensors
+    ]
+    if all(
+        entry.shape == shape for entry, (_, _, shape) in zip(shard.tensors, tensors, strict=True)
+    ):
+        return OutputShard(shard.name, shard.header, shard.num_bytes, shard.tensors)
+    metadata = json.loads(shard.header[8:]).get("__metadata__", {})
+    header, placed = layout(shard.name, tensors, metadata)
+    num_bytes = len(header) + sum(entry.num_bytes for entry in placed)
+    return OutputShard(shard.name, header, num_bytes, placed)
+
+
+def _shape(entry: TensorEntry, plan: RowPlan) -> tuple[int, ...]:
+    if plan.identity or not is_vocabulary_tensor(entry.name):
+        return entry.shape
+    return (plan.num_rows, *entry.shape[1:])
+
+
+@dataclass(frozen=True)
+class AlignedRule:
+    """How one vocabulary tensor is merged when maps differ: target + strength * residual where both
+    have the token, the target's row where the residual has none, `merge_rows` for instruct's own.
+
+    owner: the tensor's name in the residual. moves: which rows get the residual at all. means: the
+    target's and base's mean rows, for new_token_rows=base_mean.
+    """
+
+    entry: TensorEntry
+    owner: str
+    plan: RowPlan
+    scale: float
+    moves: npt.NDArray[np.bool_]
+    means: tuple[Mean, Mean] | None
+
+    def merge(
+        self, block: Block, target: Raw, alpha: float, out: Raw, sources: Sources
+    ) -> MergeSums:
+        """out = the merged elements of one block; `target`: the target's, 0 where it has none."""
+        width = width_of(self.entry)
+        high, low = self._residual(block, sources.delta)
+        elements = np.arange(block.start, block.stop)
+        rows = elements // width
+        start = to_float64(target)
+        merged = merged_exactly(start, high, low, alpha * self.scale)
+        new = self.plan.instruct_only[rows]
+        moved = (self.plan.residual_row[rows] != NONE) & self.moves[rows] & ~new
+        exact = np.where(moved & (high != 0.0), merged, start)
+        sums = place(target, exact, out)
+        if new.any():
+            columns = elements[new] % width
+            means = self.means and (self.means[0][columns], self.means[1][columns])
+            values = high[new].astype(np.float32)
+            out[new] = merge_rows(values, alpha=alpha, dtype=self.entry.dtype, means=means)
+        return sums
+
+    def _residual(self, block: Block, delta: OpenDelta) -> tuple[High, Low]:
+        high, low = np.zeros(block.num_elements), np.zeros(block.num_elements)
+        for part, source in runs(block, self.plan.residual_row, width_of(self.entry)):
+            if source != NONE:
+                piece = Block(self.owner, source, source + part.stop - part.start)
+                high[part], its_low = delta.parts(piece)
+                if its_low is not None:
+                    low[part] = its_low
+        return high, low
+
+
+def require_plain(recipe: MergeRecipe) -> None:
+    """CompatibilityError for recipes that ask for base rows of tokens that base may not have."""
+    if recipe.method.kind != "add" or recipe.needs_base:
+        raise CompatibilityError(
+            "With different token maps (vocab_policy=common_tokens) only plain addition is defined",
+            problems=[
+                f"{name}: {value.kind if name == 'method' else value}"
+                for name in ("method", "cpt_strength", "auto_alpha")
+                if (value := getattr(recipe, name)) != getattr(PLAIN_ADDITION, name)
+            ],
+            remedy="Rows that only some models have would need a rule of their own. Leave these at "
+            "their defaults; alpha, scales and embedding_rows work.",
+        )

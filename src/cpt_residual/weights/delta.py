@@ -1,0 +1,327 @@
+"""Where a residual comes from while it is added: a stored one, or base and instruct themselves.
+
+Both give the same bits for the same pair. `exact` is what methods compute with, `add` plain
+addition in one pass. Opened sources may be used by several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.weights import arithmetic, kernels
+from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float32, to_float64
+from cpt_residual.weights.chat_contract import eos_token_ids, eos_tokens
+from cpt_residual.weights.checkpoint import Checkpoint, Shape
+from cpt_residual.weights.compatibility import Side, require_match, side_of
+from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.methods import low_rank_rows
+from cpt_residual.weights.reader import Block, ShardReader
+from cpt_residual.weights.residual_format import (
+    BASE_MEAN,
+    LEFT,
+    MANIFEST_FILE,
+    RIGHT,
+    ResidualArtifact,
+)
+from cpt_residual.weights.rows import gather, mean_of_rows, width_of
+from cpt_residual.weights.vocabulary import (
+    Mean,
+    PairPlan,
+    Policy,
+    is_vocabulary_tensor,
+    plan_pair,
+)
+
+Exact = npt.NDArray[np.float64]
+High, Low = Exact, Exact
+
+
+class OpenDelta(Protocol):
+    """A residual whose files are open."""
+
+    def parts(self, block: Block) -> tuple[High, Low | None]:
+        """The residual as high + low (see arithmetic.exact_sum); None: all low parts are 0."""
+        ...
+
+    def add(self, block: Block, target: Raw, alpha: float, out: Raw) -> MergeSums:
+        """out = target + alpha * residual, rounded once to target's dtype."""
+        ...
+
+    def base_mean(self, name: str) -> Mean:
+        """Base's mean row over the tokens that base and instruct share, of a vocabulary tensor."""
+        ...
+
+
+class DeltaSource(Protocol):
+    """A checked residual of which no weights are read yet.
+
+    side: its shapes and facts, those of instruct; instruct_side: a folder with instruct's tokenizer
+    and configs; tokens: instruct's; base_eos: what ends base's texts, ids of instruct's map or,
+    where base has another, tokens; instruct_only: rows that are instruct's own (see
+    vocabulary.PairPlan); files: everything whose change changes it.
+    """
+
+    @property
+    def side(self) -> Side: ...
+    @property
+    def instruct_side(self) -> Path: ...
+    @property
+    def tokens(self) -> TokenSide: ...
+    @property
+    def base_eos(self) -> Sequence[int | str]: ...
+    @property
+    def instruct_only(self) -> Sequence[int]: ...
+    @property
+    def files(self) -> Sequence[Path]: ...
+    @property
+    def checkpoints(self) -> Sequence[Checkpoint]: ...
+    def opened(self) -> AbstractContextManager[OpenDelta]: ...
+
+
+@dataclass(frozen=True)
+class StoredDelta:
+    """A residual from disk, in any of its storages."""
+
+    artifact: ResidualArtifact
+
+    @property
+    def side(self) -> Side:
+        shapes = {name: record.shape for name, record in self.artifact.manifest.tensors.items()}
+        return Side(label="residual", shapes=shapes, facts=self.artifact.manifest.facts)
+
+    @property
+    def instruct_side(self) -> Path:
+        return self.artifact.instruct_folder
+
+    @property
+    def tokens(self) -> TokenSide:
+        return self._tokens
+
+    @cached_property
+    def _tokens(self) -> TokenSide:
+        return TokenSide.read(self.instruct_side)
+
+    @property
+    def base_eos(self) -> Sequence[int | str]:
+        base = self.artifact.manifest.base
+        return base.eos_token_ids if base.eos_tokens is None else base.eos_tokens
+
+    @property
+    def instruct_only(self) -> Sequence[int]:
+        return self.artifact.manifest.instruct_only
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return [
+            self.artifact.path / MANIFEST_FILE,
+            *(shard.path for shard in self.artifact.shards),
+        ]
+
+    @property
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        return ()
+
+    @contextmanager
+    def opened(self) -> Generator[OpenDelta]:
+        with ShardReader(self.artifact.shards) as reader:
+            yield _OpenStored(self.artifact, reader)
+
+
+@dataclass(frozen=True)
+class PairDelta:
+    """instruct - base, read from the two models while it is added.
+
+    Raises CompatibilityError, when it is made, for models or tokens that do not belong together."""
+
+    base: Checkpoint
+    instruct: Checkpoint
+    vocab_policy: Policy = "equal"
+
+    def __post_init__(self) -> None:
+        aligned = self.vocab_policy != "equal"
+        require_match(side_of(self.base), side_of(self.instruct), rows_may_differ=aligned)
+        _ = self.plan
+
+    @property
+    def side(self) -> Side:
+        return side_of(self.instruct)
+
+    @property
+    def tokens(self) -> TokenSide:
+        return self._tokens
+
+    @cached_property
+    def _tokens(self) -> TokenSide:
+        return TokenSide.read(self.instruct.path)
+
+    @cached_property
+    def base_tokens(self) -> TokenSide:
+        return TokenSide.read(self.base.path, like=self.tokens)
+
+    @cached_property
+    def plan(self) -> PairPlan:
+        """Which row of base belongs to which row of instruct."""
+        return plan_pair(
+            self.base_tokens,
+            self.tokens,
+            base_rows=num_vocabulary_rows(side_of(self.base).shapes),
+            instruct_rows=num_vocabulary_rows(side_of(self.instruct).shapes),
+            policy=self.vocab_policy,
+        )
+
+    @property
+    def instruct_only(self) -> Sequence[int]:
+        return self.plan.instruct_only
+
+    @property
+    def instruct_side(self) -> Path:
+        return self.instruct.path
+
+    @property
+    def base_eos(self) -> Sequence[int | str]:
+        if self.plan.identity:
+            return eos_token_ids(self.base.path, self.base_tokens)
+        return eos_tokens(self.base.path, self.base_tokens)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return [shard.path for model in self.checkpoints for shard in model.shards]
+
+    @property
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        return (self.base, self.instruct)
+
+    @contextmanager
+    def opened(self) -> Generator[OpenPair]:
+        with ShardReader(self.base.shards) as base, ShardReader(self.instruct.shards) as instruct:
+            yield OpenPair(self, base, instruct)
+
+
+class _OpenStored:
+    def __init__(self, artifact: ResidualArtifact, reader: ShardReader) -> None:
+        self._artifact, self._reader = artifact, reader
+        self._factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
+
+    def parts(self, block: Block) -> tuple[High, Low | None]:
+        record = self._artifact.manifest.tensors[block.name]
+        if record.rank is not None:
+            left, right = self._read_factors(block.name)
+            return low_rank_rows(left, right, block.start, block.stop), None
+        delta = self._read(block)
+        corrections = self._artifact.corrections(block)
+        high = delta.astype(np.float64)
+        if not corrections.count:
+            return high, None
+        at, low = corrections.index, np.zeros_like(high)
+        high[at], low[at] = arithmetic.exact_sum(delta[at], corrections.value)
+        return high, low
+
+    def add(self, block: Block, target: Raw, alpha: float, out: Raw) -> MergeSums:
+        record = self._artifact.manifest.tensors[block.name]
+        fp32_holds_it = record.rank is None and not self._artifact.corrections(block).count
+        if fp32_holds_it and target.dtype != np.float16:
+            return kernels.add(target, self._read(block), alpha, out)
+        return add_parts(target, self.parts(block), alpha, out)
+
+    def base_mean(self, name: str) -> Mean:
+        entry = self._artifact.tensors[name + BASE_MEAN]
+        return to_float64(self._reader.read(entry, 0, entry.num_elements))
+
+    def _read(self, block: Block) -> npt.NDArray[np.float32]:
+        entry = self._artifact.tensors[block.name]
+        return to_float32(self._reader.read_reusing(entry, block.start, block.stop))
+
+    def _read_factors(self, name: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        factors = self._factors.get(name)
+        if factors is None:
+            entries = [self._artifact.tensors[name + side] for side in (LEFT, RIGHT)]
+            left, right = (to_float32(self._reader.read_whole(entry)) for entry in entries)
+            factors = (left, right)
+            self._factors = {name: factors}  # one tensor at a time
+        return factors
+
+
+class OpenPair:
+    """base and instruct with their files open."""
+
+    def __init__(self, pair: PairDelta, base: ShardReader, instruct: ShardReader) -> None:
+        self.base, self.instruct, self.plan = pair.base, pair.instruct, pair.plan
+        self._base, self._instruct = base, instruct
+
+    def parts(self, block: Block) -> tuple[High, Low | None]:
+        base, instruct = self.read(block)
+        left, right = to_float32(instruct), to_float32(base)
+        high, low = arithmetic.exact_sum(left, -right)
+        high[(left == 0) & (right == 0) & np.signbit(left)] = -0.0  # as in a stored residual
+        return high, low if low.any() else None
+
+    def add(self, block: Block, target: Raw, alpha: float, out: Raw) -> MergeSums:
+        if target.dtype != np.float16:
+            base, instruct = (
+                to_float32(raw) if raw.dtype == np.float16 else raw for raw in self.read(block)
+            )
+            sums, num_inexact = kernels.add_difference(target, base, instruct, alpha, out)
+            if not num_inexact:
+                return sums
+        return add_parts(target, self.parts(block), alpha, out)
+
+    def base_mean(self, name: str) -> Mean:
+        entry = self.base.tensors[name]
+
+        def read(start: int, stop: int) -> npt.NDArray[np.float32]:
+            return to_float32(self._base.read(entry, start, stop))
+
+        return mean_of_rows(read, self.plan.common_rows, width_of(entry))
+
+    def read(self, block: Block) -> tuple[Raw, Raw]:
+        """Raw elements of (base, instruct), valid until this thread's next call; base is 0 in rows
+        that only instruct has."""
+        base = self.base.tensors[block.name]
+        instruct = self.instruct.tensors[block.name]
+        other = self._instruct.read_reusing(instruct, block.start, block.stop)
+        if self.plan.identity or not is_vocabulary_tensor(block.name):
+            return self._base.read_reusing(base, block.start, block.stop), other
+        out = np.empty(block.num_elements, dtype=RAW_DTYPES[base.dtype])
+        return gather(self._base, base, block, self.plan.base_row, out), other
+
+
+def num_vocabulary_rows(shapes: Mapping[str, Shape]) -> int:
+    """Rows of the embedding and the head; 0 for a model without either."""
+    rows = [shape[0] for name, shape in shapes.items() if shape and is_vocabulary_tensor(name)]
+    return max(rows, default=0)
+
+
+def add_parts(target: Raw, parts: tuple[High, Low | None], alpha: float, out: Raw) -> MergeSums:
+    """out = target + alpha * (high + low), rounded once to target's dtype."""
+    high, low = parts
+    exact = to_float64(target) + alpha * high
+    if low is not None:
+        exact = np.where(low != 0.0, exact + alpha * low, exact)
+    return place(target, exact, out)
+
+
+def place(target: Raw, exact: Exact, out: Raw) -> MergeSums:
+    """out = exact, rounded once to target's dtype, which may be fp16."""
+    if target.dtype != np.float16:
+        return kernels.place(target, exact, out)
+    out[:] = arithmetic.round_once(exact, "F16")
+    start, merged = to_float64(target), to_float64(out)
+    move = exact - start
+    moved = move != 0.0
+    return MergeSums(
+        target_squared=kernels.dot(start, start),
+        move_squared=kernels.dot(move, move),
+        target_dot_move=kernels.dot(start, move),
+        num_moved=int(np.count_nonzero(moved)),
+        num_lost=int(np.count_nonzero(moved & (merged == start))),
+        num_not_finite=int(np.count_nonzero(~np.isfinite(merged))),
+    )

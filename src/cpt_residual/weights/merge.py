@@ -1,0 +1,187 @@
+"""theta_target + alpha * residual, streamed shard by shard (Jindal et al. 2024, eq. 2).
+
+Guarantee: every element is the float64 value of its formula, rounded once to the target's dtype;
+alpha = 0 gives the target's weight files byte for byte; shard files, index, names and metadata are
+the target's; a stored residual and its two models give the same bytes. Several alphas share one
+pass over the inputs. Outputs appear whole or not at all; a kill loses at most the shard in work.
+Memory: a few blocks per thread. Price: one read of target and residual, one write per alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.core.disk import check_free_space
+from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.weights import arithmetic, chat_contract
+from cpt_residual.weights.alignment import output_index, require_plain
+from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
+from cpt_residual.weights.compatibility import require_match, side_of
+from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.merge_pass import Inputs, MergePass
+from cpt_residual.weights.methods import require_known_scales
+from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming, require_equal_aliases
+from cpt_residual.weights.resumable import OutputFolder
+from cpt_residual.weights.vocabulary import RowPlan, plan_target
+
+
+@dataclass(frozen=True)
+class Output:
+    """One merged model: how much of the residual, and the directory that will hold it."""
+
+    alpha: float
+    folder: Path
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Norms are Euclidean over all parameters, tied tensors once.
+
+    residual_norm: of what was added (alpha * residual for plain addition); relative_norm:
+    residual_norm / target_norm; cosine: between target and what was added; lost_share: elements
+    that were to move and that rounding left at the target's value, over all that were to move.
+    """
+
+    alpha: float
+    folder: Path
+    num_parameters: int
+    target_norm: float
+    residual_norm: float
+    relative_norm: float | None
+    cosine: float | None
+    lost_share: float
+    eos_token_ids: tuple[int, ...]
+
+
+def merge(
+    target: Checkpoint,
+    source: DeltaSource,
+    outputs: Sequence[Output],
+    *,
+    recipe: MergeRecipe = PLAIN_ADDITION,
+    base: Checkpoint | None = None,
+    streaming: Streaming = DEFAULT_STREAMING,
+) -> list[MergeReport]:
+    """Writes a merged model directory per output, with the chat contract (see chat_contract).
+
+    `base` is the model that CPT made `target` from; recipes with `needs_base` need it. Raises
+    CompatibilityError for a target that the residual does not fit, and for values that are not
+    finite; ArtifactError for an output that exists. The outputs are then untouched.
+    `chat_contract.verify_stops` is the caller's next step.
+    """
+    _require_sense(outputs, recipe, base)
+    plan = _require_fit(target, source, base, recipe, threads=streaming.threads)
+    require_known_scales(target.unique_tensors, recipe.scales)
+    job = MergePass(Inputs(target, source, base, plan), recipe, streaming)
+    with ExitStack() as stack:
+        folders = [
+            stack.enter_context(OutputFolder(output.folder, stamp=job.stamp(output.alpha)))
+            for output in outputs
+        ]
+        check_free_space(outputs[0].folder, job.num_missing_bytes(folders))
+        eos: list[int] = []
+        for folder in folders:
+            eos = chat_contract.install(
+                instruct_side=source.instruct_side,
+                base_eos=source.base_eos,
+                target=target.path,
+                out=folder.path,
+                plan=plan,
+                sides=(source.tokens, TokenSide.read(target.path, like=source.tokens)),
+            )
+            index = output_index(target, job.shards)
+            if index is not None:
+                (folder.path / INDEX_FILE).write_bytes(index)
+        job.write([output.alpha for output in outputs], folders)
+        totals = [_total(folder.done.values()) for folder in folders]
+        for folder in folders:
+            folder.publish()
+    return [
+        _report(output, sums, target.num_parameters, eos)
+        for output, sums in zip(outputs, totals, strict=True)
+    ]
+
+
+def _require_sense(outputs: Sequence[Output], recipe: MergeRecipe, base: Checkpoint | None) -> None:
+    problems = [f"alpha is {each.alpha}" for each in outputs if not math.isfinite(each.alpha)]
+    folders = [each.folder.absolute() for each in outputs]
+    problems += sorted({f"{path}: named twice" for path in folders if folders.count(path) > 1})
+    if problems or not outputs:
+        raise CompatibilityError(
+            "The outputs do not make sense",
+            problems=problems or ["there is none"],
+            remedy="Give finite numbers, 1.0 is the paper, and a directory of its own to each.",
+        )
+    if recipe.needs_base and base is None:
+        raise CompatibilityError(
+            "This recipe needs the base that CPT started from",
+            problems=[
+                f"{name}: {getattr(recipe, name)}"
+                for name in ("method", "cpt_strength", "auto_alpha")
+                if getattr(recipe, name) != getattr(PLAIN_ADDITION, name)
+            ],
+            remedy="Name it (--base), or leave these at their defaults: plain addition needs none.",
+        )
+
+
+def _require_fit(
+    target: Checkpoint,
+    source: DeltaSource,
+    base: Checkpoint | None,
+    recipe: MergeRecipe,
+    *,
+    threads: int,
+) -> RowPlan:
+    aligned = recipe.vocab_policy != "equal"
+    require_match(source.side, side_of(target), rows_may_differ=aligned)
+    plan = plan_target(
+        source.tokens,
+        TokenSide.read(target.path, like=source.tokens),
+        instruct_only=source.instruct_only,
+        residual_rows=num_vocabulary_rows(source.side.shapes),
+        target_rows=num_vocabulary_rows(side_of(target).shapes),
+        policy=recipe.vocab_policy,
+    )
+    if not plan.identity:
+        require_plain(recipe)
+    elif base is not None:
+        require_match(side_of(base), side_of(target))
+        tokens = TokenSide.read(base.path, like=source.tokens)
+        if tokens.ids != source.tokens.ids:
+            chat_contract.require_same_tokens_as(base.path, target.path, labels=("base", "target"))
+    seen: list[Checkpoint] = []
+    for model in (target, *source.checkpoints, *([base] if base else [])):
+        if model not in seen:
+            require_equal_aliases(model, threads=threads)
+            seen.append(model)
+    return plan
+
+
+def _total(parts: Iterable[MergeSums]) -> MergeSums:
+    total = MergeSums()
+    for part in parts:
+        total = total.plus(part)
+    return total
+
+
+def _report(
+    output: Output, sums: MergeSums, num_parameters: int, eos: Sequence[int]
+) -> MergeReport:
+    return MergeReport(
+        alpha=output.alpha,
+        folder=output.folder,
+        num_parameters=num_parameters,
+        target_norm=math.sqrt(sums.target_squared),
+        residual_norm=math.sqrt(sums.move_squared),
+        relative_norm=arithmetic.relative_norm(sums.move_squared, sums.target_squared),
+        cosine=arithmetic.cosine(sums.target_dot_move, sums.target_squared, sums.move_squared),
+        lost_share=sums.num_lost / sums.num_moved if sums.num_moved else 0.0,
+        eos_token_ids=tuple(eos),
+    )

@@ -1,0 +1,234 @@
+"""The work of a merge: each block read once, merged for every alpha, written, flushed, recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.modeling.side_files import CONFIG_FILE
+from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shards
+from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
+from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
+from cpt_residual.weights.delta import DeltaSource, Exact
+from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.methods import scale_of
+from cpt_residual.weights.reader import (
+    Block,
+    Scratch,
+    ShardReader,
+    Streaming,
+    blocks_of,
+    map_in_order,
+    require_finite,
+)
+from cpt_residual.weights.resumable import OutputFolder
+from cpt_residual.weights.rows import gather, mean_of_rows, width_of
+from cpt_residual.weights.rules import Sources, TensorRule, rule_for
+from cpt_residual.weights.vocabulary import Mean, RowPlan, is_vocabulary_tensor
+from cpt_residual.weights.writer import ShardWriter
+
+Rule = TensorRule | AlignedRule
+_VERSION = 1  # bump when the same inputs and recipe would give other bytes
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is read, and which row goes where."""
+
+    target: Checkpoint
+    source: DeltaSource
+    base: Checkpoint | None
+    plan: RowPlan
+
+
+class MergePass:
+    """One pass over the inputs that writes every shard that an output lacks."""
+
+    def __init__(self, inputs: Inputs, recipe: MergeRecipe, streaming: Streaming) -> None:
+        self._target, self._source, self._base = inputs.target, inputs.source, inputs.base
+        self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
+        self.shards = output_shards(inputs.target, inputs.plan)
+        self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
+
+    def stamp(self, alpha: float) -> str:
+        """The identity of an output: what was asked for, and every input file as it is now."""
+        models = [self._target, *self._source.checkpoints, *([self._base] if self._base else [])]
+        files = [model.path / CONFIG_FILE for model in models]
+        files += [shard.path for model in models for shard in model.shards]
+        files += self._source.files
+        stats = [(str(path.resolve()), path.stat()) for path in files]
+        identity = {
+            "version": _VERSION,
+            "alpha": alpha,
+            "recipe": self._recipe.model_dump(mode="json"),
+            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def num_missing_bytes(self, folders: Sequence[OutputFolder]) -> int:
+        """Bytes that are still to be written."""
+        return sum(
+            shard.num_bytes
+            for folder in folders
+            for shard in self.shards
+            if shard.name not in folder.done
+        )
+
+    def write(self, alphas: Sequence[float], folders: Sequence[OutputFolder]) -> None:
+        """Every shard that an output still lacks."""
+        wanted = list(zip(alphas, folders, strict=True))
+        num_all = sum(entry.num_elements for entry in self._entries.values())
+        num_done = 0
+        pending: list[Future[None]] = []
+        with ExitStack() as stack, ThreadPoolExecutor(1) as flusher:
+            sources = self._open(stack)
+            for shard in self.shards:
+                missing = [(a, f) for a, f in wanted if shard.name not in f.done]
+                num_shard = sum(entry.num_elements for entry in shard.tensors)
+                if missing:
+                    report = _progress_from(self._streaming, num_done, num_all)
+                    done = self._write_shard(shard, missing, sources, report)
+                    pending += [flusher.submit(_complete, *each) for each in done]
+                num_done += num_shard
+                self._streaming.progress(num_done, num_all, "parameters")
+            for future in pending:
+                future.result()
+
+    def _open(self, stack: ExitStack) -> Sources:
+        target = stack.enter_context(ShardReader(self._target.shards))
+        base = stack.enter_context(ShardReader(self._base.shards)) if self._base else None
+        delta = stack.enter_context(self._source.opened())
+
+        scratch = Scratch()
+
+        def read_target(block: Block) -> Raw:
+            entry = self._target.tensors[block.name]
+            if self._plan.identity or not is_vocabulary_tensor(block.name):
+                return target.read_reusing(entry, block.start, block.stop)
+            out = scratch.array(block.num_elements, RAW_DTYPES[entry.dtype])
+            return gather(target, entry, block, self._plan.target_row, out)
+
+        def read_base(block: Block) -> Raw:
+            assert self._base is not None
+            assert base is not None
+            entry = self._base.tensors[self._owner(block.name)]
+            return base.read_reusing(entry, block.start, block.stop)
+
+        return Sources(
+            target=read_target,
+            base=read_base if base else None,
+            delta=delta,
+            owner=self._owner,
+            special_ids=self._source.tokens.special_ids,
+            threads=self._streaming.threads,
+        )
+
+    def _owner(self, name: str) -> str:
+        return self._target.aliases.get(name, name)
+
+    def _rule(self, entry: TensorEntry, sources: Sources) -> Rule:
+        if self._plan.identity or not is_vocabulary_tensor(entry.name):
+            return rule_for(entry, self._recipe, sources)
+        means: tuple[Mean, Mean] | None = None
+        from_mean = self._recipe.new_token_rows == "base_mean"  # noqa: S105 - no password
+        if from_mean and self._plan.instruct_only.any():
+            place = Block(entry.name, 0, 0)
+
+            def read(start: int, stop: int) -> Exact:
+                return to_float64(sources.target(replace(place, start=start, stop=stop)))
+
+            target_mean = mean_of_rows(read, self._plan.common_rows, width_of(entry))
+            means = target_mean, sources.delta.base_mean(self._owner(entry.name))
+        return AlignedRule(
+            entry=entry,
+            owner=self._owner(entry.name),
+            plan=self._plan,
+            scale=scale_of(self._owner(entry.name), self._recipe.scales),
+            moves=self._moving_rows(),
+            means=means,
+        )
+
+    def _moving_rows(self) -> npt.NDArray[np.bool_]:
+        if self._recipe.embedding_rows == "all":
+            return np.ones(self._plan.num_rows, dtype=np.bool_)
+        special = self._source.tokens.special_ids.values()
+        return self._plan.rows_of(special if self._recipe.embedding_rows != "none" else ())
+
+    def _write_shard(
+        self,
+        shard: OutputShard,
+        missing: Sequence[tuple[float, OutputFolder]],
+        sources: Sources,
+        report: Callable[[int], None],
+    ) -> list[tuple[OutputFolder, str, ShardWriter, MergeSums]]:
+        writers = [
+            ShardWriter(folder.start(shard.name), header=shard.header, num_bytes=shard.num_bytes)
+            for _, folder in missing
+        ]
+        scratch = Scratch()
+        totals: list[MergeSums] = [MergeSums() for _ in missing]
+        num_done, broken = 0, list[str]()
+
+        def items() -> Iterator[tuple[Block, Rule]]:
+            for entry in shard.tensors:
+                rule = self._rule(entry, sources)
+                yield from ((block, rule) for block in blocks_of([entry]))
+
+        def merge_block(item: tuple[Block, Rule]) -> tuple[Block, list[MergeSums], str]:
+            block, rule = item
+            raw, entry = sources.target(block), self._entries[block.name]
+            out = scratch.array(raw.size, raw.dtype)
+            parts: list[MergeSums] = []
+            for (alpha, _), writer in zip(missing, writers, strict=True):
+                parts.append(rule.merge(block, raw, alpha, out, sources))
+                writer.write(entry, block.start, out)
+            bad = any(part.num_not_finite for part in parts)
+            return block, parts, _broken(block, raw, sources, self._plan) if bad else ""
+
+        try:
+            for block, parts, line in map_in_order(
+                merge_block, items(), threads=self._streaming.threads
+            ):
+                if block.name not in self._target.aliases:
+                    totals = [total.plus(part) for total, part in zip(totals, parts, strict=True)]
+                broken.extend([line] if line else [])
+                num_done += block.num_elements
+                report(num_done)
+            require_finite(broken)
+        except BaseException:
+            for writer in writers:
+                writer.close()
+            raise
+        folders = [folder for _, folder in missing]
+        return [
+            (folder, shard.name, writer, total)
+            for folder, writer, total in zip(folders, writers, totals, strict=True)
+        ]
+
+
+def _complete(folder: OutputFolder, shard: str, writer: ShardWriter, sums: MergeSums) -> None:
+    with writer:
+        writer.flush()
+    folder.complete(shard, sums)
+
+
+def _progress_from(streaming: Streaming, start: int, num_all: int) -> Callable[[int], None]:
+    return lambda num_done: streaming.progress(start + num_done, num_all, "parameters")
+
+
+def _broken(block: Block, target: Raw, sources: Sources, plan: RowPlan) -> str:
+    if not bool(np.isfinite(to_float64(target)).all()):
+        return f"{block.name}: NaN or Inf in target"
+    if not plan.identity and is_vocabulary_tensor(block.name):
+        return f"{block.name}: NaN or Inf in residual, or a result that its dtype cannot hold"
+    if not bool(np.isfinite(sources.residual(block)[0]).all()):
+        return f"{block.name}: NaN or Inf in residual"
+    return f"{block.name}: target + alpha * residual is larger than its dtype can hold"

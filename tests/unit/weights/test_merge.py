@@ -1,0 +1,314 @@
+"""What recipes do to a merged model, and how a merge survives an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cpt_residual.config.merging import Add, Dare, LowRank, MergeRecipe, Storage, Ties
+from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.weights import methods
+from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.delta import PairDelta, StoredDelta
+from cpt_residual.weights.merge import MergeReport, Output, merge
+from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.residual import compute
+from cpt_residual.weights.residual_format import open_residual
+from support.pico_family import Tensors, fake_model, opened, read_all, same_bits
+
+EMBEDDING = "model.embed_tokens.weight"
+MLP = "model.layers.0.mlp.up_proj.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+
+
+def moved(tensors: Tensors, scale: float, seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (value.float() + scale * torch.randn(value.shape, generator=generator)).to(
+            value.dtype
+        )
+        for name, value in tensors.items()
+    }
+
+
+class Family:
+    """base, instruct and target on disk, and their tensors in float64."""
+
+    def __init__(self, root: Path, tensors: Tensors) -> None:
+        self.root = root
+        parts = {
+            "base": tensors,
+            "instruct": moved(tensors, 0.05, 1),
+            "cpt": moved(tensors, 0.1, 2),
+        }
+        shards = {"base": 1, "instruct": 2, "cpt": 3}
+        for name, values in parts.items():
+            fake_model(root / name, values, num_shards=shards[name])
+        self.values = {
+            name: {key: value.double() for key, value in values.items()}
+            for name, values in parts.items()
+        }
+
+    def open(self, name: str) -> Checkpoint:
+        return opened(self.root / name, "target" if name == "cpt" else name)
+
+    @property
+    def pair(self) -> PairDelta:
+        return PairDelta(self.open("base"), self.open("instruct"))
+
+    def merge(
+        self,
+        recipe: MergeRecipe,
+        out: str = "out",
+        *,
+        alpha: float = 1.0,
+        streaming: Streaming = DEFAULT_STREAMING,
+    ) -> tuple[Tensors, MergeReport]:
+        (report,) = merge(
+            self.open("cpt"),
+            self.pair,
+            [Output(alpha, self.root / out)],
+            recipe=recipe,
+            base=self.open("base") if recipe.needs_base else None,
+            streaming=streaming,
+        )
+        return read_all(self.root / out), report
+
+    def exact(self, name: str, alpha: float = 1.0, strength: float = 1.0) -> torch.Tensor:
+        base, instruct, cpt = (self.values[role][name] for role in ("base", "instruct", "cpt"))
+        if strength == 1.0:
+            return cpt + alpha * (instruct - base)
+        return base + strength * (cpt - base) + alpha * (instruct - base)
+
+
+@pytest.fixture
+def family(tmp_path: Path, tensors: Tensors) -> Family:
+    return Family(tmp_path, tensors)
+
+
+def test_two_strengths(family: Family) -> None:
+    found, report = family.merge(MergeRecipe(cpt_strength=0.5), alpha=0.75)
+    for name, value in found.items():
+        assert same_bits(value, family.exact(name, 0.75, 0.5).to(torch.bfloat16))
+    exact = torch.cat([family.exact(name, 0.75, 0.5).flatten() for name in found])
+    start = torch.cat([family.values["cpt"][name].flatten() for name in found])
+    assert report.residual_norm == pytest.approx(float((exact - start).norm()))
+
+
+def test_no_cpt_and_all_of_the_residual_is_instruct(family: Family) -> None:
+    found, _ = family.merge(MergeRecipe(cpt_strength=0.0))
+    for name, value in found.items():
+        assert torch.equal(value.double(), family.values["instruct"][name])
+
+
+def test_scales_by_module_layer_and_glob_the_last_decides(family: Family) -> None:
+    scales = {"norm": 0.0, "mlp": 0.5, "model.layers.*.mlp.*": 2.0}
+    found, _ = family.merge(MergeRecipe(scales=scales), alpha=0.5)
+    assert torch.equal(found[NORM].double(), family.values["cpt"][NORM])
+    assert torch.equal(found[MLP], family.exact(MLP, 1.0).to(torch.bfloat16))
+    assert torch.equal(found[EMBEDDING], family.exact(EMBEDDING, 0.5).to(torch.bfloat16))
+    with pytest.raises(ConfigError, match="mpl"):
+        family.merge(MergeRecipe(scales={"mpl": 0.5}), "other")
+    assert not (family.root / "other").exists()
+
+
+@pytest.mark.parametrize("rows", ["none", "special_tokens"])
+def test_rows_of_the_embedding(family: Family, rows: str) -> None:
+    found, _ = family.merge(MergeRecipe.model_validate({"embedding_rows": rows}))
+    ids = TokenSide.read(family.root / "instruct").special_ids
+    special = len(ids) if rows == "special_tokens" else 0
+    assert sorted(ids) == list(range(len(ids)))
+    for name in (EMBEDDING, "lm_head.weight"):
+        plain = family.exact(name).to(torch.bfloat16)
+        assert torch.equal(found[name][:special], plain[:special])
+        assert torch.equal(found[name][special:].double(), family.values["cpt"][name][special:])
+    assert torch.equal(found[MLP], family.exact(MLP).to(torch.bfloat16))
+
+
+def test_dare_keeps_or_scales_every_element(family: Family) -> None:
+    recipe = MergeRecipe(method=Dare(drop_rate=0.5, seed=3))
+    found, _ = family.merge(recipe)
+    again, _ = family.merge(recipe, "again")
+    other, _ = family.merge(MergeRecipe(method=Dare(drop_rate=0.5, seed=4)), "other")
+    for name, value in found.items():
+        cpt, plain = family.values["cpt"][name], family.exact(name) - family.values["cpt"][name]
+        doubled = (cpt + 2.0 * plain).to(torch.bfloat16)
+        kept = value == doubled
+        assert torch.equal(value[~kept].double(), cpt[~kept])
+        assert same_bits(value, again[name])
+    assert any(not torch.equal(found[name], other[name]) for name in found)
+
+
+def test_ties_moves_the_base_by_what_survives(family: Family) -> None:
+    found, _ = family.merge(MergeRecipe(method=Ties(density=0.3)))
+    for name, value in found.items():
+        base, instruct, cpt = (
+            family.values[role][name].flatten().numpy() for role in ("base", "instruct", "cpt")
+        )
+        keep = methods.num_to_keep(base.size, 0.3)
+        thresholds = tuple(
+            float(np.sort(np.abs((model - base).astype(np.float32)))[-keep])
+            for model in (cpt, instruct)
+        )
+        move = methods.ties(
+            cpt - base,
+            instruct - base,
+            thresholds=(thresholds[0], thresholds[1]),
+            weights=(1.0, 1.0),
+        )
+        exact = torch.from_numpy(base + move).reshape(value.shape)
+        assert torch.equal(value, exact.to(torch.bfloat16)), name
+
+
+def test_low_rank_of_full_rank_is_plain_addition_to_fp32(family: Family) -> None:
+    found, _ = family.merge(MergeRecipe(method=LowRank(rank=4)))
+    for name, value in found.items():
+        exact = family.exact(name)
+        assert float((value.double() - exact).abs().max()) <= 2.0**-8 * float(exact.abs().max())
+    assert torch.equal(found[NORM], family.exact(NORM).to(torch.bfloat16))
+    less, _ = family.merge(MergeRecipe(method=LowRank(explained_variance=0.3)), "less")
+    assert not torch.equal(less[MLP], found[MLP])
+
+
+def test_automatic_strength_restores_the_component_along_the_residual(
+    tmp_path: Path, tensors: Tensors
+) -> None:
+    family = Family(tmp_path, {name: value.float() for name, value in tensors.items()})
+    found, _ = family.merge(MergeRecipe(auto_alpha="projection"))
+    base, instruct = family.values["base"], family.values["instruct"]
+    for name, value in found.items():
+        residual = (instruct[name] - base[name]).flatten()
+        travelled = (value.double() - base[name]).flatten()
+        cpt = (family.values["cpt"][name] - base[name]).flatten()
+        if 0.0 < 1.0 - float(cpt @ residual / (residual @ residual)) < 2.0:
+            assert float(travelled @ residual) == pytest.approx(
+                float(residual @ residual), rel=1e-4
+            )
+
+
+def test_recipes_that_need_the_base_say_so(family: Family) -> None:
+    for recipe in (
+        MergeRecipe(cpt_strength=0.5),
+        MergeRecipe(method=Ties()),
+        MergeRecipe(auto_alpha="projection"),
+    ):
+        with pytest.raises(CompatibilityError, match="needs the base that CPT started from"):
+            merge(family.open("cpt"), family.pair, [Output(1.0, family.root / "o")], recipe=recipe)
+    assert not MergeRecipe(method=Add()).needs_base
+    with pytest.raises(CompatibilityError, match="do not make sense"):
+        merge(family.open("cpt"), family.pair, [])
+    twice = [Output(1.0, family.root / "o"), Output(0.5, family.root / "o")]
+    with pytest.raises(CompatibilityError, match="o: named twice"):
+        merge(family.open("cpt"), family.pair, twice)
+
+
+# --- storages ------------------------------------------------------------------------------------
+def test_a_bf16_residual_states_what_it_loses(family: Family) -> None:
+    manifest = compute(
+        family.open("base"),
+        family.open("instruct"),
+        family.root / "r",
+        storage=Storage(dtype="bf16"),
+    )
+    stored = read_all(family.root / "r")
+    wrong, squares, errors = 0, 0.0, 0.0
+    for name, value in stored.items():
+        assert value.dtype == torch.bfloat16
+        base, instruct = family.values["base"][name], family.values["instruct"][name]
+        wrong += int(((base + value.double()).to(torch.bfloat16).double() != instruct).sum())
+        squares += float((instruct - base).square().sum())
+        errors += float((value.double() - (instruct - base)).square().sum())
+    assert wrong > 0
+    assert (manifest.num_wrong, manifest.bit_exact) == (wrong, False)
+    assert manifest.relative_error == pytest.approx((errors / squares) ** 0.5)
+    source = StoredDelta(open_residual(family.root / "r"))
+    merge(family.open("cpt"), source, [Output(1.0, family.root / "out")])
+    for name, value in read_all(family.root / "out").items():
+        exact = family.values["cpt"][name] + stored[name].double()
+        assert same_bits(value, exact.to(torch.bfloat16))
+
+
+def test_a_residual_of_low_rank(family: Family) -> None:
+    storage = Storage(low_rank=LowRank(rank=2))
+    manifest = compute(
+        family.open("base"), family.open("instruct"), family.root / "r", storage=storage
+    )
+    stored = read_all(family.root / "r")
+    assert stored[MLP + ".left"].shape == (6, 2)
+    assert stored[MLP + ".right"].shape == (2, 4)
+    assert manifest.tensors[NORM].rank is None
+    assert manifest.tensors[NORM].bit_exact
+    residual = (family.values["instruct"][MLP] - family.values["base"][MLP]).numpy()
+    left, values, right = np.linalg.svd(residual)
+    best = (left[:, :2] * values[:2]) @ right[:2]
+    expected = float(np.linalg.norm(residual - best) / np.linalg.norm(residual))
+    assert manifest.tensors[MLP].relative_error == pytest.approx(expected, rel=1e-4)
+    assert 0.0 < manifest.relative_error < 1.0
+    assert manifest.num_wrong > 0
+    source = StoredDelta(open_residual(family.root / "r"))
+    merge(family.open("cpt"), source, [Output(1.0, family.root / "out")])
+    found = read_all(family.root / "out")[MLP].double()
+    exact = family.values["cpt"][MLP] + torch.from_numpy(best)
+    assert float((found - exact).abs().max()) <= 2.0**-8 * float(exact.abs().max())
+    assert not (family.root / "r" / ".factors").exists()
+
+
+# --- interruptions -------------------------------------------------------------------------------
+class _Interrupted(BaseException):
+    """What a signal raises."""
+
+
+def _until(num_done: int) -> Streaming:
+    def progress(done: int, total: int, unit: str) -> None:
+        if done >= num_done:
+            raise _Interrupted
+
+    return Streaming(progress=progress, threads=1)
+
+
+def test_a_killed_merge_goes_on_where_it_was(family: Family) -> None:
+    whole, expected = family.merge(MergeRecipe(), "whole")
+    with pytest.raises(_Interrupted):
+        family.merge(MergeRecipe(), streaming=_until(80))
+    partial = family.root / ".out.partial"
+    assert not (family.root / "out").exists()
+    journal = json.loads((partial / ".journal.json").read_text())
+    assert 0 < len(journal["shards"]) < 3
+    times = {name: (partial / name).stat().st_mtime_ns for name in journal["shards"]}
+    found, report = family.merge(MergeRecipe())
+    for name, time in times.items():
+        assert (family.root / "out" / name).stat().st_mtime_ns == time, "not written again"
+    for name, value in whole.items():
+        assert same_bits(found[name], value)
+    assert report.residual_norm == pytest.approx(expected.residual_norm)
+    assert report.lost_share == expected.lost_share
+    assert not partial.exists()
+    assert not (family.root / "out" / ".journal.json").exists()
+
+
+@pytest.mark.parametrize("change", ["alpha", "recipe", "target", "instruct"])
+def test_other_work_does_not_go_on_with_it(family: Family, change: str) -> None:
+    with pytest.raises(_Interrupted):
+        family.merge(MergeRecipe(), streaming=_until(80))
+    for shard in (family.root / ".out.partial").glob("*.safetensors"):
+        shard.write_bytes(b"what must not be taken over")
+    if change in ("target", "instruct"):
+        name = "cpt" if change == "target" else change
+        path = next((family.root / name).glob("*.safetensors"))
+        os.utime(path, ns=(1, 1))
+    recipe = MergeRecipe(scales={"mlp": 0.5}) if change == "recipe" else MergeRecipe()
+    found, _ = family.merge(recipe, alpha=0.5 if change == "alpha" else 1.0)
+    assert found.keys() == family.values["cpt"].keys()
+
+
+def test_an_error_leaves_nothing_and_a_read_only_place_is_refused(family: Family) -> None:
+    (family.root / "file").write_text("")
+    with pytest.raises(ArtifactError, match="is not a directory"):
+        merge(family.open("cpt"), family.pair, [Output(1.0, family.root / "file" / "out")])
+    assert not list(family.root.glob(".*"))
