@@ -168,7 +168,7 @@ def test_estimates_need_no_artifact() -> None:
     stage = apply_stage(0.5)
     geometry = Geometry(base=MODEL, instruct=MODEL, base_cpt=MODEL)
     assert stage.recipe() == ApplyRecipe(alpha=0.5, merge=PLAIN_ADDITION)
-    assert residual_stage.recipe() == ResidualRecipe(storage=EXACT_STORAGE)
+    assert residual_stage.recipe() == ResidualRecipe(storage=EXACT_STORAGE, vocab_policy="equal")
     assert geometry.recipe().model_dump() == {}  # the models are inputs; nothing else decides
     assert stage.node == "apply:m"
     assert residual_stage.node == "residual:r"

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+VocabPolicy = Literal["equal", "common_tokens"]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -78,7 +79,7 @@ class MergeRecipe(_Value):
     scales: dict[str, float] = {}
     embedding_rows: Literal["all", "special_tokens", "none"] = "all"
     auto_alpha: Literal["off", "projection"] = "off"
-    vocab_policy: Literal["equal", "common_tokens"] = "equal"
+    vocab_policy: VocabPolicy = "equal"
     new_token_rows: Literal["instruct_row", "base_mean"] = "instruct_row"  # noqa: S105
 
     @property

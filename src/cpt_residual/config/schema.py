@@ -11,7 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cpt_residual.config.merging import MergeRecipe, Storage
+from cpt_residual.config.merging import (
+    EXACT_STORAGE,
+    PLAIN_ADDITION,
+    MergeRecipe,
+    Storage,
+    VocabPolicy,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -165,7 +171,7 @@ class AppliedModel(Frozen):
     target: Name
     residual: Name
     alpha: float = 1.0
-    merge: MergeRecipe = MergeRecipe()
+    merge: MergeRecipe = PLAIN_ADDITION
 
 
 Model = Annotated[
@@ -178,7 +184,8 @@ class Residual(Frozen):
 
     base: Name
     instruct: Name
-    storage: Storage = Storage()
+    storage: Storage = EXACT_STORAGE
+    vocab_policy: VocabPolicy = "equal"
 
 
 # --- evaluation ----------------------------------------------------------------------------------

@@ -205,8 +205,9 @@ class _Registry:
     def residual(self, key: str) -> ResidualStage:
         if key not in self._residuals:
             pair = self._experiment.residuals[key]
+            base, instruct = self.model(pair.base), self.model(pair.instruct)
             self._residuals[key] = ResidualStage(
-                key, self.model(pair.base), self.model(pair.instruct), pair.storage
+                key, base, instruct, pair.storage, pair.vocab_policy
             )
         return self._residuals[key]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cpt_residual.config.merging import EXACT_STORAGE, Storage
+from cpt_residual.config.merging import EXACT_STORAGE, Storage, VocabPolicy
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.stages.inputs import num_parameters_of, open_model
@@ -23,6 +23,7 @@ class ResidualRecipe(Frozen):
     """The two models are inputs."""
 
     storage: Storage
+    vocab_policy: VocabPolicy
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ResidualStage:
     base: Stage
     instruct: Stage
     storage: Storage = EXACT_STORAGE
+    vocab_policy: VocabPolicy = "equal"
 
     name: ClassVar[str] = "residual"
     version: ClassVar[int] = 2
@@ -46,7 +48,7 @@ class ResidualStage:
         return num_parameters_of(self.instruct) or num_parameters_of(self.base)
 
     def recipe(self) -> ResidualRecipe:
-        return ResidualRecipe(storage=self.storage)
+        return ResidualRecipe(storage=self.storage, vocab_policy=self.vocab_policy)
 
     def inputs(self) -> Mapping[str, Stage]:
         return {"base": self.base, "instruct": self.instruct}
@@ -71,6 +73,7 @@ class ResidualStage:
             instruct,
             work / "out",
             storage=self.storage,
+            vocab_policy=self.vocab_policy,
             streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
         )
         return {

@@ -13,13 +13,11 @@ from cpt_residual.config.schema import Frozen, PretrainedModel
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.launch.hub import MODEL_SUFFIXES, HubModel, snapshot
 from cpt_residual.weights.checkpoint import open_checkpoint
 
 __all__ = ["Source", "SourceRecipe", "source_files"]
 
-_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-_PATTERNS = [f"*{suffix}" for suffix in _SUFFIXES]
-_OTHER_COPIES = ["*/*", "consolidated*"]  # other formats of the same weights
 _NOT_WANTED = re.compile(r"^(training_args|trainer_state|adapter_|consolidated|README|LICENSE|\.)")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _BYTES_PER_PARAMETER = 2
@@ -77,7 +75,9 @@ class Source:
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         del inputs
-        folder = self._snapshot() if self.model.revision is not None else Path(self.model.source)
+        folder = Path(self.model.source)
+        if self.model.revision is not None:
+            folder = snapshot(HubModel(self.model.source, self.model.revision), role=self.key)
         # Links are the hub cache's layout; a local directory's are pinned by content.
         open_checkpoint(folder, role=self.key, links_allowed=True)
         names = source_files(folder)
@@ -119,22 +119,6 @@ class Source:
         if problems:
             _raise_changed(self.key, problems)
 
-    def _snapshot(self) -> Path:
-        """The commit's files in the hub cache, downloaded where needed; never pickles or code."""
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            folder = cast("Any", huggingface_hub).snapshot_download(
-                self.model.source,
-                revision=self.model.revision,
-                allow_patterns=_PATTERNS,
-                ignore_patterns=_OTHER_COPIES,
-            )
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            _raise_hub(self.key, self.model, error)
-        return Path(folder)
-
 
 def source_files(folder: Path) -> list[str]:
     """Names of the files that make up a model directory: the weights that are loaded, and the
@@ -145,7 +129,7 @@ def source_files(folder: Path) -> list[str]:
         path.name
         for path in folder.iterdir()
         if path.is_file()
-        and path.suffix in _SUFFIXES
+        and path.suffix in MODEL_SUFFIXES
         and path.suffix != ".safetensors"
         and not _NOT_WANTED.match(path.name)
     }
@@ -180,36 +164,3 @@ def _raise_changed(key: str, problems: list[str]) -> NoReturn:
         remedy="Local files changed since the plan was made: plan again. Files of the hub cache "
         "are damaged: remove them from the cache and run again.",
     )
-
-
-def _raise_hub(key: str, model: PretrainedModel, error: Exception) -> NoReturn:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    where = f"{model.source} at {model.revision}"
-    command = f"hf download {model.source} --revision {model.revision}"
-    if isinstance(error, GatedRepoError):
-        what, remedy = (
-            f"{key}: access to {where} is gated",
-            f"Accept its licence on https://huggingface.co/{model.source}, then `hf auth login`.",
-        )
-    elif isinstance(error, RevisionNotFoundError):
-        what, remedy = f"{key}: there is no commit {where}", "Correct its `revision`."
-    elif isinstance(error, RepositoryNotFoundError):
-        what, remedy = (
-            f"{key}: there is no model {model.source} on the hub, or it is private",
-            "Correct its `source`, or `hf auth login` with an account that may read it.",
-        )
-    elif isinstance(error, LocalEntryNotFoundError):
-        what, remedy = (
-            f"{key}: {where} is not in the hub cache, and the hub cannot be reached",
-            f"On a machine with network and the same cache, run: {command}",
-        )
-    else:
-        what, remedy = f"{key}: {where} cannot be fetched", f"Try again, or run: {command}"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise ArtifactError(what, problems=[first], remedy=remedy) from error

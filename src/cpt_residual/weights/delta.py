@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic, kernels
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float32, to_float64
@@ -36,7 +37,6 @@ from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.vocabulary import (
     Mean,
     PairPlan,
-    Policy,
     is_vocabulary_tensor,
     plan_pair,
 )
@@ -144,7 +144,7 @@ class PairDelta:
 
     base: Checkpoint
     instruct: Checkpoint
-    vocab_policy: Policy = "equal"
+    vocab_policy: VocabPolicy = "equal"
 
     def __post_init__(self) -> None:
         aligned = self.vocab_policy != "equal"

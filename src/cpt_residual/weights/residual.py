@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpt_residual.config.merging import EXACT_STORAGE, Storage
+from cpt_residual.config.merging import EXACT_STORAGE, Storage, VocabPolicy
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.hashing import file_sha256
@@ -47,7 +47,6 @@ from cpt_residual.weights.residual_format import (
     stored_as,
 )
 from cpt_residual.weights.subtraction import Tally, lossy_tally, subtract_block
-from cpt_residual.weights.vocabulary import Policy
 from cpt_residual.weights.writer import ShardWriter, fresh_directory, layout
 
 
@@ -57,7 +56,7 @@ def compute(
     out: Path,
     *,
     storage: Storage = EXACT_STORAGE,
-    vocab_policy: Policy = "equal",
+    vocab_policy: VocabPolicy = "equal",
     streaming: Streaming = DEFAULT_STREAMING,
 ) -> ResidualManifest:
     """Writes the residual directory `out` (see residual_format) and returns its manifest.

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights.arithmetic import Raw, round_once
 from cpt_residual.weights.checkpoint import DtypeName
 from cpt_residual.weights.compatibility import require_same_tokens
 
-Policy = Literal["equal", "common_tokens"]
 RowNumbers = npt.NDArray[np.int64]
 Mean = npt.NDArray[np.float64]
 NONE = -1
@@ -99,7 +99,7 @@ class RowPlan:
 
 
 def plan_pair(
-    base: TokenSide, instruct: TokenSide, *, base_rows: int, instruct_rows: int, policy: Policy
+    base: TokenSide, instruct: TokenSide, *, base_rows: int, instruct_rows: int, policy: VocabPolicy
 ) -> PairPlan:
     """Rows of the residual from rows of base and instruct.
 
@@ -128,7 +128,7 @@ def plan_target(
     instruct_only: Collection[int],
     residual_rows: int,
     target_rows: int,
-    policy: Policy,
+    policy: VocabPolicy,
 ) -> RowPlan:
     """Rows of the merged model from rows of target and residual.
 
