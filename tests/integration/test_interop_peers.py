@@ -233,9 +233,9 @@ def test_mergekit_dare_is_of_the_same_distribution(tmp_path: Path) -> None:
 def test_peft_merges_an_adapter_to_the_same_up_to_its_rounding(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """Every kind of tensor that peft writes for LoRA. Measured: peft in float32 differs in 18.6 % of
-    the elements, by 1.3e-7 of their tensor's largest at most; its float32 result for the bf16 base,
-    rounded to bf16, is ours in every element."""
+    """Every kind of tensor that peft writes for LoRA. Measured: peft in float32 differs in 18.6 %
+    of the elements, by 1.3e-7 of their tensor's largest at most; its float32 result for the bf16
+    base, rounded to bf16, is ours in every element."""
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     family = real_family(tmp_path, model_type="llama", tied=False, dtype=dtype)

@@ -22,6 +22,7 @@ from cpt_residual.report.facts import (
     Variant,
 )
 from cpt_residual.report.pairs import paired_difference
+from support.geometry_rows import cells
 
 N_PROMPTS = 194
 TYPES = (
@@ -297,4 +298,5 @@ def _geometry(drift: float, seed: int) -> Geometry:
         },
         other={"sign conflict, residual and base_cpt": 0.498},
         tensors=tuple(tensors),
+        cells=tuple(cells(4)),
     )

@@ -24,10 +24,9 @@ from cpt_residual.modeling.side_files import (
     TEMPLATE_FILES,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
-    TOKENIZER_FILES,
 )
 
-__all__ = ["TokenMap", "TokenSide", "same_token_map"]
+__all__ = ["TokenMap", "TokenSide"]
 
 _EOS = "eos_token"
 _DEFAULT = "<|endoftext|>"  # what the classes of GPT-2 and Qwen name where the files are silent
@@ -131,17 +130,6 @@ class TokenSide:
     def get_vocab(self) -> dict[str, int]:
         """The map under the name that transformers gives it (see `tokenizer.Vocabulary`)."""
         return dict(self.ids)
-
-
-def same_token_map(left: Path, right: Path) -> bool:
-    """Whether two model directories have the same id for every token.
-
-    Price: a few hashes when the files that decide the map are equal, else two reads."""
-    if _deciding(left) == _deciding(right):
-        return True
-    side = TokenSide.read(left)
-    other = TokenSide.read(right, like=side)
-    return side.map is other.map or side.ids == other.ids
 
 
 def _read_light(folder: Path, like: TokenMap | None) -> TokenSide:
@@ -272,23 +260,6 @@ def _read_with_transformers(folder: Path) -> TokenSide:
         eos_token=eos if isinstance(eos, str) else None,
         has_template=bool(cast("object", tokenizer.chat_template)),
     )
-
-
-def _deciding(folder: Path) -> object:
-    """Equal for two directories only when their maps are equal; no value equals it otherwise."""
-    try:
-        config = _json_file(folder / TOKENIZER_CONFIG_FILE)
-        model = _json_file(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
-    except _UnusualError:
-        return object()
-    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    files = {
-        name: hashlib.sha256(_bytes(folder / name)).hexdigest()
-        for name in names
-        if name != TOKENIZER_CONFIG_FILE and name not in TEMPLATE_FILES
-    }
-    fields = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MAP}
-    return files, fields, model.get("model_type"), model.get("tokenizer_class")
 
 
 def _json_file(path: Path) -> JsonObject:

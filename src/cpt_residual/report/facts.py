@@ -12,6 +12,7 @@ from typing import Literal
 
 from cpt_residual.config.schema import Goals
 from cpt_residual.evaluation.results import ResultRow
+from cpt_residual.weights.geometry import CellRow
 
 Kind = Literal[
     "base",
@@ -123,12 +124,13 @@ class TensorGeometry:
 @dataclass(frozen=True)
 class Geometry:
     """Whole-model numbers by name, and the same per tensor. `drift` maps a model to
-    norm(theta - theta_start) / norm(theta_start)."""
+    norm(theta - theta_start) / norm(theta_start). `cells`: per layer and part, for heat maps."""
 
     drift: Mapping[str, float]
     cosine: Mapping[str, float]
     other: Mapping[str, float]
     tensors: tuple[TensorGeometry, ...]
+    cells: tuple[CellRow, ...] = ()
 
 
 @dataclass(frozen=True)

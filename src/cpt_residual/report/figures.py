@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.report.facts import ReportFacts
+from cpt_residual.report.heatmaps import heatmap_figure
 from cpt_residual.report.measures import Scores
 from cpt_residual.report.score_figures import (
     alpha_figure,
@@ -71,6 +72,12 @@ def draw_figures(
             "Relative drift and cosines with the residual, per layer and module.",
             "no geometry was measured per tensor",
             lambda: geometry_figure(facts),
+        ),
+        (
+            "geometry_heatmaps",
+            "CPT of the base and the residual, per layer and part of a layer.",
+            "no geometry was measured per layer and part",
+            lambda: heatmap_figure(facts.geometry.cells) if facts.geometry else None,
         ),
         (
             "cost",

@@ -31,6 +31,7 @@ def read_geometry(path: Path, roles: RoleNames) -> Geometry:
             )
             for tensor in document.tensors
         ),
+        cells=tuple(document.cells),
     )
 
 

@@ -168,7 +168,11 @@ def _geometry(facts: ReportFacts, figures: dict[str, FigureNote]) -> list[str]:
         "drift: norm of the update that CPT made, relative to the norm of the weights before it. "
         "Cosines are between the residual and such updates, all weights taken as one vector."
     )
-    body = [_geometry_table(facts.geometry), legend, *_figures(figures, "geometry")]
+    body = [
+        _geometry_table(facts.geometry),
+        legend,
+        *_figures(figures, "geometry", "geometry_heatmaps"),
+    ]
     return _section("Geometry", body)
 
 

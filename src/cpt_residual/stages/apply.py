@@ -38,6 +38,7 @@ class Apply:
     alpha: float
     merge: MergeRecipe = field(default=MergeRecipe(), hash=False)
     base: Stage | None = None
+    ancestors: tuple[Stage, Stage] | None = None  # the residual's base and the target's, if two
 
     name: ClassVar[str] = "apply"
     version: ClassVar[int] = 2
@@ -55,7 +56,11 @@ class Apply:
 
     def inputs(self) -> Mapping[str, Stage]:
         inputs: dict[str, Stage] = {"target": self.target, "residual": self.residual}
-        return inputs | ({"base": self.base} if self.base else {})
+        if self.base:
+            inputs["base"] = self.base
+        if self.ancestors:
+            inputs["residual_base"], inputs["target_base"] = self.ancestors
+        return inputs
 
     def cost(self) -> Cost:
         num_parameters = self.num_parameters()
@@ -82,6 +87,7 @@ class Apply:
             base=open_model(inputs["base"], role="base") if self.base else None,
             streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
         )
+        ancestry = self._ancestry(inputs, ctx)
         stops = verify_stops(work / "out")
         return {
             "alpha": report.alpha,
@@ -92,5 +98,23 @@ class Apply:
             "relative_norm": report.relative_norm or 0.0,
             **({} if report.cosine is None else {"cosine": report.cosine}),
             "lost_share": report.lost_share,
+            **ancestry,
             "stops_at": " ".join(map(str, stops)),
+        }
+
+    def _ancestry(self, inputs: Mapping[str, ArtifactRef], ctx: RunContext) -> Metrics:
+        """How far the weights that the residual was made for are from those it is added to."""
+        if self.ancestors is None:
+            return {}
+        from cpt_residual.weights.ancestry import measure
+        from cpt_residual.weights.reader import Streaming
+
+        found = measure(
+            open_model(inputs["residual_base"], role="residual_base"),
+            open_model(inputs["target_base"], role="target_base"),
+            streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
+        )
+        return {
+            "ancestors_relative_distance": found.relative_distance or 0.0,
+            **({} if found.cosine is None else {"ancestors_cosine": found.cosine}),
         }

@@ -175,7 +175,27 @@ class _Registry:
     def _apply(self, key: str, model: AppliedModel) -> Apply:
         target = self.model(model.target)
         base = self._start_of(model.target) if model.merge.needs_base else None
-        return Apply(key, target, self.residual(model.residual), model.alpha, model.merge, base)
+        residual = self.residual(model.residual)
+        return Apply(
+            key,
+            target,
+            residual,
+            model.alpha,
+            model.merge,
+            base,
+            self._ancestors(model.target, residual),
+        )
+
+    def _ancestors(self, target: str, residual: ResidualStage) -> tuple[Stage, Stage] | None:
+        """The residual's base and the one that CPT made the target from, where they differ."""
+        model = self._experiment.models[target]
+        own = self.model(target)
+        if (
+            isinstance(model, TrainedModel)
+            and self._experiment.recipes[model.recipe].stage == "cpt"
+        ):
+            own = self.model(model.start)
+        return None if own is residual.base else (residual.base, own)
 
     def _start_of(self, key: str) -> Stage:
         """The model that training made `key` from."""

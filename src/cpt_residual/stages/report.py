@@ -55,7 +55,7 @@ class Report:
     geometry: Stage | None = None
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @classmethod
     def of(

@@ -18,6 +18,7 @@ from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, Shard, TensorEntry
 from cpt_residual.weights.delta import High, Low, OpenDelta, place
 from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block
 from cpt_residual.weights.rows import runs, width_of
 from cpt_residual.weights.rules import Sources
@@ -25,7 +26,6 @@ from cpt_residual.weights.vocabulary import (
     NONE,
     Mean,
     RowPlan,
-    is_vocabulary_tensor,
     merge_rows,
 )
 from cpt_residual.weights.writer import layout

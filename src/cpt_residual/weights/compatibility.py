@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.checkpoint import Checkpoint, ModelFacts, Shape
+from cpt_residual.weights.naming import is_vocabulary_tensor
 
 _MAY_BE_UNSTATED = frozenset({"rope_theta", "rms_norm_eps"})  # config.json may leave defaults out
-_VOCABULARY_SUFFIXES = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def require_match(expected: Side, found: Side, *, rows_may_differ: bool = False)
 
     def compared(side: Side, name: str) -> Shape | None:
         shape = side.shapes.get(name)
-        free = rows_may_differ and shape and name.endswith(_VOCABULARY_SUFFIXES)
+        free = rows_may_differ and shape and is_vocabulary_tensor(name)
         return (0, *shape[1:]) if free and shape else shape
 
     mismatched = [name for name in names if compared(expected, name) != compared(found, name)]
@@ -93,7 +93,7 @@ def _remedy(expected: Side, found: Side, mismatched: Sequence[str]) -> str:
     rows = [
         (expected.shapes[name][0], found.shapes[name][0])
         for name in mismatched
-        if name.endswith(_VOCABULARY_SUFFIXES)
+        if is_vocabulary_tensor(name)
         and name in expected.shapes
         and name in found.shapes
         and expected.shapes[name][1:] == found.shapes[name][1:]
@@ -102,8 +102,8 @@ def _remedy(expected: Side, found: Side, mismatched: Sequence[str]) -> str:
         left, right = rows[0]
         return (
             f"Only the vocabulary differs: {left} rows in {expected.label}, {right} in "
-            f"{found.label}. Set vocab_policy=common_tokens (--vocab-policy common_tokens) to align "
-            "rows by token, or use the tokenizer of the pair for CPT and add no tokens to it."
+            f"{found.label}. Set vocab_policy=common_tokens (--vocab-policy common_tokens) to "
+            "align rows by token, or use the tokenizer of the pair for CPT and add no tokens to it."
         )
     return "Nothing is skipped, cut or resized. Use models of one family and size."
 

@@ -25,6 +25,7 @@ from cpt_residual.weights.checkpoint import Checkpoint, Shape
 from cpt_residual.weights.compatibility import Side, require_match, side_of
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import low_rank_rows
+from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, ShardReader
 from cpt_residual.weights.residual_format import (
     BASE_MEAN,
@@ -37,7 +38,6 @@ from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.vocabulary import (
     Mean,
     PairPlan,
-    is_vocabulary_tensor,
     plan_pair,
 )
 
@@ -147,9 +147,10 @@ class PairDelta:
     vocab_policy: VocabPolicy = "equal"
 
     def __post_init__(self) -> None:
-        aligned = self.vocab_policy != "equal"
-        require_match(side_of(self.base), side_of(self.instruct), rows_may_differ=aligned)
-        _ = self.plan
+        sides = side_of(self.base), side_of(self.instruct)
+        require_match(*sides, rows_may_differ=True)
+        if self.plan.identity:  # embedding and head may still differ in their rows
+            require_match(*sides)
 
     @property
     def side(self) -> Side:

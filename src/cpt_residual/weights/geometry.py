@@ -1,9 +1,10 @@
 """The geometry of a family: how far CPT moved, how far instruction tuning did, and whether they
-point against each other. Per tensor, per module class, per layer, and over all.
+point against each other. Per tensor, per part of a layer, per module class, per layer, over all.
 
 drift = norm(theta_cpt - theta_b) / norm(theta_b) is the number to look at first: BonLM (2026) saw
-alpha = 1 help at 0.08 and hurt at 0.18. Sums are taken in float64. Price: one read of each model,
-memory of a few blocks per thread.
+alpha = 1 help at 0.08 and hurt at 0.18. Differences and sums are float64, so a difference of two
+fp32 elements is not rounded before it is squared. Price: one read of each model, memory of a few
+blocks per thread.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import Field
 
 from cpt_residual.config.schema import Frozen
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
+from cpt_residual.weights.geometry_kernels import FamilySums, family_sums
+from cpt_residual.weights.naming import ModuleClass, layer_of, module_of
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
@@ -30,15 +35,18 @@ from cpt_residual.weights.reader import (
     require_finite,
 )
 
-ModuleClass = Literal["attention", "mlp", "embeddings", "head", "norm", "other"]
 Key = TypeVar("Key")
-_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
-_CLASSES: tuple[tuple[ModuleClass, re.Pattern[str]], ...] = (  # the first that matches
-    ("norm", re.compile(r"norm|\bln_")),
-    ("head", re.compile(r"^lm_head\.")),
-    ("embeddings", re.compile(r"embed|\bwte\b|\bwpe\b")),
-    ("attention", re.compile(r"attn|attention")),
-    ("mlp", re.compile(r"mlp|feed_forward|ffn")),
+_NOTHING = FamilySums()
+_PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (  # the first that matches
+    ("q/k/v", re.compile(r"qkv|c_attn|query_key_value|W_pack")),
+    ("q", re.compile(r"\b(q_proj|q|query|wq)\b")),
+    ("k", re.compile(r"\b(k_proj|k|key|wk)\b")),
+    ("v", re.compile(r"\b(v_proj|v|value|wv)\b")),
+    ("o", re.compile(r"attn\.c_proj|\b(o_proj|o|out_proj|wo)\b|attention\.dense\b")),
+    ("gate/up", re.compile(r"gate_up")),
+    ("gate", re.compile(r"\b(gate_proj|w1)\b")),
+    ("up", re.compile(r"\b(up_proj|w3|c_fc|fc1)\b|dense_h_to_4h")),
+    ("down", re.compile(r"mlp\.c_proj|\b(down_proj|w2|fc2)\b|dense_4h_to_h")),
 )
 
 
@@ -73,34 +81,23 @@ class TensorRow(GeometryRow):
     module: ModuleClass
 
 
+class CellRow(GeometryRow):
+    """One part of one layer (see `part_of`); layer None: outside the layers."""
+
+    layer: int | None
+    module: ModuleClass
+    part: str
+
+
 class GeometryReport(Frozen):
-    """geometry.json. `modules` by module class, `layers` by layer number (all its tensors)."""
+    """geometry.json. `modules` by module class, `layers` by layer number (all its tensors),
+    `cells` by layer, module class and part: the grid of the heat maps."""
 
     total: GeometryRow
     modules: dict[str, GeometryRow]
     layers: dict[int, GeometryRow]
     tensors: list[TensorRow]
-
-
-@dataclass
-class _Sums:
-    num_parameters: int = 0
-    base_squared: float = 0.0
-    delta_squared: float = 0.0
-    residual_squared: float = 0.0
-    delta_dot_residual: float = 0.0
-    num_conflicts: int = 0
-    num_both: int = 0
-    num_lost: int = 0
-    num_updates: int = 0
-    instruct_squared: float = 0.0
-    instruct_delta_squared: float = 0.0
-    dot_deltas: float = 0.0
-    instruct_delta_dot_residual: float = 0.0
-
-    def add(self, other: _Sums) -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+    cells: list[CellRow] = Field(default_factory=list[CellRow])  # older reports have none
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def measure(family: Family, *, streaming: Streaming = DEFAULT_STREAMING) -> Geom
         require_match(side_of(family.base), side_of(model))
         require_equal_aliases(model, threads=streaming.threads)
     entries = sorted(family.base.unique_tensors.values(), key=lambda entry: entry.name)
-    sums = {entry.name: _Sums() for entry in entries}
+    sums = {entry.name: _NOTHING for entry in entries}
     num_done = 0
     with ExitStack() as stack:
         readers = {
@@ -132,69 +129,47 @@ def measure(family: Family, *, streaming: Streaming = DEFAULT_STREAMING) -> Geom
             for role, model in family.models.items()
         }
 
-        def block_sums(block: Block) -> tuple[Block, _Sums]:
+        def block_sums(block: Block) -> tuple[Block, FamilySums]:
             return block, _block_sums(family, readers, block)
 
         for block, part in map_in_order(block_sums, blocks_of(entries), threads=streaming.threads):
-            sums[block.name].add(part)
+            sums[block.name] = sums[block.name].plus(part)
             num_done += block.num_elements
             streaming.progress(num_done, family.base.num_parameters, "parameters")
     require_finite(
         f"{name}: NaN or Inf in one of {', '.join(family.models)}"
         for name, tensor in sums.items()
-        if not all(math.isfinite(getattr(tensor, field.name)) for field in fields(tensor))
+        if not all(map(math.isfinite, tensor))
     )
     return _report(sums, with_instruct_cpt=family.instruct_cpt is not None)
 
 
-def module_of(name: str) -> ModuleClass:
-    """The module class of a parameter, from its name."""
-    for module, pattern in _CLASSES:
-        if pattern.search(name):
-            return module
-    return "other"
+def part_of(name: str) -> str:
+    """The part of its module class that a parameter belongs to, from its name: q, k, v or o of
+    attention, gate, up or down of the mlp (`q/k/v`, `gate/up` where a model fuses them); the module
+    class itself for all else. A bias belongs to its weight's part; experts are one part."""
+    module = module_of(name)
+    if module in ("attention", "mlp"):
+        for part, pattern in _PARTS:
+            if pattern.search(name):
+                return part
+    return module
 
 
-def layer_of(name: str) -> int | None:
-    """The layer number of a parameter, from its name; None outside the layers."""
-    found = _LAYER.search(name)
-    return int(found.group(1)) if found else None
-
-
-def _block_sums(family: Family, readers: Mapping[str, ShardReader], block: Block) -> _Sums:
-    values = {
-        role: readers[role].read(model.tensors[block.name], block.start, block.stop)
+def _block_sums(family: Family, readers: Mapping[str, ShardReader], block: Block) -> FamilySums:
+    raw = {
+        role: readers[role].read_reusing(model.tensors[block.name], block.start, block.stop)
         for role, model in family.models.items()
     }
-    base, instruct = values["base"].float(), values["instruct"].float()
-    delta, residual = values["base_cpt"].float() - base, instruct - base
-    num_conflicts, num_both = arithmetic.num_sign_conflicts(delta, residual)
-    num_lost, num_updates = arithmetic.num_lost_to_bf16(values["base"], values["base_cpt"])
-    sums = _Sums(
-        num_parameters=block.num_elements,
-        base_squared=arithmetic.squared_norm(base),
-        delta_squared=arithmetic.squared_norm(delta),
-        residual_squared=arithmetic.squared_norm(residual),
-        delta_dot_residual=arithmetic.dot(delta, residual),
-        num_conflicts=num_conflicts,
-        num_both=num_both,
-        num_lost=num_lost,
-        num_updates=num_updates,
-        instruct_squared=arithmetic.squared_norm(instruct),
-    )
-    if "instruct_cpt" in values:
-        instruct_delta = values["instruct_cpt"].float() - instruct
-        sums.instruct_delta_squared = arithmetic.squared_norm(instruct_delta)
-        sums.dot_deltas = arithmetic.dot(delta, instruct_delta)
-        sums.instruct_delta_dot_residual = arithmetic.dot(instruct_delta, residual)
-    return sums
+    return family_sums(raw["base"], raw["instruct"], raw["base_cpt"], raw.get("instruct_cpt"))
 
 
-def _report(sums: Mapping[str, _Sums], *, with_instruct_cpt: bool) -> GeometryReport:
-    def row(part: _Sums) -> GeometryRow:
+def _report(sums: Mapping[str, FamilySums], *, with_instruct_cpt: bool) -> GeometryReport:
+    def row(part: FamilySums) -> GeometryRow:
         return _row(part, with_instruct_cpt=with_instruct_cpt)
 
     layers, total = _grouped(sums, layer_of), _grouped(sums, lambda _: "total")["total"]
+    cells = _grouped(sums, lambda name: (layer_of(name), module_of(name), part_of(name)))
     return GeometryReport(
         total=row(total),
         modules={module: row(part) for module, part in _grouped(sums, module_of).items()},
@@ -203,17 +178,21 @@ def _report(sums: Mapping[str, _Sums], *, with_instruct_cpt: bool) -> GeometryRe
             TensorRow(name=name, layer=layer_of(name), module=module_of(name), **dict(row(part)))
             for name, part in sums.items()
         ],
+        cells=[
+            CellRow(layer=layer, module=module, part=part, **dict(row(cell)))
+            for (layer, module, part), cell in cells.items()
+        ],
     )
 
 
-def _grouped(sums: Mapping[str, _Sums], key: Callable[[str], Key]) -> dict[Key, _Sums]:
-    groups: dict[Key, _Sums] = {}
+def _grouped(sums: Mapping[str, FamilySums], key: Callable[[str], Key]) -> dict[Key, FamilySums]:
+    groups: dict[Key, FamilySums] = {}
     for name, part in sums.items():
-        groups.setdefault(key(name), _Sums()).add(part)
+        groups[key(name)] = groups.get(key(name), _NOTHING).plus(part)
     return groups
 
 
-def _row(sums: _Sums, *, with_instruct_cpt: bool) -> GeometryRow:
+def _row(sums: FamilySums, *, with_instruct_cpt: bool) -> GeometryRow:
     return GeometryRow(
         num_parameters=sums.num_parameters,
         base_norm=math.sqrt(sums.base_squared),

@@ -1,4 +1,4 @@
-"""Compilation of kernels: numba, without the interpreter lock, kept on disk where that is possible."""
+"""Compilation of kernels: numba, without the interpreter lock, kept on disk where possible."""
 
 from __future__ import annotations
 

@@ -139,8 +139,7 @@ def _require_fit(
     *,
     threads: int,
 ) -> RowPlan:
-    aligned = recipe.vocab_policy != "equal"
-    require_match(source.side, side_of(target), rows_may_differ=aligned)
+    require_match(source.side, side_of(target), rows_may_differ=True)
     plan = plan_target(
         source.tokens,
         TokenSide.read(target.path, like=source.tokens),
@@ -149,9 +148,11 @@ def _require_fit(
         target_rows=num_vocabulary_rows(side_of(target).shapes),
         policy=recipe.vocab_policy,
     )
-    if not plan.identity:
+    if plan.identity:  # embedding and head may still differ in their rows
+        require_match(source.side, side_of(target))
+    else:
         require_plain(recipe)
-    elif base is not None:
+    if base is not None and recipe.needs_base:
         require_match(side_of(base), side_of(target))
         tokens = TokenSide.read(base.path, like=source.tokens)
         if tokens.ids != source.tokens.ids:

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import MergeRecipe
-from cpt_residual.modeling.side_files import CONFIG_FILE
+from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILES
 from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shards
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
 from cpt_residual.weights.delta import DeltaSource, Exact
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import scale_of
+from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import (
     Block,
     Scratch,
@@ -32,7 +33,7 @@ from cpt_residual.weights.reader import (
 from cpt_residual.weights.resumable import OutputFolder
 from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.rules import Sources, TensorRule, rule_for
-from cpt_residual.weights.vocabulary import Mean, RowPlan, is_vocabulary_tensor
+from cpt_residual.weights.vocabulary import Mean, RowPlan
 from cpt_residual.weights.writer import ShardWriter
 
 Rule = TensorRule | AlignedRule
@@ -61,7 +62,10 @@ class MergePass:
     def stamp(self, alpha: float) -> str:
         """The identity of an output: what was asked for, and every input file as it is now."""
         models = [self._target, *self._source.checkpoints, *([self._base] if self._base else [])]
-        files = [model.path / CONFIG_FILE for model in models]
+        folders = [*(model.path for model in models), self._source.instruct_side]
+        names = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES)
+        files = [folder / name for folder in folders for name in names]
+        files = [path for path in files if path.is_file()]
         files += [shard.path for model in models for shard in model.shards]
         files += self._source.files
         stats = [(str(path.resolve()), path.stat()) for path in files]

@@ -17,6 +17,11 @@ _CLASSES: tuple[tuple[ModuleClass, re.Pattern[str]], ...] = (  # the first that 
 )
 
 
+def is_vocabulary_tensor(name: str) -> bool:
+    """Whether the tensor has one row per token: the embedding and the head."""
+    return name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight"))
+
+
 def module_of(name: str) -> ModuleClass:
     """The module class of a parameter, from its name."""
     for module, pattern in _CLASSES:

@@ -20,7 +20,7 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cpt_residual.config.merging import Storage
 from cpt_residual.config.schema import Frozen
@@ -35,8 +35,8 @@ from cpt_residual.weights.checkpoint import (
     TensorEntry,
     read_shard,
 )
+from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block
-from cpt_residual.weights.vocabulary import is_vocabulary_tensor
 
 MANIFEST_FILE = "residual.json"
 CORRECTIONS_FILE = "corrections.safetensors"
@@ -107,7 +107,7 @@ class ResidualManifest(Frozen):
     num_zero_signs: int
     num_wrong: int
     relative_error: float
-    instruct_only: list[int] = []
+    instruct_only: list[int] = Field(default_factory=list)
     tensors: dict[str, TensorRecord]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.files import sync_directory, write_json_atomic
@@ -26,12 +26,12 @@ _JOURNAL = ".journal.json"
 
 class _Journal(Frozen):
     stamp: str
-    shards: dict[str, MergeSums] = {}
+    shards: dict[str, MergeSums] = Field(default_factory=dict)
 
 
 class OutputFolder:
-    """`with OutputFolder(out, stamp=...) as folder:` gives the partial directory; `publish` makes it
-    `out`. An error of the user's to mend removes the partial directory; a kill or an interrupt
+    """`with OutputFolder(out, stamp=...) as folder:` gives the partial directory; `publish` makes
+    it `out`. An error of the user's to mend removes the partial directory; a kill or an interrupt
     leaves it for the next call. Raises ArtifactError when `out` holds anything."""
 
     def __init__(self, out: Path, *, stamp: str) -> None:

@@ -31,8 +31,8 @@ from cpt_residual.weights.methods import (
     special_token_rows,
     ties,
 )
+from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, blocks_of, map_in_order
-from cpt_residual.weights.vocabulary import is_vocabulary_tensor
 
 ReadBlock = Callable[[Block], Raw]
 

@@ -24,13 +24,7 @@ from cpt_residual.weights.compatibility import require_same_tokens
 RowNumbers = npt.NDArray[np.int64]
 Mean = npt.NDArray[np.float64]
 NONE = -1
-_VOCABULARY_SUFFIXES = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 _NUM_SHOWN = 10
-
-
-def is_vocabulary_tensor(name: str) -> bool:
-    """Whether the tensor has one row per token: the embedding and the head."""
-    return name.endswith(_VOCABULARY_SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -11,76 +11,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tokenizers import AddedToken
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer, special_tokens_of
 from cpt_residual.weights.chat_contract import copy_instruct_side, install, verify_stops
+from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.vocabulary import (
     NONE,
     RowPlan,
-    is_vocabulary_tensor,
     merge_rows,
     plan_pair,
     plan_target,
 )
-from support.training import PICO, write_model
-
-CHAT_ML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def grow(folder: Path, *, num_rows: int, scale: float) -> None:
-    """Move the weights, and give embedding and head `num_rows` rows."""
-    file = folder / "model.safetensors"
-    random = np.random.default_rng(num_rows)
-    tensors = {}
-    for name, value in load_file(file).items():
-        rows = [(0, num_rows - len(value)), (0, 0)] if is_vocabulary_tensor(name) else [(0, 0)]
-        wide = np.pad(value, rows if value.ndim == len(rows) else [(0, 0)] * value.ndim)
-        noise = random.standard_normal(wide.shape, dtype=np.float32)
-        tensors[name] = wide + np.float32(scale) * noise
-    save_file(tensors, file, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": num_rows}))
+from support.grown_family import CHAT_ML, grown_family
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A base without chat tokens, its instruct with ChatML added, its CPT with other tokens."""
-    root = tmp_path_factory.mktemp("family")
-    folders = {role: root / role for role in ("base", "instruct", "target")}
-    architecture = PICO.model_copy(update={"model_type": request.param})
-    write_model(folders["base"], architecture=architecture)
-    for role in ("instruct", "target"):
-        shutil.copytree(folders["base"], folders[role])
-        tokenizer = load_tokenizer(folders[role])
-        if role == "instruct":
-            extra = ["<|user|>", "<|assistant|>", "<|end|>", "<|im_start|>"]
-            tokenizer.add_special_tokens({"extra_special_tokens": extra, "eos_token": "<|im_end|>"})
-            tokenizer.add_tokens([AddedToken("<tool>", normalized=False, special=False)])
-            tokenizer.chat_template = CHAT_ML
-        else:
-            tokenizer.add_tokens([AddedToken("<code>", normalized=False), "Städte"])
-        tokenizer.save_pretrained(str(folders[role]))
-        grow(folders[role], num_rows=len(tokenizer), scale=0.01)
-    ids = TokenSide.read(folders["instruct"]).ids
-    generation = {
-        "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
-        "pad_token_id": ids["<|im_start|>"],
-        "suppress_tokens": [ids["<tool>"]],
-        "temperature": 0.5,
-    }
-    (folders["instruct"] / "generation_config.json").write_text(json.dumps(generation))
-    config = json.loads((folders["instruct"] / "config.json").read_text())
-    config |= {"pad_token_id": ids["<|im_start|>"], "bos_token_id": None}
-    (folders["instruct"] / "config.json").write_text(json.dumps(config))
-    return folders
+    return grown_family(tmp_path_factory.mktemp("family"), model_type=request.param)
 
 
 def plan_of(family: Mapping[str, Path]) -> tuple[RowPlan, tuple[TokenSide, TokenSide]]:

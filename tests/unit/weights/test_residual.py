@@ -237,10 +237,18 @@ def test_a_grown_vocabulary_says_what_is_needed(
     with pytest.raises(CompatibilityError) as caught:
         add(target, family[2], tmp_path / "out")
     text = str(caught.value)
-    assert text.startswith("residual does not fit target (2 of 5 tensors)")
-    assert "8 rows in residual, 10 in target" in text
+    assert text.startswith("residual and target have the same tokens but not the same number of")
+    assert "rows (8 vs 10)" in text
     assert "--vocab-policy common_tokens" in text
-    assert "or use the tokenizer of the pair for CPT and add no tokens to it" in text
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:9]
+    uneven = fake_model(tmp_path / "uneven", tensors)
+    source = fake_model(tmp_path / "source", tensors)
+    del tensors["lm_head.weight"]
+    tensors["lm_head.weight"] = torch.zeros(7, 4, dtype=torch.bfloat16)
+    other = fake_model(tmp_path / "other", tensors)
+    subtract(uneven, source, tmp_path / "fits")
+    with pytest.raises(CompatibilityError, match="base does not fit instruct"):
+        subtract(uneven, other, tmp_path / "r2")
 
 
 def test_other_tokens_are_refused_although_shapes_agree(

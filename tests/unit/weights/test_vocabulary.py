@@ -9,11 +9,11 @@ import pytest
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import TokenMap, TokenSide
+from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.vocabulary import (
     NONE,
     PairPlan,
     RowPlan,
-    is_vocabulary_tensor,
     mean_row,
     merge_rows,
     plan_pair,

@@ -1,0 +1,291 @@
+"""A LoRA adapter (Hu et al. 2022) as a CPT target: base + scale * B @ A, exactly.
+
+The product and the sum are float64, rounded once per element to the base's dtype. peft's own merge
+rounds the product, its scaled value and the sum, each to the dtype that the model is loaded in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
+from cpt_residual.core.disk import check_free_space
+from cpt_residual.core.files import write_json_atomic
+from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.side_files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    copy_files,
+    json_object,
+    read_json_object,
+)
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.weights import arithmetic
+from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
+from cpt_residual.weights.checkpoint import (
+    INDEX_FILE,
+    Checkpoint,
+    Shape,
+    Shard,
+    TensorEntry,
+    read_shard,
+)
+from cpt_residual.weights.interop.adapter_config import (
+    ADAPTER_CONFIG_FILE,
+    AdapterConfig,
+    read_adapter_config,
+)
+from cpt_residual.weights.interop.adapter_tensors import AdapterTensors, sort_tensors
+from cpt_residual.weights.methods import low_rank_rows
+from cpt_residual.weights.naming import is_vocabulary_tensor
+from cpt_residual.weights.reader import (
+    DEFAULT_STREAMING,
+    Block,
+    ShardReader,
+    Streaming,
+    blocks_of,
+    map_in_order,
+    require_equal_aliases,
+    require_finite,
+)
+from cpt_residual.weights.writer import ShardWriter, fresh_directory, layout
+
+ADAPTER_FILE = "adapter_model.safetensors"
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+Factor = npt.NDArray[np.float32]
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a PEFT adapter and no model."""
+    return (path / ADAPTER_CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file()
+
+
+def merge_adapter(
+    adapter: Path, base: Checkpoint, out: Path, *, streaming: Streaming = DEFAULT_STREAMING
+) -> Path:
+    """Writes the model directory `out`: `base` with the LoRA of the folder `adapter` merged in.
+
+    Every element is float64 base + scale * B @ A rounded once to base's dtype; elements that the
+    adapter does not move keep base's bits. Tensors that the adapter stores whole (modules_to_save)
+    replace base's. Shards, names and metadata are base's; the tokenizer is the adapter's own where
+    it has one, with as many embedding rows as the adapter stores. Returns `out`. Memory: one
+    module's factors and a few blocks per thread.
+
+    Raises CompatibilityError for an adapter that does not fit or is not a plain LoRA (every reason
+    is named), and for values that are not finite; ArtifactError for broken files and an `out` that
+    exists. Nothing is written then. That `adapter` was trained on this very base cannot be proven;
+    names and shapes are checked.
+    """
+    config = read_adapter_config(adapter)
+    shard = _open_weights(adapter)
+    tensors = sort_tensors(shard, config, base)
+    require_equal_aliases(base, threads=streaming.threads)
+    tokenizer = adapter if any((adapter / name).is_file() for name in _VOCABULARY_FILES) else None
+    _require_rows_for_tokens(tokenizer, tensors, base)
+    with fresh_directory(out) as folder, ExitStack() as stack:
+        check_free_space(folder, base.num_bytes)
+        merged = _Merged(
+            base,
+            tensors,
+            config,
+            stack.enter_context(ShardReader(base.shards)),
+            stack.enter_context(ShardReader([shard])),
+        )
+        merged.require_equal_ties()
+        merged.write(folder, streaming)
+        _write_side_files(base, tokenizer, merged, folder)
+    return out
+
+
+def _open_weights(adapter: Path) -> Shard:
+    if not (adapter / ADAPTER_FILE).is_file() and (adapter / "adapter_model.bin").is_file():
+        raise CompatibilityError(
+            f"adapter: {adapter} holds pickle weights only (adapter_model.bin)",
+            remedy="Pickle files can run code and are never opened. Save the adapter as "
+            "safetensors (save_pretrained does).",
+        )
+    return read_shard(adapter / ADAPTER_FILE)
+
+
+class _Merged:
+    """The merged model's tensors, computed block by block."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        tensors: AdapterTensors,
+        config: AdapterConfig,
+        base_reader: ShardReader,
+        adapter_reader: ShardReader,
+    ) -> None:
+        self._base, self._tensors, self._config = base, tensors, config
+        self._base_reader, self._reader = base_reader, adapter_reader
+
+    def shape(self, entry: TensorEntry) -> Shape:
+        """The merged tensor's shape: base's, or that of the tensor that replaces it."""
+        whole = self._tensors.whole.get(self._owner(entry.name))
+        return entry.shape if whole is None else whole.shape
+
+    def write(self, folder: Path, streaming: Streaming) -> None:
+        num_all = sum(entry.num_elements for entry in self._base.tensors.values())
+        num_done, broken = 0, list[str]()
+        for shard in self._base.shards:
+            header, entries = self._layout(shard)
+            num_bytes = len(header) + sum(entry.num_bytes for entry in entries)
+            with ShardWriter(folder / shard.name, header=header, num_bytes=num_bytes) as writer:
+                for entry in entries:
+                    source = self._source(entry)
+
+                    def merge(
+                        block: Block, source: _Source = source, entry: TensorEntry = entry
+                    ) -> tuple[int, bool]:
+                        values = source.block(block, entry)
+                        writer.write(entry, block.start, values)
+                        return block.num_elements, bool(np.isfinite(to_float32(values)).all())
+
+                    for count, finite in map_in_order(
+                        merge, blocks_of([entry]), threads=streaming.threads
+                    ):
+                        num_done += count
+                        broken += [] if finite else [f"{entry.name}: NaN or Inf"]
+                        streaming.progress(num_done, num_all, "parameters")
+                writer.flush()
+        require_finite(broken)
+
+    def require_equal_ties(self) -> None:
+        """Refuses a head and an embedding that differ while config.json ties them."""
+        for alias, owner in self._tensors.tied.items():
+            left, right = (self._tensors.whole[name] for name in (alias, owner))
+            same = left.shape == right.shape and all(
+                np.array_equal(
+                    to_float32(self._reader.read(left, block.start, block.stop)),
+                    to_float32(self._reader.read(right, block.start, block.stop)),
+                )
+                for block in blocks_of([left])
+            )
+            if not same:
+                raise CompatibilityError(
+                    f"adapter: {alias} is stored with other values than {owner}",
+                    remedy="The base ties them (tie_word_embeddings), so no model of its kind "
+                    "holds both. Merge with peft into a model that is not tied.",
+                )
+
+    def _layout(self, shard: Shard) -> tuple[bytes, tuple[TensorEntry, ...]]:
+        if all(self.shape(entry) == entry.shape for entry in shard.tensors):
+            return shard.header, shard.tensors
+        metadata = json_object(shard.header[8:]).get("__metadata__")
+        return layout(
+            shard.name,
+            [(entry.name, entry.dtype, self.shape(entry)) for entry in shard.tensors],
+            {key: str(value) for key, value in metadata.items()}
+            if isinstance(metadata, dict)
+            else {},
+        )
+
+    def _source(self, entry: TensorEntry) -> _Source:
+        name = self._owner(entry.name)
+        whole = self._tensors.whole.get(name)
+        reader = self._base_reader if whole is None else self._reader
+        stored = self._base.tensors[entry.name] if whole is None else whole
+        pair = self._tensors.pairs.get(name)
+        if pair is None:
+            return _Source(reader, stored)
+        left, right = (
+            to_float32(self._reader.read_whole(part)) for part in (pair.left, pair.right)
+        )
+        if pair.embedding or self._config.fan_in_fan_out:  # the weight is (B @ A) transposed
+            left, right = right.T, left.T
+        return _Source(reader, stored, left, right, self._config.scale(pair.module))
+
+    def _owner(self, name: str) -> str:
+        return self._base.aliases.get(name, name)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where one merged tensor comes from: a stored tensor, plus scale * left @ right."""
+
+    reader: ShardReader
+    stored: TensorEntry
+    left: Factor | None = None
+    right: Factor | None = None
+    scale: float = 0.0
+
+    def block(self, block: Block, entry: TensorEntry) -> Raw:
+        """The merged elements of one block, in the dtype of `entry`."""
+        raw = self.reader.read(self.stored, block.start, block.stop)
+        if self.left is None or self.right is None:
+            if self.stored.dtype == entry.dtype:
+                return raw
+            return arithmetic.round_once(to_float64(raw), entry.dtype)
+        delta = self.scale * low_rank_rows(self.left, self.right, block.start, block.stop)
+        start = to_float64(raw)
+        # an element that does not move keeps its bits, the sign of zero too
+        return arithmetic.round_once(np.where(delta == 0.0, start, start + delta), entry.dtype)
+
+
+def _require_rows_for_tokens(
+    tokenizer: Path | None, tensors: AdapterTensors, base: Checkpoint
+) -> None:
+    """Refuses a tokenizer with more tokens than the merged model has embedding rows."""
+    if tokenizer is None:
+        return
+    num_ids = max(TokenSide.read(tokenizer).ids.values(), default=-1) + 1
+    problems = [
+        f"{name}: {shape[0]} rows"
+        for name, shape in tensors.merged_shapes(base).items()
+        if is_vocabulary_tensor(name) and shape[0] < num_ids
+    ]
+    if problems:
+        raise CompatibilityError(
+            f"adapter: its tokenizer has {num_ids} ids, the merged model fewer rows",
+            problems=problems,
+            remedy="The rows of the added tokens are not in the adapter. Save it again with "
+            "save_embedding_layers=True, or remove the tokenizer files that do not belong to it.",
+        )
+
+
+def _write_side_files(
+    base: Checkpoint, tokenizer: Path | None, merged: _Merged, folder: Path
+) -> None:
+    from cpt_residual.modeling.chat import CHAT_FOLDER  # brings transformers
+
+    copy_files(base.path, folder, (CONFIG_FILE, GENERATION_FILE))
+    copy_files(tokenizer or base.path, folder, TOKENIZER_FILES)
+    if (base.path / CHAT_FOLDER).is_dir():
+        shutil.copytree(base.path / CHAT_FOLDER, folder / CHAT_FOLDER)
+    rows = {
+        merged.shape(entry)[0]
+        for entry in base.tensors.values()
+        if merged.shape(entry) != entry.shape
+    }
+    if base.index is not None and not rows:
+        (folder / INDEX_FILE).write_bytes(base.index)
+    if not rows:
+        return
+    config = read_json_object(base.path / CONFIG_FILE, "base")
+    write_json_atomic(folder / CONFIG_FILE, {**config, "vocab_size": rows.pop()})
+    if base.index is not None:
+        write_json_atomic(folder / INDEX_FILE, _index_with_size(base, merged))
+
+
+def _index_with_size(base: Checkpoint, merged: _Merged) -> dict[str, JsonValue]:
+    assert base.index is not None
+    index: dict[str, JsonValue] = json.loads(base.index)
+    sizes = [
+        int(np.prod(merged.shape(entry), dtype=np.int64)) * entry.item_size
+        for entry in base.tensors.values()
+    ]
+    metadata = index.get("metadata")
+    kept: Mapping[str, JsonValue] = metadata if isinstance(metadata, dict) else {}
+    return {**index, "metadata": {**kept, "total_size": sum(sizes)}}

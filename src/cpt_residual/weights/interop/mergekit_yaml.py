@@ -1,0 +1,208 @@
+"""A mergekit configuration (0.1.5) that computes the same formula, where there is one.
+
+target + alpha * residual is mergekit's task_arithmetic around base with weights lambda (target) and
+alpha (instruct). Settings that differ per tensor become filters with whole tensor names, longest
+first, because mergekit takes the first filter that is part of a name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
+from cpt_residual.errors import CompatibilityError, ConfigError
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.weights import chat_contract
+from cpt_residual.weights.checkpoint import Checkpoint, DtypeName
+from cpt_residual.weights.compatibility import require_match, side_of
+from cpt_residual.weights.methods import num_to_keep, require_known_scales, scale_of
+from cpt_residual.weights.naming import is_vocabulary_tensor
+
+Setting = float | list[dict[str, str | float]]
+Parameters = dict[str, Setting]
+
+_TORCH_NAMES: Mapping[DtypeName, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_PLAIN = MergeRecipe()
+_ALWAYS = [
+    "written by cpt_residual for mergekit 0.1.5",
+    "differs: mergekit rounds every step to `dtype` and the sum once more to `out_dtype`;",
+    "  cpt_residual computes in float64 and rounds once",
+    "differs: no union of the end-of-text ids of base and instruct, config.json and",
+    "  generation_config.json are base's: set eos_token_id and the generation config by hand",
+]
+
+
+def mergekit_yaml(
+    *,
+    base: Checkpoint,
+    instruct: Checkpoint,
+    target: Checkpoint,
+    alpha: float,
+    recipe: MergeRecipe = _PLAIN,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> str:
+    """YAML for `mergekit-yaml`; comments say what differs. `dtype` is that of mergekit's
+    arithmetic; the output has the dtype of most of the target's tensors.
+
+    add: base + cpt_strength * (target - base) + alpha * scale * (instruct - base).
+    ties: where alpha * scale = cpt_strength everywhere, which is when both definitions agree.
+    dare: the same distribution, not the same elements (mergekit's choice has no seed per element).
+
+    Raises CompatibilityError that names everything that mergekit has no equivalent for, and for
+    models that do not belong together.
+    """
+    require_match(side_of(base), side_of(instruct))
+    require_match(side_of(base), side_of(target))
+    for other in (base, target):
+        labels = ("instruct", other.role)
+        chat_contract.require_same_tokens_as(instruct.path, other.path, labels=labels)
+    require_known_scales(target.unique_tensors, recipe.scales)
+    if not math.isfinite(alpha):
+        raise ConfigError(f"alpha is {alpha}", remedy="Give a finite number; 1.0 is the paper.")
+    strengths = _strengths(target, alpha, recipe)
+    problems = _without_equivalent(recipe, strengths)
+    if problems:
+        raise CompatibilityError(
+            f"mergekit has no equivalent for {len(problems)} setting(s)",
+            problems=problems,
+            remedy="Merge with cpt-residual instead, or leave them at their defaults.",
+        )
+    comments = list(_ALWAYS)
+    method, parts, further = _method(target, recipe, strengths, comments)
+    fields: dict[str, object] = {
+        "merge_method": method,
+        "base_model": str(base.path),
+        "models": [
+            {"model": str(model.path), "parameters": parameters}
+            for model, parameters in zip((target, instruct), parts, strict=True)
+        ],
+        **({"parameters": further} if further else {}),
+        "dtype": dtype,
+        "out_dtype": _main_dtype(target),
+        **_tokenizer(instruct, target, comments),
+    }
+    return _dump(comments, fields)
+
+
+def _dump(comments: list[str], fields: Mapping[str, object]) -> str:
+    import yaml
+
+    head = "".join(f"# {line}\n" for line in comments)
+    return head + yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _strengths(target: Checkpoint, alpha: float, recipe: MergeRecipe) -> dict[str, float]:
+    """alpha * scale of every stored tensor; rows that get nothing are whole tensors here."""
+    strengths: dict[str, float] = {}
+    for name in target.tensors:
+        owner = target.aliases.get(name, name)
+        skipped = recipe.embedding_rows == "none" and is_vocabulary_tensor(owner)
+        strengths[name] = 0.0 if skipped else alpha * scale_of(owner, recipe.scales)
+    return strengths
+
+
+def _without_equivalent(recipe: MergeRecipe, strengths: Mapping[str, float]) -> list[str]:
+    problems: list[str] = []
+    if recipe.embedding_rows == "special_tokens":
+        problems.append("embedding_rows: special_tokens (mergekit's weights are per tensor)")
+    if recipe.auto_alpha != "off":
+        problems.append(f"auto_alpha: {recipe.auto_alpha}")
+    if recipe.vocab_policy != "equal":
+        problems.append(
+            f"vocab_policy: {recipe.vocab_policy} (its tokenizer union is another rule)"
+        )
+    if isinstance(recipe.method, LowRank):
+        problems.append("method: low_rank")
+    if isinstance(recipe.method, Ties):
+        values = {recipe.cpt_strength, *strengths.values()}
+        if len(values) > 1 or min(values) <= 0.0:
+            problems.append(
+                "method: ties with cpt_strength "
+                f"{recipe.cpt_strength} and alpha * scale {sorted(set(strengths.values()))}: "
+                "mergekit's mean is weighted, the same only where all are one positive number"
+            )
+    return problems
+
+
+def _method(
+    target: Checkpoint,
+    recipe: MergeRecipe,
+    strengths: Mapping[str, float],
+    comments: list[str],
+) -> tuple[str, tuple[Parameters, Parameters], Parameters]:
+    """The method's name, the parameters of target and instruct, and those of all."""
+    if isinstance(recipe.method, Ties):
+        comments += [
+            "differs: elements where the two weighted deltas cancel exactly take the positive one",
+            "  (cpt_residual: none); of several at the trimming threshold only some are kept",
+        ]
+        density = _per_tensor(
+            {
+                name: _density(entry.num_elements, recipe.method.density)
+                for name, entry in target.tensors.items()
+            }
+        )
+        parts: Parameters = {"weight": 1.0, "density": density}
+        return "ties", (parts, parts.copy()), {"normalize": True, "lambda": recipe.cpt_strength}
+    if isinstance(recipe.method, Dare):
+        comments += [
+            "differs: which elements are dropped is drawn anew in every run (same rate, another",
+            f"  choice than seed {recipe.method.seed} of cpt_residual)",
+        ]
+        kept = 1.0 - recipe.method.drop_rate
+        weight = _per_tensor({name: value / kept for name, value in strengths.items()})
+        return (
+            "dare_linear",
+            (
+                {"weight": recipe.cpt_strength, "density": 1.0},
+                {"weight": weight, "density": kept},
+            ),
+            {"normalize": False, "rescale": False},  # weight has 1 / (1 - drop_rate) already
+        )
+    parts = {"weight": recipe.cpt_strength}
+    return "task_arithmetic", (parts, {"weight": _per_tensor(strengths)}), {"normalize": False}
+
+
+def _density(num_elements: int, density: float) -> float:
+    """A density of which mergekit keeps as many elements as we do: it takes the whole part of
+    density * elements, we the next whole number."""
+    num_kept = num_to_keep(num_elements, density)
+    return 1.0 if num_kept >= num_elements else (num_kept + 0.5) / num_elements
+
+
+def _per_tensor(values: Mapping[str, float]) -> Setting:
+    """One number for all, or a number per tensor that differs from the most frequent one."""
+    (common, _), *_ = Counter(values.values()).most_common(1)
+    if len(set(values.values())) == 1:
+        return common
+    special = {name for name, value in values.items() if value != common}
+    longest_first = sorted(values, key=lambda name: (-len(name), name))
+    filters: list[dict[str, str | float]] = [
+        {"filter": name, "value": values[name]}
+        for name in longest_first
+        if any(part in name for part in special)
+    ]
+    return [*filters, {"value": common}]
+
+
+def _main_dtype(target: Checkpoint) -> str:
+    sizes: Counter[DtypeName] = Counter()
+    for entry in target.tensors.values():
+        sizes[entry.dtype] += entry.num_elements
+    return _TORCH_NAMES[sizes.most_common(1)[0][0]]
+
+
+def _tokenizer(instruct: Checkpoint, target: Checkpoint, comments: list[str]) -> dict[str, str]:
+    """instruct's tokenizer, where mergekit would not cut the embedding to its number of tokens."""
+    num_ids = max(TokenSide.read(instruct.path).ids.values(), default=-1) + 1
+    rows = {e.shape[0] for name, e in target.tensors.items() if is_vocabulary_tensor(name)}
+    if rows == {num_ids}:
+        return {"tokenizer_source": str(instruct.path)}
+    comments += [
+        f"differs: no tokenizer_source ({num_ids} tokens, {sorted(rows)} rows: mergekit would cut",
+        "  the embedding); copy instruct's tokenizer files and chat template into the output",
+    ]
+    return {}
