@@ -1,0 +1,175 @@
+"""Who takes part in `weights.py`: commands, what they read, and what they need beforehand."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from weights_family import Family
+from weights_peers import Command, Peers
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+COPY = Path(__file__).with_name("weights_copy.py")
+OURS = ("compute", "apply", "direct", "four_alphas")
+_COPY_THREADS = (2, 4)
+_COPY_BLOCKS_MIB = (4, 16)
+_SLACK = 1 << 30
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One measured program. Of several `settings` the fastest is found first, then used.
+
+    `merges`: it writes a merged model, whose elements can be checked.
+    """
+
+    name: str
+    kind: Literal["limit", "ours", "peer"]
+    settings: Mapping[str, Command]
+    reads: tuple[Path, ...]
+    written_bytes: int
+    merges: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A residual that some contender reads, computed before anything is measured."""
+
+    folder: Path
+    compute: Command
+    num_bytes: int
+
+
+Line = tuple[list[Contender], list[Stored]]
+
+
+def cpt_residual_program() -> list[str]:
+    """How a user starts ours: the script beside this interpreter."""
+    script = Path(sys.executable).with_name("cpt-residual")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "cpt_residual.cli"]
+
+
+def limits(family: Family) -> list[Contender]:
+    """Copies: reading three file sets and writing one, and writing four."""
+    sets = (family.base_cpt, family.base, family.instruct)
+    return [
+        Contender(
+            name=name,
+            kind="limit",
+            settings={
+                f"{threads} threads, blocks of {mib} MiB": _copy(family, sets, num, threads, mib)
+                for threads, mib in product(_COPY_THREADS, _COPY_BLOCKS_MIB)
+            },
+            reads=sets,
+            written_bytes=num * family.size.num_bytes,
+        )
+        for name, num in (("copy", 1), ("copy_four", len(ALPHAS)))
+    ]
+
+
+def ours(family: Family, kept: Path) -> Line:
+    """The program as a user runs it, without the check after writing that loads the model."""
+    b, i, t = family.base, family.instruct, family.base_cpt
+    one, four = family.size.num_bytes, len(ALPHAS) * family.size.num_bytes
+    residual = kept / "ours"
+    pair = [f"--base={b}", f"--instruct={i}"]
+    compute = _ours(["compute", *pair])
+    stored = [f"--target={t}", f"--residual={residual}", "--alpha=1.0", "--no-verify"]
+    once = [f"--target={t}", *pair, "--alpha=1.0", "--no-verify"]
+    several = [f"--target={t}", *pair, *(f"--alpha={a}" for a in ALPHAS), "--no-verify"]
+    contenders = [
+        Contender("compute", "ours", {"fp32 residual": compute}, (b, i), 2 * one),
+        Contender(
+            "apply", "ours", {"": _ours(["apply", *stored])}, (residual, t), one, merges=True
+        ),
+        Contender("direct", "ours", {"": _ours(["apply", *once])}, (b, i, t), one, merges=True),
+        Contender("four_alphas", "ours", {"": _ours(["apply", *several])}, (b, i, t), four),
+    ]
+    return contenders, [Stored(residual, compute, 2 * one)]
+
+
+def ours_with_check(family: Family) -> Contender:
+    """Direct apply with the check that loads the written model and shows that it stops."""
+    pair = [f"--base={family.base}", f"--instruct={family.instruct}"]
+    command = _ours(["apply", f"--target={family.base_cpt}", *pair, "--alpha=1.0"])
+    reads = (family.base, family.instruct, family.base_cpt)
+    return Contender("direct_checked", "ours", {"": command}, reads, family.size.num_bytes)
+
+
+def peers(family: Family, kept: Path, environments: Peers) -> Line:
+    """mergekit; `residuals` with its documented fp32 and in bf16 (whose residual is not exact)."""
+    contenders: list[Contender] = []
+    stored: list[Stored] = []
+    b, i, t = family.base, family.instruct, family.base_cpt
+    one = family.size.num_bytes
+    if environments.has("mergekit"):
+        settings = environments.mergekit(family, kept)
+        contenders.append(Contender("mergekit", "peer", settings, (b, i, t), one, merges=True))
+    if environments.has("residuals"):
+        for dtype, suffix, factor in (("float32", "", 2), ("bfloat16", "_bf16", 1)):
+            residual = kept / f"residuals{suffix}"
+            compute = environments.residuals("compute", b, i, dtype=dtype)
+            apply = environments.residuals("apply", t, residual, dtype=dtype)
+            size = 5 * factor * one // 4  # with a second copy of the tied embeddings
+            stored.append(Stored(residual, compute, size))
+            contenders += [
+                Contender(
+                    f"residuals{suffix}_compute",
+                    "peer",
+                    {dtype: compute},
+                    (b, i),
+                    size,
+                ),
+                Contender(
+                    f"residuals{suffix}_apply",
+                    "peer",
+                    {dtype: apply},
+                    (residual, t),
+                    factor * one,
+                    merges=dtype == "bfloat16",
+                ),
+            ]
+    return contenders, stored
+
+
+def only(names: tuple[str, ...], line: Line) -> Line:
+    """The contenders of these names (all without names), and the residuals that they read."""
+    contenders = [item for item in line[0] if not names or item.name in names]
+    read = {folder for contender in contenders for folder in contender.reads}
+    return contenders, [item for item in line[1] if item.folder in read]
+
+
+def needed_bytes(line: Line) -> int:
+    """Room for the stored residuals and the largest output."""
+    contenders, stored = line
+    largest = max((contender.written_bytes for contender in contenders), default=0)
+    return largest + sum(item.num_bytes for item in stored) + _SLACK
+
+
+def fresh(folder: Path) -> Path:
+    """The folder's path, with nothing there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    return folder
+
+
+def _ours(arguments: list[str]) -> Command:
+    start = [*cpt_residual_program(), *arguments]
+    return lambda out: [*start, f"--out={out}"]
+
+
+def _copy(
+    family: Family, sets: tuple[Path, ...], num: int, threads: int, block_mib: int
+) -> Command:
+    def command(out: Path) -> list[str]:
+        outs = [out / str(number) for number in range(num)]
+        lists = ["\n".join(map(str, items)) for items in (family.shards, sets, outs)]
+        interpreter = [sys.executable, "-I", "-S", str(COPY)]
+        return [*interpreter, str(threads), str(block_mib << 20), *lists]
+
+    return command
