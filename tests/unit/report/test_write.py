@@ -70,7 +70,7 @@ def test_same_facts_same_bytes_whatever_the_row_order(success: Path, tmp_path: P
     write_report(replace(given, rows=tuple(shuffled)), tmp_path)
     first = tree(success)
     assert first == tree(tmp_path)
-    assert len([name for name in first if name.endswith(".png")]) == 7
+    assert len([name for name in first if name.endswith(".png")]) == 8
 
 
 def test_results_csv_has_all_rows_exactly(success: Path) -> None:
