@@ -12,9 +12,8 @@ warm page cache, at least 5 rounds of whole processes:
 * compute, apply, direct, four_alphas: ours, as typed in a shell: `cpt-residual compute`, `apply`
   from the stored residual, `apply` from base and instruct, and with four alphas in one pass
   (`--no-verify`: the check that loads the written model with torch is measured apart).
-* mergekit (task_arithmetic in bf16, the fastest of its settings) and residuals (its Python API;
-  fp32 as documented, which also writes fp32, and bf16, whose residual is not exact), each from its
-  own environment.
+* mergekit (task_arithmetic in bf16, the fastest of its settings) and residuals (its Python API in
+  bf16: its documented fp32 writes twice the bytes), each from its own environment.
 
 Peers do not flush what they write; the time until it is on the disk is kept apart and not counted.
 Then ours runs once on a family of at least twice the bytes, for its memory. In the same run, direct

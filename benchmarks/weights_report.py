@@ -13,7 +13,7 @@ from weights_measure import Run
 
 GIB = 1 << 30
 COPY_FACTOR, PEER_FACTOR, ALPHAS_FACTOR, PEAK_GIB, SAME_FACTOR = 1.25, 4.0, 1.6, 0.5, 1.1
-PEER_MERGES = ("mergekit", "residuals_apply", "residuals_bf16_apply")
+PEER_MERGES = ("mergekit", "residuals_apply")
 RATIOS = (
     ("direct", "copy"),
     ("apply", "copy"),
@@ -22,9 +22,7 @@ RATIOS = (
     ("copy_four", "copy"),
     *((peer, "direct") for peer in PEER_MERGES),
     ("residuals_compute", "compute"),
-    ("residuals_bf16_compute", "compute"),
     ("residuals_apply", "apply"),
-    ("residuals_bf16_apply", "apply"),
 )
 Runs = Mapping[str, Sequence[Run]]
 """Runs of each contender, one per round."""
