@@ -130,9 +130,10 @@ def exact_sum(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """left + right as (high, low): high is the float64 sum, high + low is exact (TwoSum)."""
     wide, other = left.astype(np.float64), right.astype(np.float64)
-    high = wide + other
-    part = high - wide
-    return high, (wide - (high - part)) + (other - part)
+    with np.errstate(invalid="ignore"):  # Inf is found afterwards, with its tensor's name
+        high = wide + other
+        part = high - wide
+        return high, (wide - (high - part)) + (other - part)
 
 
 def merged_exactly(

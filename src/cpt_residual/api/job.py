@@ -1,0 +1,301 @@
+"""One apply: its inputs open, its outputs free, and what makes an output appear whole."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.config.schema import Frozen
+from cpt_residual.core.files import sync_directory, write_json_atomic
+from cpt_residual.core.run_record import code_version, library_versions
+from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.report.card import CARD_FILE, card_markdown
+from cpt_residual.weights import verification
+from cpt_residual.weights.alignment import output_shards, require_plain
+from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.compatibility import require_match, side_of
+from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.merge import MergeReport, Output, merge
+from cpt_residual.weights.merge_pass import Inputs, MergePass
+from cpt_residual.weights.merge_record import MERGE_FILE, InputRecord, MergeRecord, ShardRecord
+from cpt_residual.weights.methods import require_known_scales
+from cpt_residual.weights.opening import ModelReference, NamedModel, name_of, open_named
+from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.resumable import require_free
+from cpt_residual.weights.sources import Pair, input_of, open_source
+from cpt_residual.weights.vocabulary import RowPlan, plan_target
+from cpt_residual.weights.work_plan import WorkPlan, plan_of_merge
+
+_MERGED_FILE = ".merged.json"
+
+
+class _Merged(Frozen):
+    """In a model that is whole and not yet checked: of which inputs, and what came of them."""
+
+    stamp: str
+    report: MergeReport
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """How an apply runs. target_base: the model that CPT made the target from, for recipes that
+    need it (a Pair's base where it is not given). verify: read the outputs back and show that they
+    load and stop. streaming: threads and progress."""
+
+    target_base: ModelReference | None = None
+    verify: bool = True
+    streaming: Streaming = DEFAULT_STREAMING
+
+
+def output_folders(out: Path, alphas: Sequence[float]) -> list[Path]:
+    """`out` itself for one alpha, else `out/alpha_0.5` and so on.
+
+    Raises ConfigError for alphas that are not finite, or the same twice."""
+    problems = [
+        f"alpha {alpha} is not a finite number" for alpha in alphas if not math.isfinite(alpha)
+    ]
+    repeated = sorted({alpha for alpha in alphas if list(alphas).count(alpha) > 1})
+    problems += [f"alpha {alpha} is given more than once" for alpha in repeated]
+    if problems or not alphas:
+        raise ConfigError(
+            "The alphas do not make sense",
+            problems=problems or ["there is none"],
+            remedy="Nothing was done. Give each finite number once; 1.0 is the paper.",
+        )
+    return [out] if len(alphas) == 1 else [out / f"alpha_{float(alpha)}" for alpha in alphas]
+
+
+@dataclass(frozen=True)
+class ApplyJob:
+    """An apply whose inputs are open and whose outputs are free."""
+
+    target: NamedModel
+    source: DeltaSource
+    inputs: tuple[InputRecord, ...]
+    base: Checkpoint | None
+    outputs: tuple[Output, ...]
+    recipe: MergeRecipe
+    options: ApplyOptions
+
+    @classmethod
+    def of(
+        cls,
+        target: NamedModel,
+        source: Path | Pair,
+        outputs: tuple[Output, ...],
+        *,
+        recipe: MergeRecipe,
+        options: ApplyOptions,
+    ) -> ApplyJob:
+        reference = base_of(source, options)
+        wanted = recipe.needs_base or options.target_base is not None
+        base = open_named(reference, role="target_base") if reference and wanted else None
+        _require_base(recipe, base)
+        delta, records = open_source(
+            source, target.checkpoint, policy=recipe.vocab_policy, streaming=options.streaming
+        )
+        return cls(
+            target=target,
+            source=delta,
+            inputs=(input_of(target), *records, *([input_of(base)] if base else [])),
+            base=base.checkpoint if base else None,
+            outputs=outputs,
+            recipe=recipe,
+            options=options,
+        )
+
+    def plan(self) -> WorkPlan:
+        """What `run` would cost; makes its checks as far as headers and tokenizers go."""
+        target = self.target.checkpoint
+        shards = output_shards(target, self._rows())
+        if self.base is not None:
+            require_match(side_of(self.base), side_of(target))
+        require_known_scales(target.unique_tensors, self.recipe.scales)
+        with plain_disk_words():
+            return plan_of_merge(
+                self.inputs_bytes(),
+                sum(shard.num_bytes for shard in shards),
+                [output.folder for output in self.outputs],
+                recipe=self.recipe,
+                verify=self.options.verify,
+                streaming=self.options.streaming,
+            )
+
+    def inputs_bytes(self) -> int:
+        """What one pass reads."""
+        size = self.target.checkpoint.num_bytes
+        size += sum(path.stat().st_size for path in self.source.files)
+        return size + (self.base.num_bytes if self.base and self.recipe.needs_base else 0)
+
+    def run(self) -> list[MergeReport]:
+        """Merges, checks everything, and only then lets the outputs appear."""
+        with ExitStack() as stack:
+            unchecked = [
+                replace(
+                    output, folder=stack.enter_context(unpublished(output.folder, resumable=True))
+                )
+                for output in self.outputs
+            ]
+            with plain_disk_words():
+                reports = self._merged(unchecked)
+            for output, report in zip(self.outputs, reports, strict=True):
+                self._finish(output, report)
+        return [
+            replace(report, folder=output.folder)
+            for output, report in zip(self.outputs, reports, strict=True)
+        ]
+
+    def _merged(self, outputs: Sequence[Output]) -> list[MergeReport]:
+        """Whole models; those that an interrupted call has left, from these inputs, are kept."""
+        inputs = Inputs(self.target.checkpoint, self.source, self.base, self._rows())
+        job = MergePass(inputs, self.recipe, self.options.streaming)
+        stamps = {output.folder: job.stamp(output.alpha) for output in outputs}
+        found = {output.folder: _left_over(output.folder, stamps) for output in outputs}
+        missing = [output for output in outputs if found[output.folder] is None]
+        for output in missing:
+            shutil.rmtree(output.folder, ignore_errors=True)
+        if missing:
+            made = merge(
+                self.target.checkpoint,
+                self.source,
+                missing,
+                recipe=self.recipe,
+                base=self.base,
+                streaming=self.options.streaming,
+            )
+            for report in made:
+                merged = _Merged(stamp=stamps[report.folder], report=report)
+                write_json_atomic(report.folder / _MERGED_FILE, merged)
+                found[report.folder] = report
+        return [report for report in found.values() if report is not None]
+
+    def _rows(self) -> RowPlan:
+        """Which row goes where. Raises CompatibilityError when target and residual do not fit."""
+        target, source, policy = self.target.checkpoint, self.source, self.recipe.vocab_policy
+        require_match(source.side, side_of(target), rows_may_differ=policy != "equal")
+        plan = plan_target(
+            source.tokens,
+            TokenSide.read(target.path, like=source.tokens),
+            instruct_only=source.instruct_only,
+            residual_rows=num_vocabulary_rows(source.side.shapes),
+            target_rows=num_vocabulary_rows(side_of(target).shapes),
+            policy=policy,
+        )
+        if not plan.identity:
+            require_plain(self.recipe)
+        return plan
+
+    def _finish(self, output: Output, report: MergeReport) -> None:
+        """Checks a written model and adds merge.json and the card."""
+        folder, streaming = report.folder, self.options.streaming
+        planned = output_shards(self.target.checkpoint, self._rows())
+        written = verification.require_layout(planned, folder)
+        shards = {s.name: ShardRecord(num_bytes=s.num_bytes) for s in written.shards}
+        stops: list[int] | None = None
+        if self.options.verify:
+            shards = verification.hashed_shards(written.shards, streaming)
+            stops = verification.shown_stops(folder)
+        record = MergeRecord(
+            name=name_of(output.folder),
+            alpha=output.alpha,
+            recipe=self.recipe,
+            inputs=list(self.inputs),
+            num_parameters=report.num_parameters,
+            target_norm=report.target_norm,
+            residual_norm=report.residual_norm,
+            relative_norm=report.relative_norm,
+            cosine=report.cosine,
+            lost_share=report.lost_share,
+            eos_token_ids=list(report.eos_token_ids),
+            stops_at=stops,
+            shards=shards,
+            code_version=code_version(),
+            libraries=library_versions(),
+        )
+        write_json_atomic(folder / MERGE_FILE, record)
+        (folder / CARD_FILE).write_text(card_markdown(record), encoding="utf-8")
+
+
+def outputs_of(out: Path, alphas: Sequence[float]) -> tuple[Output, ...]:
+    """Raises before anything is read when an output is taken or cannot be written."""
+    folders = output_folders(out, alphas)
+    for folder in folders:
+        require_free(folder)
+    return tuple(Output(float(alpha), path) for alpha, path in zip(alphas, folders, strict=True))
+
+
+def base_of(source: Path | Pair, options: ApplyOptions) -> ModelReference | None:
+    if options.target_base is not None:
+        return options.target_base
+    return source.base if isinstance(source, Pair) else None
+
+
+@contextmanager
+def unpublished(out: Path, *, resumable: bool = False) -> Generator[Path]:
+    """A name beside `out` for work that becomes `out` when everything is shown.
+
+    An error of the user's to mend removes it; what a kill or an interrupt leaves is kept when it is
+    `resumable`, for the caller to judge."""
+    unchecked = out.with_name(f".{out.name}.unchecked")
+    if not resumable:
+        shutil.rmtree(unchecked, ignore_errors=True)
+    try:
+        yield unchecked
+        (unchecked / _MERGED_FILE).unlink(missing_ok=True)
+        if out.exists():
+            out.rmdir()
+        unchecked.rename(out)
+        sync_directory(out.parent)
+    except BaseException as error:
+        if isinstance(error, CptResidualError) or not resumable:
+            shutil.rmtree(unchecked, ignore_errors=True)
+        raise
+
+
+def _left_over(folder: Path, stamps: Mapping[Path, str]) -> MergeReport | None:
+    """What came of a merge of just these inputs whose model lies in `folder`, unchecked."""
+    try:
+        merged = _Merged.model_validate_json((folder / _MERGED_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+    return merged.report if merged.stamp == stamps[folder] else None
+
+
+def _require_base(recipe: MergeRecipe, base: NamedModel | None) -> None:
+    if not recipe.needs_base or base is not None:
+        return
+    raise ConfigError(
+        "This recipe needs the base that CPT started from",
+        problems=[
+            f"{name}: {value}"
+            for name, value in (
+                ("method", recipe.method.kind if recipe.method.kind == "ties" else ""),
+                ("cpt_strength", recipe.cpt_strength),
+                ("auto_alpha", recipe.auto_alpha),
+            )
+            if value not in ("", getattr(PLAIN_ADDITION, name))
+        ],
+        remedy="Nothing was done. Name it (--target-base), or leave these at their defaults.",
+    )
+
+
+@contextmanager
+def plain_disk_words() -> Generator[None]:
+    """A full disk in the words of somebody who has no store."""
+    try:
+        yield
+    except DiskSpaceError as error:
+        raise DiskSpaceError(
+            error.what,
+            problems=error.problems,
+            remedy="No output was made. Free some space, or choose an output on another disk, then "
+            "run the same command again.",
+        ) from error

@@ -1,0 +1,48 @@
+"""The verbs of `cpt-residual`, and what the process ends with.
+
+cpt-residual compute --base B --instruct I --out R
+cpt-residual apply --target T --residual R --alpha 1.0 --out O
+cpt-residual apply --target T --base B --instruct I --out O
+cpt-residual inspect | verify | geometry | card | export
+cpt-residual lineage | gc
+
+Exit status: 0 only when the output is complete and checked, 1 when a stored artifact differs from
+its manifest, 2 bad input, 130 interrupted. Heavy libraries are imported by the verb that needs
+them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cpt_residual.cli import export, look, make, store
+from cpt_residual.errors import CptResidualError
+
+app = typer.Typer(
+    help="Take instruction following from one model to another, and look after artifacts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(make.compute)
+app.command()(make.apply)
+app.command()(look.inspect)
+app.command()(look.verify)
+app.command()(look.geometry)
+app.command()(look.card)
+app.command()(export.export)
+app.command()(store.lineage)
+app.command()(store.gc)
+
+
+def main() -> None:
+    """Entry point; ends the process with the exit status."""
+    try:
+        app()
+    except CptResidualError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:  # a file that cannot be read or written; nothing is published then
+        print(f"{type(error).__name__}: {error}\nNo output was made.", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,99 @@
+"""What a verb says: results on stdout, all else on stderr; with --json stdout is one document."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cpt_residual.core.files import unique_name
+from cpt_residual.core.stage import ProgressReport
+from cpt_residual.launch.console import BuildConsole, duration
+
+INTERRUPTED = 130
+_TABLE_WIDTH = 120
+
+
+class Terminal:
+    """One verb's conversation with the user."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._out = Console(soft_wrap=True, highlight=False)
+        self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def note(self, line: str) -> None:
+        """Something worth knowing, on stderr."""
+        self._err.print(escape(line))
+
+    def warn(self, line: str) -> None:
+        """Something that may be wrong, on stderr."""
+        self._err.print(escape(f"warning: {line}"), style="yellow")
+
+    def result(self, document: object, rows: Callable[[], Mapping[str, str]]) -> None:
+        """The verb's result: `document` as JSON, or `rows` as lines, name and value."""
+        if self._as_json:
+            self._print_json(document)
+            return
+        lines = {name: value for name, value in rows().items() if value}
+        width = max(map(len, lines), default=0)
+        for name, value in lines.items():
+            self._out.print(escape(f"{name:<{width}}  {value}"))
+
+    def table(self, document: object, table: Callable[[], Table]) -> None:
+        """The verb's result: `document` as JSON, or a table, never narrower than it needs."""
+        if self._as_json:
+            self._print_json(document)
+            return
+        self._out.width = max(self._out.width, _TABLE_WIDTH)
+        self._out.print(table())
+
+    def _print_json(self, document: object) -> None:
+        print(json.dumps(_plain(document), indent=1, sort_keys=True, allow_nan=False))
+
+    @contextmanager
+    def progress(self, verb: str, name: str) -> Generator[ProgressReport]:
+        """Rate and time left of one piece of work: a bar on a terminal, else plain lines."""
+        node, started = f"{verb} {name}", time.monotonic()
+        with BuildConsole(self._err, total_stages=1) as console:
+            console.started(node)
+
+            def report(done: int, total: int, unit: str) -> None:
+                console.progressed(node, done, total, unit)
+
+            yield report
+            console.finished(node, duration(time.monotonic() - started))
+
+
+@contextmanager
+def interruptible(what_to_do: str) -> Generator[None]:
+    """Ctrl-C ends the process with status 130 and one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: {what_to_do}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or the one that was there before; its directory is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(unique_name(f".{path.name}"))
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value

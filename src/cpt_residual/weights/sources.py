@@ -1,0 +1,121 @@
+"""What is added, and to what: residuals of any layout, pairs of models, adapters, as opened inputs
+with the records that merge.json keeps of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from cpt_residual.config.merging import VocabPolicy
+from cpt_residual.core.hashing import canonical_json, text_sha256
+from cpt_residual.errors import ConfigError
+from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
+from cpt_residual.weights.interop.adapter import is_adapter, merge_adapter
+from cpt_residual.weights.interop.residuals_delta import package_delta
+from cpt_residual.weights.interop.residuals_package import (
+    is_residuals_layout,
+    read_residuals_layout,
+)
+from cpt_residual.weights.merge_record import InputRecord, ResidualOrigin, Role, read_origin
+from cpt_residual.weights.opening import (
+    ModelReference,
+    NamedModel,
+    headers_hash,
+    name_of,
+    open_named,
+    pinned,
+)
+from cpt_residual.weights.reader import Streaming
+from cpt_residual.weights.residual_format import ModelRecord, open_residual
+
+
+@dataclass(frozen=True)
+class Pair:
+    """base and instruct of one family, in the place of a stored residual."""
+
+    base: ModelReference
+    instruct: ModelReference
+
+
+def open_source(
+    source: Path | Pair, target: Checkpoint, *, policy: VocabPolicy, streaming: Streaming
+) -> tuple[DeltaSource, list[InputRecord]]:
+    """A residual's directory, ours or of the `residuals` package, or a pair; only headers and
+    records are read. `target` is what it will be added to."""
+    if isinstance(source, Pair):
+        base = open_named(source.base, role="base")
+        instruct = open_named(source.instruct, role="instruct")
+        delta = PairDelta(base.checkpoint, instruct.checkpoint, policy)
+        return delta, [input_of(base), input_of(instruct)]
+    if is_residuals_layout(source):
+        folder = read_residuals_layout(source)
+        record = InputRecord(
+            role="residual", name=name_of(source), headers=headers_hash(folder.shards)
+        )
+        return package_delta(folder, target, streaming=streaming), [record]
+    artifact = open_residual(source)
+    manifest, origin = artifact.manifest, read_origin(source)
+    return StoredDelta(artifact), [
+        InputRecord(role="residual", name=name_of(source), headers=headers_hash(artifact.shards)),
+        _with_content("base", origin and origin.base, manifest.base),
+        _with_content("instruct", origin and origin.instruct, manifest.instruct),
+    ]
+
+
+def origin_of(base: NamedModel, instruct: NamedModel) -> ResidualOrigin:
+    """The names of the two models that a residual is made from."""
+    return ResidualOrigin(base=input_of(base), instruct=input_of(instruct))
+
+
+def input_of(model: NamedModel) -> InputRecord:
+    """The record of a model, under the role that it was opened in."""
+    role = model.checkpoint.role
+    assert role in get_args(Role), f"{role} is not a role of merge.json"
+    return InputRecord(
+        role=role,  # pyright: ignore[reportArgumentType] - just checked
+        name=model.name,
+        revision=model.revision,
+        headers=headers_hash(model.checkpoint.shards),
+    )
+
+
+@contextmanager
+def opened_target(
+    target: ModelReference, base: ModelReference | None, scratch: Path, *, streaming: Streaming
+) -> Generator[NamedModel]:
+    """The target; a LoRA adapter is first merged into `base`, exactly, in the directory `scratch`,
+    which is gone afterwards. Raises ConfigError for an adapter without a base."""
+    folder = pinned(target, role="target")
+    if not isinstance(folder, Path) or not is_adapter(folder):
+        yield open_named(folder, role="target")
+        return
+    start = adapter_base(folder, base)
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        merge_adapter(folder, start.checkpoint, scratch, streaming=streaming)
+        model = open_named(scratch, role="target")
+        yield NamedModel(model.checkpoint, name_of(folder))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def adapter_base(adapter: Path, base: ModelReference | None) -> NamedModel:
+    """The model that an adapter was trained on. Raises ConfigError when it is not given."""
+    if base is None:
+        raise ConfigError(
+            f"target: {adapter} is a LoRA adapter, and its base is not given",
+            remedy="Nothing was done. Name the model that it was trained on (--target-base).",
+        )
+    return open_named(base, role="target_base")
+
+
+def _with_content(role: Role, named: InputRecord | None, record: ModelRecord) -> InputRecord:
+    """What is known of a model that a residual was made from: its name perhaps, its content."""
+    content = text_sha256(canonical_json(record.shards))
+    known = named or InputRecord(role=role, name="")
+    return known.model_copy(update={"content": content})

@@ -1,0 +1,304 @@
+"""Whether what lies on disk is still what was written: residuals and merged models, read back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from cpt_residual.config.schema import Frozen
+from cpt_residual.core.hashing import file_sha256
+from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.weights import kernels
+from cpt_residual.weights.alignment import OutputShard
+from cpt_residual.weights.arithmetic import Raw, merged_exactly, round_once, to_float64
+from cpt_residual.weights.chat_contract import verify_stops
+from cpt_residual.weights.checkpoint import (
+    Checkpoint,
+    DtypeName,
+    Shard,
+    TensorEntry,
+    open_checkpoint,
+)
+from cpt_residual.weights.delta import Exact, PairDelta, StoredDelta
+from cpt_residual.weights.merge_record import MERGE_FILE, ShardRecord, read_merge_record
+from cpt_residual.weights.reader import (
+    DEFAULT_STREAMING,
+    Block,
+    Streaming,
+    blocks_of,
+    map_in_order,
+)
+from cpt_residual.weights.residual_format import ModelRecord, ResidualArtifact, open_residual
+
+_NUM_LINES = 3  # of somebody else's message
+_TOLERANCE = 1e-9  # of sums of squares, taken block by block in another order
+
+
+class Verified(Frozen):
+    """What was shown, one sentence each."""
+
+    path: str
+    checks: list[str]
+
+
+@dataclass
+class _Found:
+    """Of one tensor: the squared norm that is stored, and elements that are rebuilt wrongly."""
+
+    squared: float = 0.0
+    num_wrong: int = 0
+    num_zero_signs: int = 0
+
+
+def verify_residual(
+    path: Path,
+    *,
+    base: Checkpoint | None = None,
+    instruct: Checkpoint | None = None,
+    streaming: Streaming = DEFAULT_STREAMING,
+) -> Verified:
+    """Reads a residual back: the layout and each tensor's norm against residual.json; given `base`
+    or `instruct`, that they are the models it was made from (sha256); given both, that
+    base + residual, rounded once, is instruct bit for bit, or misses as much as is recorded.
+
+    Raises ArtifactError that lists every difference. Price: one read of all that is given (two of
+    the models).
+    """
+    artifact = open_residual(path)
+    checks = [f"{len(artifact.shards)} shards have the layout that residual.json describes"]
+    records = {"base": artifact.manifest.base, "instruct": artifact.manifest.instruct}
+    for role, model in (("base", base), ("instruct", instruct)):
+        if model is not None:
+            _require_same_files(role, records[role], model, streaming)
+            checks.append(f"{role} is the model that the residual was made from (sha256)")
+    pair = (base, instruct) if base is not None and instruct is not None else None
+    found = _read_back(artifact, pair, streaming)
+    problems = [
+        f"{name}: norm {math.sqrt(each.squared):.9g}, recorded "
+        f"{artifact.manifest.tensors[name].residual_norm:.9g}"
+        for name, each in found.items()
+        if not _norm_fits(each, artifact, name)
+    ]
+    checks.append(f"{len(found)} tensors have the recorded norms")
+    if pair is not None:
+        problems += _rebuilt_wrongly(found, artifact)
+        checks.append(
+            "base + residual is instruct bit for bit"
+            if artifact.manifest.bit_exact
+            else f"base + residual misses instruct in {artifact.manifest.num_wrong:,} elements and "
+            f"{artifact.manifest.num_zero_signs:,} signs of zero, as recorded"
+        )
+    if problems:
+        raise ArtifactError(
+            f"The residual {path} is not what was written",
+            problems=problems,
+            remedy="Its files were changed or damaged. Compute the residual again.",
+        )
+    return Verified(path=str(path), checks=checks)
+
+
+def verify_model(path: Path, *, streaming: Streaming = DEFAULT_STREAMING) -> Verified:
+    """A model directory: headers agree, merge.json's hashes (where there is one) fit, the model
+    loads, and generation stops at every end-of-text id.
+
+    Raises ArtifactError or CompatibilityError. Price: one read, one load of the model.
+    """
+    checkpoint = open_checkpoint(path, role="model")
+    checks = [f"the headers of {len(checkpoint.shards)} shards agree with each other"]
+    if (path / MERGE_FILE).is_file():
+        recorded = read_merge_record(path).shards
+        _require_recorded(path, recorded, checkpoint, streaming)
+        hashed = all(shard.sha256 for shard in recorded.values())
+        checks.append(
+            f"every shard has the recorded {'sha256' if hashed else 'size'} ({MERGE_FILE})"
+        )
+    stops = shown_stops(path)
+    checks.append(f"generation stops at {', '.join(map(str, stops))}")
+    return Verified(path=str(path), checks=checks)
+
+
+def require_layout(expected: Sequence[OutputShard], output: Path) -> Checkpoint:
+    """The written model, opened. Raises ArtifactError unless its shards have these headers and
+    sizes."""
+    written = open_checkpoint(output, role="output")
+    wanted = {shard.name: (shard.header, shard.num_bytes) for shard in expected}
+    found = {shard.name: (shard.header, shard.num_bytes) for shard in written.shards}
+    problems = [
+        f"{name}: header or size are not as planned"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+    if problems:
+        raise ArtifactError(
+            "The output was not written as it should be",
+            problems=problems,
+            remedy="Something else wrote to it, or the disk fails. Run the command again.",
+        )
+    return written
+
+
+def shown_stops(model: Path) -> list[int]:
+    """`chat_contract.verify_stops` without the progress bar of transformers; what transformers
+    cannot load becomes a CompatibilityError."""
+    from transformers.utils import logging
+
+    bars = cast("Any", logging)
+    was_shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        return verify_stops(model)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise CompatibilityError(
+            f"{model.name}: the model does not load",
+            problems=(str(error).strip() or type(error).__name__).splitlines()[:_NUM_LINES],
+            remedy="It is no output. Its config.json, the target's, does not fit its weights, or "
+            "the installed transformers does not know the architecture.",
+        ) from error
+    finally:
+        if was_shown:
+            bars.enable_progress_bar()
+
+
+def hashed_shards(shards: Sequence[Shard], streaming: Streaming) -> dict[str, ShardRecord]:
+    """Sizes and sha256 of files, read back from the disk."""
+    num_all, num_done = sum(shard.num_bytes for shard in shards), 0
+    found: dict[str, ShardRecord] = {}
+
+    def sha256(shard: Shard) -> tuple[Shard, str]:
+        return shard, file_sha256(shard.path)
+
+    for shard, digest in map_in_order(sha256, shards, threads=streaming.threads):
+        found[shard.name] = ShardRecord(num_bytes=shard.num_bytes, sha256=digest)
+        num_done += shard.num_bytes
+        streaming.progress(num_done, num_all, "bytes checked")
+    return found
+
+
+def _require_same_files(
+    role: str, record: ModelRecord, model: Checkpoint, streaming: Streaming
+) -> None:
+    found = {name: shard.sha256 for name, shard in hashed_shards(model.shards, streaming).items()}
+    problems = [
+        f"{name}: sha256 {str(found.get(name, 'missing'))[:12]}, recorded "
+        f"{record.shards.get(name, 'none')[:12]}"
+        for name in sorted(found.keys() | record.shards.keys())
+        if found.get(name) != record.shards.get(name)
+    ]
+    if problems:
+        raise ArtifactError(
+            f"{role}: these are not the weights that the residual was made from",
+            problems=problems,
+            remedy="Give the model that it was made from; `inspect` lists its files' sha256.",
+        )
+
+
+def _require_recorded(
+    path: Path,
+    recorded: dict[str, ShardRecord],
+    checkpoint: Checkpoint,
+    streaming: Streaming,
+) -> None:
+    found = {shard.name: ShardRecord(num_bytes=shard.num_bytes) for shard in checkpoint.shards}
+    if any(shard.sha256 for shard in recorded.values()):
+        found = hashed_shards(checkpoint.shards, streaming)
+    problems = [
+        f"{name}: {_shard_text(found.get(name))}, recorded {_shard_text(recorded.get(name))}"
+        for name in sorted(found.keys() | recorded.keys())
+        if found.get(name) != recorded.get(name)
+    ]
+    if problems:
+        raise ArtifactError(
+            f"The model {path} is not what was written",
+            problems=problems,
+            remedy="Its files were changed or damaged. Run `cpt-residual apply` again.",
+        )
+
+
+def _shard_text(shard: ShardRecord | None) -> str:
+    if shard is None:
+        return "missing"
+    return f"{shard.num_bytes} bytes" + (f" sha256 {shard.sha256[:12]}" if shard.sha256 else "")
+
+
+def _read_back(
+    artifact: ResidualArtifact,
+    pair: tuple[Checkpoint, Checkpoint] | None,
+    streaming: Streaming,
+) -> dict[str, _Found]:
+    """One pass over the residual, and over both models where they are given."""
+    found = {name: _Found() for name in artifact.manifest.tensors}
+    num_done, num_all = 0, artifact.manifest.num_parameters
+    with ExitStack() as stack:
+        delta = stack.enter_context(StoredDelta(artifact).opened())
+        models = stack.enter_context(PairDelta(*pair, "common_tokens").opened()) if pair else None
+
+        def check(block: Block) -> tuple[Block, _Found]:
+            if models is None:
+                high, _ = delta.parts(block)
+                return block, _Found(squared=kernels.dot(high, high))
+            base, instruct = models.read(block)
+            dtype = artifact.manifest.tensors[block.name].instruct_dtype
+            high, low = delta.parts(block)
+            rest = np.zeros_like(high) if low is None else low
+            exact = merged_exactly(to_float64(base), high, rest, 1.0)
+            return block, _rebuilt(exact, instruct, dtype, squared=kernels.dot(high, high))
+
+        for block, part in map_in_order(check, _blocks(artifact), threads=streaming.threads):
+            total = found[block.name]
+            total.squared += part.squared
+            total.num_wrong += part.num_wrong
+            total.num_zero_signs += part.num_zero_signs
+            num_done += block.num_elements
+            streaming.progress(num_done, num_all, "parameters")
+    return found
+
+
+def _blocks(artifact: ResidualArtifact) -> list[Block]:
+    return list(
+        blocks_of(
+            TensorEntry(name, record.instruct_dtype, record.shape, record.shard, 0)
+            for name, record in artifact.manifest.tensors.items()
+        )
+    )
+
+
+def _rebuilt(exact: Exact, instruct: Raw, dtype: DtypeName, *, squared: float) -> _Found:
+    found = round_once(exact, dtype)
+    bits = np.uint32 if dtype == "F32" else np.uint16
+    differs = found.view(bits) != instruct.view(bits)
+    zero = differs & (to_float64(found) == 0.0) & (to_float64(instruct) == 0.0)
+    return _Found(
+        squared=squared,
+        num_wrong=int(np.count_nonzero(differs & ~zero)),
+        num_zero_signs=int(np.count_nonzero(zero)),
+    )
+
+
+def _norm_fits(found: _Found, artifact: ResidualArtifact, name: str) -> bool:
+    """Stored and exact norms differ by no more than the stored error (triangle inequality)."""
+    record = artifact.manifest.tensors[name]
+    norm = math.sqrt(found.squared) if found.squared >= 0 else math.nan
+    room = (record.relative_error + _TOLERANCE) * record.residual_norm
+    return abs(norm - record.residual_norm) <= room
+
+
+def _rebuilt_wrongly(found: dict[str, _Found], artifact: ResidualArtifact) -> list[str]:
+    """Tensors that base + residual does not give back although the record says it does; for lossy
+    storage, whose record counts over all tensors, the sum."""
+    manifest = artifact.manifest
+    problems = [
+        f"{name}: base + residual misses instruct in {each.num_wrong + each.num_zero_signs:,} "
+        "elements, the record says none"
+        for name, each in found.items()
+        if manifest.tensors[name].bit_exact and each.num_wrong + each.num_zero_signs
+    ]
+    num_wrong = sum(each.num_wrong for each in found.values())
+    if not problems and num_wrong != manifest.num_wrong:
+        problems = [f"{num_wrong:,} elements are missed, recorded {manifest.num_wrong:,}"]
+    return problems

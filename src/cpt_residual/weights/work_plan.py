@@ -1,0 +1,99 @@
+"""What a compute or an apply will cost, from headers alone, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpt_residual.config.merging import MergeRecipe, Storage
+from cpt_residual.config.schema import Frozen
+from cpt_residual.core.disk import check_free_space, free_bytes
+from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.reader import Streaming
+
+BYTES_PER_SECOND = 600_000_000
+"""Read and written together, assumed: about what a cloud disk gives."""
+_MEMORY_BYTES = 260 * 2**20  # interpreter, numpy, numba and its compiled kernels
+_MEMORY_PER_THREAD = 32 * 2**20
+_MEMORY_TO_LOAD = 500 * 2**20  # torch and transformers, for the check of the chat contract
+_PASSES = {"add": 1, "dare": 1, "low_rank": 2, "ties": 5}
+
+
+class WorkPlan(Frozen):
+    """Bytes as exact as headers allow; memory and seconds are estimates. memory_bytes: peak while
+    merging; verify_bytes: peak of the check afterwards, 0 without. checks: what has been shown."""
+
+    outputs: list[str]
+    read_bytes: int
+    write_bytes: int
+    memory_bytes: int
+    verify_bytes: int = 0
+    seconds: float
+    bytes_per_second: int = BYTES_PER_SECOND
+    free_bytes: int
+    checks: list[str]
+    upload: str | None = None
+
+    def with_scratch(self, num_bytes: int) -> WorkPlan:
+        """The same plan with a merged adapter of `num_bytes` written and read beside it."""
+        if not num_bytes:
+            return self
+        return self.model_copy(
+            update={
+                "read_bytes": self.read_bytes + num_bytes,
+                "write_bytes": self.write_bytes + num_bytes,
+                "seconds": self.seconds + 2 * num_bytes / BYTES_PER_SECOND,
+                "checks": [*self.checks, "adapter"],
+            }
+        )
+
+
+def plan_of_compute(
+    base: Checkpoint, instruct: Checkpoint, out: Path, *, storage: Storage, streaming: Streaming
+) -> WorkPlan:
+    """Both models are read twice, once for their sha256. DiskSpaceError when there is no room."""
+    read = 2 * (base.num_bytes + instruct.num_bytes)
+    write = (2 if storage.dtype == "bf16" else 4) * instruct.num_parameters
+    check_free_space(out, write)
+    memory = _memory(streaming)
+    if storage.low_rank is not None:  # one matrix at a time, its factors and their work space
+        memory += 16 * max(entry.num_elements for entry in instruct.tensors.values())
+    return WorkPlan(
+        outputs=[str(out)],
+        read_bytes=read,
+        write_bytes=write,
+        memory_bytes=memory,
+        seconds=(read + write) / BYTES_PER_SECOND,
+        free_bytes=free_bytes(out),
+        checks=["headers", "tokens", "shapes", "room on the disk"],
+    )
+
+
+def plan_of_merge(
+    inputs_bytes: int,
+    output_bytes: int,
+    outputs: list[Path],
+    *,
+    recipe: MergeRecipe,
+    verify: bool,
+    streaming: Streaming,
+) -> WorkPlan:
+    """One read of every input, more where the recipe measures first; one write per output, read
+    back by `verify`. DiskSpaceError when there is no room."""
+    passes = _PASSES[recipe.method.kind] + (recipe.auto_alpha != "off")
+    write = output_bytes * len(outputs)
+    read = passes * inputs_bytes + (2 * write if verify else 0)
+    check_free_space(outputs[0], write)
+    return WorkPlan(
+        outputs=[str(path) for path in outputs],
+        read_bytes=read,
+        write_bytes=write,
+        memory_bytes=_memory(streaming),
+        verify_bytes=_MEMORY_TO_LOAD + output_bytes if verify else 0,
+        seconds=(read + write) / BYTES_PER_SECOND,
+        free_bytes=free_bytes(outputs[0]),
+        checks=["headers", "shapes", "tokens", "recipe", "outputs", "room on the disk"],
+    )
+
+
+def _memory(streaming: Streaming) -> int:
+    return _MEMORY_BYTES + _MEMORY_PER_THREAD * streaming.threads

@@ -1,0 +1,113 @@
+"""The weights tools as functions, with references of every form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpt_residual import api
+from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
+from cpt_residual.weights.reader import Streaming
+from support.pico_family import read_all, real_family, same_bits
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("family")
+    real_family(root, model_type="qwen2", tied=False, dtype=torch.bfloat16)
+    return root
+
+
+@pytest.fixture
+def pair(family: Path) -> api.Pair:
+    return api.Pair(str(family / "base"), family / "instruct")
+
+
+def test_compute_apply_verify(family: Path, pair: api.Pair, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    streaming = Streaming(progress=lambda *step: told.append(step))
+    manifest = api.compute(pair.base, pair.instruct, tmp_path / "r", streaming=streaming)
+    assert manifest.bit_exact
+    assert told[-1] == (manifest.num_parameters, manifest.num_parameters, "parameters")
+    found = api.verify_residual(tmp_path / "r", base=pair.base, instruct=pair.instruct)
+    assert found.checks[-1] == "base + residual is instruct bit for bit"
+    reports = api.apply(family / "base_cpt", tmp_path / "r", tmp_path / "o", alphas=[0.5, 1.0])
+    assert [report.folder for report in reports] == [
+        tmp_path / "o/alpha_0.5",
+        tmp_path / "o/alpha_1.0",
+    ]
+    assert reports[0].residual_norm == pytest.approx(reports[1].residual_norm / 2)
+    checks = api.verify_model(tmp_path / "o/alpha_1.0").checks
+    assert checks[-1] == "generation stops at 4, 1"
+    assert api.card(tmp_path / "o/alpha_1.0").startswith("---\n")
+    assert api.inspect(tmp_path / "o/alpha_0.5").kind == "merged model"
+    assert list(tmp_path.glob("**/.*")) == [], "no scratch is left"
+
+
+def test_instruct_is_rebuilt_from_base(family: Path, pair: api.Pair, tmp_path: Path) -> None:
+    """base + 1 * residual is instruct, bit for bit, in base's layout."""
+    options = api.ApplyOptions(verify=False)
+    api.apply(pair.base, pair, tmp_path / "o", options=options)
+    rebuilt, instruct = read_all(tmp_path / "o"), read_all(family / "instruct")
+    assert rebuilt.keys() == instruct.keys()
+    assert all(same_bits(rebuilt[name], instruct[name]) for name in instruct)
+
+
+def test_the_base_of_a_pair_serves_a_recipe(family: Path, pair: api.Pair, tmp_path: Path) -> None:
+    recipe = MergeRecipe(cpt_strength=0.0)
+    options = api.ApplyOptions(verify=False)
+    api.apply(family / "base_cpt", pair, tmp_path / "o", recipe=recipe, options=options)
+    merged, instruct = read_all(tmp_path / "o"), read_all(family / "instruct")
+    assert all(same_bits(merged[name], instruct[name]) for name in instruct)
+
+
+def test_plans_agree_with_what_is_done(family: Path, pair: api.Pair, tmp_path: Path) -> None:
+    planned = api.plan_apply(family / "base_cpt", pair, tmp_path / "o", alphas=[0.5, 1.0])
+    computed = api.plan_compute(pair.base, pair.instruct, tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []
+    options = api.ApplyOptions(verify=False)
+    api.apply(family / "base_cpt", pair, tmp_path / "o", alphas=[0.5, 1.0], options=options)
+    api.compute(pair.base, pair.instruct, tmp_path / "r")
+    written = sum(path.stat().st_size for path in (tmp_path / "o").rglob("*.safetensors"))
+    assert planned.write_bytes == written
+    assert planned.verify_bytes > planned.write_bytes / 2
+    shards = sum(path.stat().st_size for path in (tmp_path / "r").glob("*.safetensors"))
+    assert 0 <= shards - computed.write_bytes < 5000, "headers are all that is not counted"
+    assert planned.outputs == [str(tmp_path / "o/alpha_0.5"), str(tmp_path / "o/alpha_1.0")]
+
+
+def test_geometry_and_ancestry(family: Path, pair: api.Pair) -> None:
+    report = api.geometry(pair, family / "base_cpt")
+    assert report.total.drift == pytest.approx(0.08, abs=0.02)
+    assert report.total.instruct_delta_norm is None
+    assert api.ancestry_warnings(pair.base, pair.base) == []
+
+
+def test_a_path_is_never_looked_for_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="org/name is not a directory"):
+        api.compute(Path("org/name"), Path("org/other"), tmp_path / "r")
+    with pytest.raises(ConfigError, match="is not a commit"):
+        api.compute("org/name@v1", "org/other@v1", tmp_path / "r")
+
+
+@pytest.mark.parametrize("alphas", [[], [1.0, 1], [float("inf")]])
+def test_alphas_that_make_no_sense(alphas: list[float], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="alphas do not make sense"):
+        api.output_folders(tmp_path / "o", alphas)
+
+
+def test_an_output_that_fails_its_check_does_not_appear(
+    family: Path, pair: api.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cpt_residual.weights import verification
+
+    def runs_on(model: Path) -> list[int]:
+        raise CompatibilityError(f"{model.name} does not stop at its end-of-text ids")
+
+    monkeypatch.setattr(verification, "verify_stops", runs_on)
+    with pytest.raises(CompatibilityError, match="does not stop"):
+        api.apply(family / "base_cpt", pair, tmp_path / "o")
+    assert list(tmp_path.iterdir()) == []
