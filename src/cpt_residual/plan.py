@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cpt_residual.config.compose import compose
 from cpt_residual.config.schema import Experiment, Launch
@@ -22,7 +23,7 @@ from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.store import Store
-from cpt_residual.errors import CptResidualError
+from cpt_residual.errors import ConfigError, CptResidualError
 from cpt_residual.launch.console import duration, scientific
 from cpt_residual.launch.environment import uses_gpu
 from cpt_residual.stages.frozen import FrozenPlan
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if options.out:
+            _require_place(options.out)
         experiment = localised(compose(options.overrides, config_dir=options.config_dir))
         store = open_store(experiment)
         graph = build_graph(experiment, store)
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _show(experiment, graph, overview, store)
         if options.out:
-            FrozenPlan.of(experiment, graph).write(options.out)
+            _write(FrozenPlan.of(experiment, graph), options.out)
             print(f"plan: {options.out}", file=sys.stderr)
     except CptResidualError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -67,17 +70,46 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _require_place(out: Path) -> None:
+    """ConfigError unless `out` can be a file: in a folder that is there, or a new one in such."""
+    folder = out.absolute().parent
+    if out.is_dir():
+        problem = f"{out} is a folder"
+    elif folder.exists() and not folder.is_dir():
+        problem = f"{folder} is a file"
+    elif not folder.exists() and not folder.parent.is_dir():
+        problem = f"no such folder: {folder.parent}"
+    else:
+        return
+    raise ConfigError(
+        f"the plan cannot be written to {out}",
+        problems=[problem],
+        remedy="Nothing was written. Name a file in a folder that is there: --out plan.json",
+    )
+
+
+def _write(plan: FrozenPlan, out: Path) -> None:
+    try:
+        plan.write(out)
+    except OSError as error:
+        raise ConfigError(
+            f"the plan cannot be written to {out}",
+            problems=[error.strerror or str(error)],
+            remedy="Nothing was written. Name a file in a folder of yours: --out plan.json",
+        ) from None
+
+
 def _show(experiment: Experiment, graph: Graph, overview: Overview, store: Store) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are data
     console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, nothing is cut
-    cores = experiment.launch.cores or usable_cores()
-    identity = f"seed {experiment.seed}  plan {graph.fingerprint[:8]}"
-    console.print(f"[bold]{experiment.name}[/bold]  {identity}")
+    cores = min(experiment.launch.cores or usable_cores(), usable_cores())
+    identity = f"  seed {experiment.seed}  plan {graph.fingerprint[:8]}"
+    console.print(Text.assemble((experiment.name, "bold"), identity))
     console.print(experiment.question, style="italic", soft_wrap=True)
     console.print(_table(overview.stages))
     merged = f"evaluate:{experiment.roles.merged}"
     if merged in graph:
-        console.print(graph.lineage(merged), markup=False)
+        console.print(graph.lineage(merged), soft_wrap=True)
     reused, missing = len(overview.reused), len(overview.to_build)
     console.print(
         f"\n{len(overview.stages)} stages: {reused} ready and reused, {missing} to build. "
@@ -89,13 +121,16 @@ def _show(experiment: Experiment, graph: Graph, overview: Overview, store: Store
     )
     for stage in overview.stages:
         if stage.status.state in ("stale", "corrupt", "busy"):
-            console.print(f"{stage.name}: {stage.status.reason}", style="red", soft_wrap=True)
+            reason = stage.status.reason.removeprefix(f"{stage.name}: ")
+            console.print(f"{stage.name}: {reason}", style="red", soft_wrap=True)
     console.print(f"store: {store.root}", soft_wrap=True)
 
 
 def _machine(launch: Launch, cores: int) -> str:
     if not uses_gpu(launch):
-        return f"{cores} cores"
+        fewer = launch.cores is not None and launch.cores > cores
+        note = f" (launch.cores={launch.cores}, but there are no more)" if fewer else ""
+        return f"{cores} cores{note}"
     return f"{launch.num_processes} GPUs (evaluation not counted)"
 
 
@@ -112,7 +147,7 @@ def _table(stages: Sequence[PlannedStage]) -> Table:
         table.add_row(
             stage.name,
             stage.node.fingerprint[:8],
-            f"[{_STYLES[state]}]{state}[/]" if _STYLES[state] else state,
+            Text(state, style=_STYLES[state]),
             f"{cost.tokens:,}" if cost.tokens else "",
             f"{cost.steps:,}" if cost.steps else "",
             scientific(cost.flops),

@@ -20,6 +20,8 @@ from cpt_residual.launch.environment import let_waiting_threads_sleep
 from cpt_residual.stages.execute import Builder, BuildRequest
 from cpt_residual.stages.frozen import FrozenPlan
 
+_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CptResidualError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: build the same row again to resume", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 
@@ -46,9 +51,10 @@ def _build(path: Path, index: int) -> None:
         raise ConfigError(
             f"row {index} ({row.node}) of {path} was frozen as {row.fingerprint[:16]}, "
             f"but this code gives {present[:16]}",
-            remedy="The code or a local source changed since. Write the plan again.",
+            remedy="The code, a local source or the plan file itself was changed since. Nothing "
+            "was built. Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
         )
-    with BuildConsole(Console(), total_stages=1) as console:
+    with BuildConsole(Console(emoji=False, highlight=False), total_stages=1) as console:
         console.started(row.node)
         outcome = builder.build(
             BuildRequest(plan.config, row.node, run_dir),
@@ -65,8 +71,15 @@ def _run_folder(plan: FrozenPlan) -> Path:
     they build from being collected as garbage."""
     name = f"rows-{plan.experiment}-{plan.fingerprint[:8]}"
     folder = Path(plan.config.paths.root) / "runs" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    plan.write(folder / "plan.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        plan.write(folder / "plan.json")
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can be written below the plan's paths.root: {folder}: {error.strerror}",
+            remedy="Nothing was built. Write the plan again with another folder: paths.root=DIR, "
+            "or mend its rights.",
+        ) from None
     return folder
 
 

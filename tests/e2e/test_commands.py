@@ -94,10 +94,14 @@ def test_a_plan_that_is_not_there_or_not_a_plan(tmp_path: Path) -> None:
     assert "is not a frozen plan" in broken.stderr
 
 
-def test_gc_on_an_empty_root(tmp_path: Path) -> None:
-    done = call("cli", "gc", "--root", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "0 items" in done.stdout
+def test_gc_of_a_root_without_a_store_is_refused(tmp_path: Path) -> None:
+    done = call("cli", "gc", "--root", "misspelt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no store below misspelt" in done.stderr
+    (tmp_path / "outputs" / "store").mkdir(parents=True)
+    empty = call("cli", "gc", cwd=tmp_path)
+    assert empty.returncode == 0, empty.stderr
+    assert "0 items" in empty.stdout
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def places() -> list[Path]:
 
     def walk(value: object, path: Path) -> None:
         if isinstance(value, dict):
-            named = (len(path) == 1 and path[0] in NAMED) or path == ("launch", "threads_for")
+            named = (len(path) == 1 and path[0] in NAMED) or path[-1:] in OPEN
             if not named:
                 found.append(path)
             for key, item in value.items():
@@ -45,6 +45,8 @@ def places() -> list[Path]:
 
 
 NAMED = ("corpora", "packs", "recipes", "models", "residuals", "suites")
+OPEN = (("threads_for",), ("scales",))
+"""Last parts of the paths of mappings whose keys are free."""
 
 
 def at(value: Any, path: Path) -> Any:

@@ -47,6 +47,7 @@ def check(experiment: Experiment) -> None:
             *_models(experiment),
             *_suites(experiment),
             *_launch(experiment),
+            *_paths(experiment),
         ]
     if problems:
         raise invalid(problems, what=f"experiment {experiment.name} contradicts itself")
@@ -321,3 +322,9 @@ def _without_heldout(corpus: Corpus) -> str:
 def _launch(experiment: Experiment) -> Iterator[str]:
     if experiment.deepspeed.offload_optimizer and experiment.deepspeed.zero_stage == "off":
         yield "deepspeed.offload_optimizer: true: needs zero_stage 1, 2 or 3, not off"
+
+
+def _paths(experiment: Experiment) -> Iterator[str]:
+    root = experiment.paths.root
+    if not root.strip():
+        yield f"paths.root: {root!r}: names no folder; write paths.root=. for the current directory"

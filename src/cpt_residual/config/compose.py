@@ -8,6 +8,7 @@ Importing this module is cheap; hydra is imported when something is composed (ab
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cpt_residual.config.checks import check
+from cpt_residual.config.kinds import without_former_kinds
 from cpt_residual.config.schema import Experiment
-from cpt_residual.config.validate import Location, dotted, invalid, problems_of
+from cpt_residual.config.validate import Location, dotted, invalid, problems_of, shown
 from cpt_residual.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,9 +41,11 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None) -> Expe
     if not any(override.key == "experiment" for override in parsed):
         parsed.insert(0, _Override(f"+experiment={DEFAULT_EXPERIMENT}", "experiment", plain=False))
     container = _container([override.text for override in parsed], sources)
+    container = without_former_kinds(container, lambda: _layers(parsed, sources))
     experiment, problems = problems_of(container)
     if experiment is None:
-        raise invalid(_with_unknown_names(problems, parsed, sources))
+        named = [(place, _named(place, text, container, sources)) for place, text in problems]
+        raise invalid(_with_unknown_names(named, parsed, sources))
     check(experiment)
     return experiment
 
@@ -103,6 +107,11 @@ class _Sources:
     def groups(self) -> list[str]:
         return sorted({p.name for folder in self.folders() for p in folder.iterdir() if p.is_dir()})
 
+    def file(self, name: str) -> Path | None:
+        """The file that `name`, e.g. `corpus/world`, is read from; None if no folder has it."""
+        paths = [folder / f"{name}.yaml" for folder in self.folders()]
+        return next((path for path in paths if path.is_file()), None)
+
     def options(self, group: str) -> list[str]:
         files = (path for folder in self.folders() for path in (folder / group).glob("*.yaml"))
         return sorted({path.stem for path in files})
@@ -141,8 +150,8 @@ def _read(overrides: Sequence[str]) -> list[Override]:
     for override in overrides:
         try:
             parsed.append(parser.parse_override(override))
-        except HydraException as error:
-            problems.append(f"{override!r}: {_unread(override, error)}")
+        except HydraException:
+            problems.append(f"{override!r}: {_unread(override)}")
     if problems:
         raise ConfigError(
             "cannot read the overrides",
@@ -152,11 +161,14 @@ def _read(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _unread(override: str, error: Exception) -> str:
-    """Why Hydra's grammar does not take `override`, without the grammar's own names."""
-    if "=" not in override:
+def _unread(override: str) -> str:
+    """Why Hydra's grammar does not take `override`, without the grammar's own words."""
+    key, equals, value = override.partition("=")
+    if not equals:
         return "there is no '='"
-    return str(error).splitlines()[0].partition(" expecting ")[0]
+    if strange := re.search(r"[^\w.\-/@$~+]", key):
+        return f"the key {key!r} holds {strange.group()!r}"
+    return f"the value {value!r} cannot be read; quote a text with such signs: {key}='\"...\"'"
 
 
 def _accepted(overrides: Sequence[str], sources: _Sources) -> list[_Override]:
@@ -225,10 +237,10 @@ def _container(overrides: Sequence[str], sources: _Sources) -> dict[str, object]
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    path = [] if sources.own is None else [f'hydra.searchpath=["file://{sources.own}"]']
+    overrides = [*_search_path(sources), *overrides]
     try:
         with initialize_config_dir(str(sources.packaged), version_base="1.3"):
-            config = hydra_compose("config", overrides=[*path, *overrides])
+            config = hydra_compose("config", overrides=overrides)
             container = OmegaConf.to_container(config, resolve=True)
     except MissingConfigException as error:
         raise _unknown_option(error, sources) from None
@@ -243,6 +255,41 @@ def _container(overrides: Sequence[str], sources: _Sources) -> dict[str, object]
             "a configuration file is not valid YAML", problems=str(error).splitlines()
         ) from None
     return cast("dict[str, object]", container)
+
+
+def _layers(overrides: Sequence[_Override], sources: _Sources) -> list[dict[str, object]]:
+    """What `_container` merges, unresolved and in order: each file below its package, then all
+    values of the overrides together."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    choices = [*_search_path(sources), *(override.text for override in overrides)]
+    with initialize_config_dir(str(sources.packaged), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        defaults = loader.compute_defaults_list("config", choices, RunMode.RUN).defaults
+    layers: list[dict[str, object]] = []
+    for default in defaults:
+        path = sources.file(str(default.config_path))
+        if path is None:  # Hydra's own
+            continue
+        layer = OmegaConf.create()
+        content = OmegaConf.load(path)
+        if default.package:
+            OmegaConf.update(layer, default.package, content, force_add=True)
+        else:
+            layer.merge_with(content)
+        layers.append(cast("dict[str, object]", OmegaConf.to_container(layer)))
+    values = OmegaConf.create()
+    for override in _read([each.text for each in overrides if not sources.is_group(each.key)]):
+        if not override.is_delete():
+            OmegaConf.update(values, override.key_or_group, override.value(), force_add=True)
+    return [*layers, cast("dict[str, object]", OmegaConf.to_container(values))]
+
+
+def _search_path(sources: _Sources) -> list[str]:
+    return [] if sources.own is None else [f'hydra.searchpath=["file://{sources.own}"]']
 
 
 def _unknown_option(error: Exception, sources: _Sources) -> ConfigError:
@@ -280,6 +327,20 @@ def _reasons(error: BaseException) -> list[str]:
 
 
 # --- typing errors in names ----------------------------------------------------------------------
+def _named(place: Location, text: str, container: Mapping[str, object], sources: _Sources) -> str:
+    """`text`, or for an unknown key at the top level the nearest of all keys and groups."""
+    name = str(place[0]) if len(place) == 1 else ""
+    if name not in container or name in Experiment.model_fields:
+        return text
+    groups = set(sources.groups()) - set(Experiment.model_fields)
+    hint = did_you_mean(name, {*Experiment.model_fields, *groups})
+    for group in groups:
+        if hint == f" Did you mean '{group}'?":
+            ask = "It is a group." if name == group else f"Did you mean the group '{group}'?"
+            hint = f" {ask} Choose from it: {group}=NAME ({', '.join(sources.options(group))})."
+    return f"{shown(container[name])}: unknown key.{hint}"
+
+
 def _with_unknown_names(
     problems: Sequence[tuple[Location, str]], overrides: Sequence[_Override], sources: _Sources
 ) -> list[str]:

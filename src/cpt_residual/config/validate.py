@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from cpt_residual.config.schema import Experiment
+from cpt_residual.config.structure import (
+    Location,
+    below,
+    location_of,
+    model_of,
+    tagged,
+    union_of,
+)
 from cpt_residual.errors import ConfigError, did_you_mean
 
-__all__ = ["MISSING", "Location", "dotted", "invalid", "problems_of", "validate"]
+__all__ = [
+    "MISSING",
+    "Location",
+    "dotted",
+    "invalid",
+    "problems_in",
+    "problems_of",
+    "shown",
+    "validate",
+]
 
 MISSING = "???"
 """OmegaConf's mark of a value that has to be given."""
 
-Location = tuple[str | int, ...]
+_Detail = Mapping[str, Any]
+"""One finding of pydantic."""
 
 _OWN_WORDS = {
     "missing": "required, no default",
@@ -67,10 +84,13 @@ def problems_of(
     try:
         return Experiment.model_validate(_without_missing(container), strict=True), []
     except ValidationError as error:
-        details = error.errors(include_url=False)
-    return None, [
-        (_location(detail["loc"]), _text(cast("Mapping[str, Any]", detail))) for detail in details
-    ]
+        return None, problems_in(error, Experiment)
+
+
+def problems_in(error: ValidationError, root: type[BaseModel]) -> list[tuple[Location, str]]:
+    """(place, `value: what is wrong`) of every finding of pydantic about a `root`, in our words."""
+    details = cast("list[Mapping[str, Any]]", error.errors(include_url=False))
+    return [(location_of(each["loc"], root), _text(each, root)) for each in details]
 
 
 def dotted(location: Location) -> str:
@@ -91,109 +111,56 @@ def _without_missing(value: object) -> object:
     return value
 
 
-# --- walking the schema along a location ---------------------------------------------------------
-def _location(raw: Sequence[str | int]) -> Location:
-    """Pydantic's location without union tags and key marks: the path as the user writes it."""
-    location: list[str | int] = []
-    kind: object = Experiment
-    for part in raw:
-        if part == "[key]":
-            continue
-        if not _tagged(kind):  # else `part` is the tag of a union, not a key
-            location.append(part)
-        kind = _below(kind, part)
-    return tuple(location)
-
-
-def _model_of(raw: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model in which the last part of `raw` would be a field."""
-    kind: object = Experiment
-    for part in raw[:-1]:
-        kind = _below(kind, part)
-    return _as_model(kind)
-
-
-def _below(kind: object, part: str | int) -> object:
-    """The annotation of what lies under `part` in a value of type `kind`."""
-    tagged = _tagged(kind)
-    if tagged:
-        return tagged.get(str(part))
-    model = _as_model(kind)
-    if model is not None:
-        field = model.model_fields.get(str(part))
-        return None if field is None else field.annotation
-    arguments = get_args(_bare(kind))
-    return arguments[-1] if arguments else None
-
-
-def _bare(kind: object) -> object:
-    """`kind` without `Annotated` and without `| None`."""
-    while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    members = _members(kind)
-    return _bare(members[0]) if len(members) == 1 else kind
-
-
-def _members(kind: object) -> list[object]:
-    """What a union is made of, None left out; empty if `kind` is no union."""
-    if get_origin(kind) not in (Union, UnionType):
-        return []
-    return [member for member in get_args(kind) if member is not NoneType]
-
-
-def _tagged(kind: object) -> dict[str, type[BaseModel]]:
-    """The models of a tagged union by their tag; empty if `kind` is no such union."""
-    models = [model for model in map(_as_model, _members(_bare(kind))) if model is not None]
-    return {str(get_args(model.model_fields["kind"].annotation)[0]): model for model in models}
-
-
-def _as_model(kind: object) -> type[BaseModel] | None:
-    bare = _bare(kind)
-    return bare if isinstance(bare, type) and issubclass(bare, BaseModel) else None
-
-
 # --- wording -------------------------------------------------------------------------------------
-def _text(detail: Mapping[str, Any]) -> str:
-    """`value: what is wrong.` of one pydantic error."""
+def _text(detail: _Detail, root: type[BaseModel]) -> str:
+    """`value: what is wrong.` of one pydantic error about a `root`."""
     kind: str = detail["type"]
     if kind == "missing":
         return _OWN_WORDS[kind]
     worded = _WORDED.get(kind)
-    reason = worded(detail) if worded else _OWN_WORDS.get(kind) or _reworded(detail["msg"])
-    return f"{_shown(detail['input'])}: {reason}"
+    reason = worded(detail, root) if worded else _OWN_WORDS.get(kind) or _reworded(detail["msg"])
+    return f"{shown(detail['input'])}: {reason}"
 
 
-def _unknown_key(detail: Mapping[str, Any]) -> str:
-    model = _model_of(detail["loc"])
+def _unknown_key(detail: _Detail, root: type[BaseModel]) -> str:
+    *_, tag, name = ("", *detail["loc"])
+    model = model_of(detail["loc"], root)
     known = model.model_fields if model else ()
-    return f"unknown key.{did_you_mean(str(detail['loc'][-1]), known)}"
+    union = union_of(detail["loc"], root)
+    owners = [kind for kind, member in union.items() if name in member.model_fields]
+    if owners:  # a key of another kind: the kind is wrong, or the key
+        return (
+            f"kind {tag} has no such key, kind {' and '.join(owners)} has: give that kind too, "
+            f"or leave the key out. Known: {', '.join(known)}."
+        )
+    return f"unknown key.{did_you_mean(str(name), known)}"
 
 
-def _unknown_kind(detail: Mapping[str, Any]) -> str:
+def _unknown_kind(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
     known = str(detail["ctx"]["expected_tags"]).replace("'", "").split(", ")
     tag = str(detail["ctx"]["tag"])
     return f"kind {tag!r} is unknown.{did_you_mean(tag, known)}"
 
 
-def _without_kind(detail: Mapping[str, Any]) -> str:
-    kind: object = Experiment
+def _without_kind(detail: _Detail, root: type[BaseModel]) -> str:
+    kind: object = root
     for part in detail["loc"]:
-        kind = _below(kind, part)
-    return f"kind is required, no default (one of {', '.join(_tagged(kind))})"
+        kind = below(kind, part)
+    return f"kind is required, no default (one of {', '.join(tagged(kind))})"
 
 
-def _not_a_choice(detail: Mapping[str, Any]) -> str:
+def _not_a_choice(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
     expected = str(detail["ctx"]["expected"])
     names = [name.strip("'") for name in expected.replace(" or ", ", ").split(", ")]
     hint = did_you_mean(str(detail["input"]), names)
     return f"must be {expected}" + (f".{hint}" if "Did you mean" in hint else "")
 
 
-def _bad_pattern(detail: Mapping[str, Any]) -> str:
+def _bad_pattern(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
     return _PATTERNS.get(str(detail["loc"][-1]), _PATTERNS[""])
 
 
-_WORDED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+_WORDED: Mapping[str, Callable[[_Detail, type[BaseModel]], str]] = {
     "extra_forbidden": _unknown_key,
     "union_tag_invalid": _unknown_kind,
     "union_tag_not_found": _without_kind,
@@ -208,6 +175,7 @@ def _reworded(message: str) -> str:
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """`value` in a message: 60 characters at most."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,7 +12,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from cpt_residual.config.checks import check
 from cpt_residual.config.schema import Experiment, Frozen
+from cpt_residual.config.validate import dotted, problems_in
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.run_record import write_json_atomic
 from cpt_residual.errors import ConfigError
@@ -20,6 +22,9 @@ from cpt_residual.errors import ConfigError
 GPU_STAGES = frozenset({"pretrain", "sft", "cpt", "evaluate"})
 """Stages that train or evaluate: they use GPUs where there are some, and have a series or scores
 of their own to track."""
+
+_AGAIN = "Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN"
+_MOST_PROBLEMS = 8
 
 
 class PlanRow(Frozen):
@@ -73,21 +78,28 @@ class FrozenPlan(Frozen):
 
     @classmethod
     def read(cls, path: Path) -> FrozenPlan:
-        """Raises ConfigError when the file is missing or not a frozen plan."""
+        """Raises ConfigError when the file is missing, cannot be read or is not a frozen plan."""
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            content = path.read_bytes()
         except FileNotFoundError:
             raise ConfigError(
                 f"no plan at {path}",
                 remedy=f"Write one: python -m cpt_residual.plan +experiment=NAME --out {path}",
             ) from None
-        except (ValidationError, ValueError) as error:
-            problems = str(error).splitlines()[:8]
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy=_AGAIN) from None
+        plan, problems = _parsed(content)
+        if plan is None:
             raise ConfigError(
-                f"{path} is not a frozen plan of this version",
-                problems=problems,
-                remedy="Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
+                f"{path} is not a frozen plan of this version", problems=problems, remedy=_AGAIN
+            )
+        try:
+            check(plan.config)  # a plan that was edited by hand may contradict itself
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path}: {error.what}", problems=error.problems, remedy=_AGAIN
             ) from None
+        return plan
 
     def row(self, index: int) -> PlanRow:
         """Raises ConfigError when there is no such row."""
@@ -97,3 +109,19 @@ class FrozenPlan(Frozen):
                 remedy=f"Rows run from 0 to {len(self.rows) - 1}.",
             )
         return self.rows[index]
+
+
+def _parsed(content: bytes) -> tuple[FrozenPlan | None, list[str]]:
+    """The plan in `content`, or what is wrong with it, one line each."""
+    if not content.strip():
+        return None, ["the file is empty"]
+    try:
+        return FrozenPlan.model_validate(json.loads(content.decode("utf-8"))), []
+    except UnicodeDecodeError as error:
+        return None, [f"not UTF-8: byte 0x{content[error.start]:02x} at byte offset {error.start}"]
+    except json.JSONDecodeError as error:
+        return None, [f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}"]
+    except ValidationError as error:
+        lines = [f"{dotted(place)}: {text}" for place, text in problems_in(error, FrozenPlan)]
+        more = [f"and {len(lines) - _MOST_PROBLEMS} more"] if len(lines) > _MOST_PROBLEMS else []
+        return None, [*lines[:_MOST_PROBLEMS], *more]

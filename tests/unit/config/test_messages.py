@@ -36,6 +36,11 @@ CASES = [
     "seed",
     "seed seed==",
     "'a b=1'",
+    "'seed=a b: ]'",
+    "trainig.x=1",
+    "training.x=1",
+    "paths.root=",
+    "corpora.new_domain.files=[a]",
     "=3",
     "seed=1,2",
     "hydra.run.dir=x",
@@ -82,5 +87,12 @@ def test_messages_are_the_golden_ones() -> None:
 
 def test_hydra_never_shows() -> None:
     text = GOLDEN.read_text()
-    for word in ("Traceback", "omegaconf", "object_type", "ConfigCompositionException", "++"):
+    for word in (
+        "Traceback",
+        "omegaconf",
+        "object_type",
+        "ConfigCompositionException",
+        "++",
+        "token rec",
+    ):
         assert word not in text

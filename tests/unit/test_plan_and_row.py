@@ -1,0 +1,189 @@
+"""`plan`, `row` and frozen plans in this process: what they print, and bad files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpt_residual import plan as plan_module
+from cpt_residual.core.store import Store
+from cpt_residual.plan import main as plan
+from cpt_residual.row import main as row
+from cpt_residual.stages.overview import Overview
+
+CUT = ["+experiment=smoke", "evaluation.variants=[base]", "evaluation.suites=[heldout]"]
+Said = Callable[[], str]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def frozen(place: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The content of a plan that was written to `plan.json`."""
+    assert plan([*CUT, "--out", "plan.json"]) == 0
+    capsys.readouterr()
+    return json.loads((place / "plan.json").read_text())
+
+
+@pytest.fixture
+def errors(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What was said on stderr; never a traceback, another library's words or a link."""
+
+    def read() -> str:
+        text = capsys.readouterr().err
+        assert not any(word in text for word in ("Traceback", "pydantic", "http", "[type="))
+        return text
+
+    return read
+
+
+# --- plans that cannot be used -------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "the file is empty"),
+        (b"\x80\x04\x95", "not UTF-8: byte 0x80 at byte offset 0"),
+        (b'{"rows": [', "line 1, column 11: not JSON: "),
+        (b"[]", "(top level): []: must be a mapping"),
+        (b"{}", "config: required, no default"),
+    ],
+)
+def test_a_file_that_is_no_plan(place: Path, errors: Said, content: bytes, problem: str) -> None:
+    (place / "plan.json").write_bytes(content)
+    assert row(["plan.json", "0"]) == 2
+    text = errors()
+    assert "ConfigError: plan.json is not a frozen plan of this version\n" in text
+    assert problem in text
+    assert "Write it again: python -m cpt_residual.plan" in text
+
+
+def test_findings_about_a_plan_are_ours(place: Path, frozen: dict[str, Any], errors: Said) -> None:
+    frozen["schema"], frozen["config"]["trainig"] = 0, 1
+    frozen["config"]["models"]["base"]["strat"] = "x"
+    del frozen["config"]["seed"]
+    (place / "plan.json").write_text(json.dumps(frozen))
+    assert row(["plan.json", "0"]) == 2
+    text = errors()
+    assert "  schema: 0: must be 1\n" in text
+    assert "  config.seed: required, no default\n" in text
+    assert "  config.trainig: 1: unknown key." in text
+    assert "  config.models.base.strat: 'x': unknown key. Did you mean 'start'?\n" in text
+
+
+def test_a_folder_is_no_plan(place: Path, errors: Said) -> None:
+    assert row([".", "0"]) == 2
+    assert f"ConfigError: {Path()} cannot be read: Is a directory\n" in errors()
+
+
+def test_an_edited_plan_may_be_what_changed(
+    place: Path, frozen: dict[str, Any], errors: Said
+) -> None:
+    frozen["config"]["seed"] = 5
+    (place / "plan.json").write_text(json.dumps(frozen))
+    assert row(["plan.json", "0"]) == 2
+    assert "The code, a local source or the plan file itself was changed since." in errors()
+    frozen["config"]["roles"]["base"] = "bsae"
+    (place / "plan.json").write_text(json.dumps(frozen))
+    assert row(["plan.json", "0"]) == 2
+    assert "plan.json: experiment smoke contradicts itself" in errors()
+
+
+def test_a_root_of_a_plan_that_cannot_be_written(
+    place: Path, frozen: dict[str, Any], errors: Said
+) -> None:
+    (place / "file").write_text("")
+    frozen["config"]["paths"]["root"] = str(place / "file")
+    (place / "plan.json").write_text(json.dumps(frozen))
+    assert row(["plan.json", "0"]) == 2
+    assert "nothing can be written below the plan's paths.root" in errors()
+
+
+# --- where a plan is written ---------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("out", "problem"),
+    [
+        ("no/such/plan.json", "no such folder: {place}/no"),
+        ("file/plan.json", "{place}/file is a file"),
+        ("folder", "folder is a folder"),
+    ],
+)
+def test_a_place_that_cannot_hold_a_plan_is_refused_first(
+    place: Path, capsys: pytest.CaptureFixture[str], out: str, problem: str
+) -> None:
+    (place / "file").write_text("")
+    (place / "folder").mkdir()
+    assert plan([*CUT, "--out", out]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"the plan cannot be written to {out}\n  {problem.format(place=place)}\n" in said.err
+    assert sorted(path.name for path in place.iterdir()) == ["file", "folder"]
+
+
+def test_a_plan_that_fails_to_be_written_says_so(
+    place: Path, errors: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("cpt_residual.stages.frozen.write_json_atomic", full)
+    assert plan([*CUT, "--out", "new/plan.json"]) == 2
+    assert "cannot be written to new/plan.json\n  No space left on device\n" in errors()
+
+
+# --- what a plan prints --------------------------------------------------------------------------
+def test_names_and_reasons_are_printed_as_they_are(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Damaged(Overview):
+        @classmethod
+        def of(cls, graph: Any, store: Store) -> Overview:
+            stages = [
+                replace(
+                    stage,
+                    status=replace(
+                        stage.status, state="corrupt", reason=f"{stage.name}: x [type=missing] :ok:"
+                    ),
+                )
+                for stage in Overview.of(graph, store).stages
+            ]
+            return Overview(tuple(stages))
+
+    monkeypatch.setattr(plan_module, "Overview", Damaged)
+    assert plan(["+experiment=smoke"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "residual:family: x [type=missing] :ok:" in lines
+    assert "evaluate:base: x [type=missing] :ok:" in lines
+
+
+@pytest.mark.parametrize(("cores", "note"), [("1000", " (launch.cores=1000, but"), ("null", ", ")])
+def test_the_estimate_is_of_the_cores_there_are(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cores: str,
+    note: str,
+) -> None:
+    asked: list[int] = []
+    original = Overview.wall_seconds
+    monkeypatch.setattr(plan_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(
+        Overview, "wall_seconds", lambda self, cores: asked.append(cores) or original(self, cores)
+    )
+    assert plan([*CUT, f"launch.cores={cores}"]) == 0
+    assert f"on 2 cores{note}" in capsys.readouterr().out
+    assert asked == [2]
+
+
+def test_an_empty_root_is_refused(place: Path, errors: Said) -> None:
+    assert plan([*CUT, "paths.root="]) == 2
+    assert "paths.root: '': names no folder; write paths.root=." in errors()
