@@ -6,13 +6,15 @@
     python -m cpt_residual.run -m +experiment=tiny seed=0,1,2,3,4
 
 What is ready is skipped; a run that was stopped or killed resumes where it was.
-Exit status: 0 done, 1 a stage failed, 2 bad input, 130 interrupted.
+What another run builds is waited for and used.
+Exit status: 0 done; 2 bad input, too little disk or the like, also when a stage finds it;
+1 a stage failed otherwise; 75 trainings were stopped by a signal from outside;
+130 Ctrl-C, 143 SIGTERM: the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +22,15 @@ from pathlib import Path
 from rich.console import Console
 
 from cpt_residual.config.compose import compose, expand_sweep
+from cpt_residual.config.schema import Experiment
+from cpt_residual.core.files import copy_files
 from cpt_residual.errors import CptResidualError
+from cpt_residual.launch.stopping import TerminatedError, terminable
 from cpt_residual.stages.registry import localised
 from cpt_residual.stages.session import Finished, run_experiment
-from cpt_residual.stages.sweep import report_sweep
+from cpt_residual.stages.sweep import differing, heading, report_sweep
 
-_INTERRUPTED = 130
+_FAILED, _INTERRUPTED, _TERMINATED = 1, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,13 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     try:
-        return _run(options, console)
+        with terminable():
+            return _run(options, console)
     except CptResidualError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume", file=sys.stderr)
-        return _INTERRUPTED
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, TerminatedError)
+        how = "terminated" if terminated else "interrupted"
+        print(f"{how}: run the same command again to resume", file=sys.stderr)
+        return _TERMINATED if terminated else _INTERRUPTED
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -51,30 +59,43 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         for experiment in experiments:
             console.print_json(experiment.model_dump_json())
         return 0
-    finished: list[Finished] = []
-    for number, experiment in enumerate(experiments, start=1):
-        if len(experiments) > 1:
-            console.rule(f"run {number} of {len(experiments)}: {' '.join(sweep[number - 1])}")
-        try:
-            finished.append(run_experiment(experiment, console))
-        except CptResidualError as error:
-            if len(experiments) == 1:
-                raise
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            finished.append(Finished(experiment, None))  # the other runs go on
+    finished = _run_all(experiments, differing(sweep), console)
     reports = [result.report_dir for result in finished if result.report_dir is not None]
     if len(experiments) > 1:
         reports = report_sweep(finished, console)
     if options.report_to and reports:
         _copy_reports(reports, options.report_to)
-    return 0 if all(result.complete for result in finished) else 1
+    return exit_status(finished)
+
+
+def _run_all(
+    experiments: Sequence[Experiment], overrides: Sequence[str], console: Console
+) -> list[Finished]:
+    if len(experiments) == 1:
+        return [run_experiment(experiments[0], console)]
+    finished: list[Finished] = []
+    for number, (experiment, own) in enumerate(zip(experiments, overrides, strict=True), start=1):
+        heading(f"run {number} of {len(experiments)}: {own}", console)
+        try:
+            finished.append(run_experiment(experiment, console, overrides=own))
+        except CptResidualError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            finished.append(Finished(experiment, None, (error,), own))  # the other runs go on
+    return finished
+
+
+def exit_status(finished: Sequence[Finished]) -> int:
+    """0 when all runs are complete; else that of their errors when it is the same with all."""
+    if all(result.complete for result in finished):
+        return 0
+    codes = {error.exit_code for result in finished for error in result.errors}
+    return codes.pop() if len(codes) == 1 else _FAILED
 
 
 def _copy_reports(reports: Sequence[Path], target: Path) -> None:
     """One report goes to `target` itself, several to folders in it named after their runs."""
     for report in reports:
-        folder = target if len(reports) == 1 else target / report.parent.name
-        shutil.copytree(report, folder, dirs_exist_ok=True)
+        copy_files(report, target if len(reports) == 1 else target / report.parent.name)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, JsonValue
 
 __all__ = [
     "Listing",
+    "append_line",
+    "copy_files",
     "list_files",
     "remove_tree",
     "sync_directory",
@@ -49,6 +52,34 @@ def write_json_atomic(
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def copy_files(source: Path, target: Path, *, leave_out: Collection[str] = ()) -> None:
+    """Copy the contents of all files below `source` to `target`, over what is there, without those
+    named in `leave_out`. Modes are not copied: a copy of a write-protected tree can be written."""
+    listing = list_files(source)
+    for folder in listing.directories:
+        (target / folder.relative_to(source)).mkdir(parents=True, exist_ok=True)
+    for name, path in listing.files.items():
+        if path.name not in leave_out:
+            shutil.copyfile(path, target / name)
+
+
+def append_line(path: Path, line: str) -> bool:
+    """Append a line to a log whole or not at all: False when it cannot be written (full disk)."""
+    data = f"{line}\n".encode()
+    try:
+        with path.open("ab", buffering=0) as stream:
+            before = stream.seek(0, os.SEEK_END)
+            try:
+                if stream.write(data) == len(data):
+                    return True
+            except OSError:
+                pass
+            stream.truncate(before)
+    except OSError:
+        pass
+    return False
 
 
 def sync_file(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ class Store:
         found = self.status_unlocked(graph, node, deep=deep)
         if found.state != "missing":
             return found
-        holder = describe_holder(self.lock_path_of(_key(node)))
+        holder = self.holder(node)
         return NodeStatus("busy", f"built right now by {holder}") if holder else found
 
     def status_unlocked(self, graph: Graph, node: Node, *, deep: bool = False) -> NodeStatus:
@@ -190,10 +190,30 @@ class Store:
         """This process has just read and hashed the artifact's files itself."""
         self._verified.add((self.path_of(node), manifest.seal))
 
+    def holder(self, node: Node) -> str | None:
+        """Who builds the node right now (`process N on HOST since ...`); None when nobody does."""
+        return describe_holder(self.lock_path_of(_key(node)))
+
     def require_ready(self, node: Node, status: NodeStatus) -> None:
         """Raise the error of a state other than ready, with what to do about it."""
         if status.state != "ready":
             raise self._error(node, status)
+
+    def require_usable(self, found: Iterable[tuple[Node, NodeStatus]]) -> None:
+        """Raise one error that names every artifact that is stale or corrupt, or return."""
+        bad = [(node, status) for node, status in found if status.state in ("stale", "corrupt")]
+        if len(bad) == 1:
+            raise self._error(*bad[0])
+        if bad:
+            kinds = {_ERRORS[status.state] for _, status in bad}
+            kind = kinds.pop() if len(kinds) == 1 else ArtifactError
+            raise kind(
+                f"{len(bad)} artifacts cannot be used",
+                problems=[_state_line(node, status) for node, status in bad],
+                remedy="Their files are not those recorded (corrupt), or an input of theirs has "
+                "changed (stale). Delete them and run the same command again to build them anew:\n"
+                + "\n".join(f"  rm -r {self.path_of(node)}" for node, _ in bad),
+            )
 
     def _error(self, node: Node, status: NodeStatus) -> ArtifactError:
         path = self.path_of(node)
@@ -204,9 +224,8 @@ class Store:
             "corrupt": "It is not used. Delete it "
             f"(rm -r {path}) and run the same command again to build it anew.",
         }
-        name = f"{node.stage.node} ({node.fingerprint[:8]})"
         return _ERRORS[status.state](
-            f"artifact {name} is {status.state}",
+            f"artifact {_label(node)} is {status.state}",
             problems=status.problems or (status.reason,),
             remedy=remedies[status.state],
         )
@@ -215,6 +234,17 @@ class Store:
 def _key(node: Node) -> str:
     assert _STAGE_NAME.fullmatch(node.stage.name), f"stage name '{node.stage.name}' is no file name"
     return f"{node.stage.name}-{node.fingerprint[:16]}"
+
+
+def _label(node: Node) -> str:
+    return f"{node.stage.node} ({node.fingerprint[:8]})"
+
+
+def _state_line(node: Node, status: NodeStatus) -> str:
+    """`evaluate:base (1cb2c4af) is corrupt: extra.txt: not in the manifest (and 2 more)`."""
+    first, *others = status.problems or (status.reason,)
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{_label(node)} is {status.state}: {first}{more}"
 
 
 def _corrupt(node: Node, problems: list[str]) -> NodeStatus:

@@ -92,7 +92,8 @@ def _parse_object(line: bytes, place: str, *, offset: int) -> Mapping[str, objec
     except UnicodeDecodeError as error:
         raise BadDocumentError(not_utf8(place, error, offset=offset)) from None
     except json.JSONDecodeError as error:
-        raise BadDocumentError(f"{place}: not JSON: {error.msg} (column {error.colno})") from None
+        what = error.msg.rstrip(": ").removesuffix(" at")  # "Invalid control character at"
+        raise BadDocumentError(f"{place}: not JSON: {what} at column {error.colno}") from None
     if not isinstance(value, dict):
         raise BadDocumentError(f"{place}: the line is {_kind(value)}, not a JSON object")
     return cast("dict[str, object]", value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,43 +63,50 @@ def check_unchanged(files: Sequence[Path], file_hashes: Mapping[str, str]) -> No
 def read_local(files: Sequence[Path], *, text_field: str) -> Iterator[str]:
     """The documents of `files` in order, one in memory at a time.
 
-    Once something is wrong no further document is yielded; reading goes on to collect the
-    problems, then raises one `CorpusError`.
+    A byte order mark at the start of a file belongs to its encoding and not to its text. Once
+    something is wrong no further document is yielded; reading goes on to collect the problems,
+    then raises one `CorpusError`.
     """
     problems = Problems(
         "local corpus: some documents cannot be used",
         "Nothing is skipped or mended silently: correct these places and run again.",
     )
     for path in files:
-        read = _read_lines(path, text_field) if path.suffix == ".jsonl" else _read_whole(path)
+        jsonl = path.suffix == ".jsonl"
+        read = _read_lines(path, text_field, problems) if jsonl else _read_whole(path, problems)
         for document in read:
-            if isinstance(document, BadDocumentError):
-                problems.add(str(document))
-            elif not problems:
+            if not problems:
                 yield document
     problems.raise_if_any()
 
 
-def _read_lines(path: Path, text_field: str) -> Iterator[str | BadDocumentError]:
+def _read_lines(path: Path, text_field: str, problems: Problems) -> Iterator[str]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
+            place = f"{path}:{number}"
             try:
-                yield parse_text(line, f"{path}:{number}", text_field=text_field, offset=offset)
+                yield parse_text(line[mark:], place, text_field=text_field, offset=offset + mark)
             except BadDocumentError as problem:
-                yield problem
+                what = str(problem).removeprefix(place).removeprefix(": ")
+                problems.add_line(str(path), number, what)
             offset += len(line)
 
 
-def _read_whole(path: Path) -> Iterator[str | BadDocumentError]:
+def _read_whole(path: Path, problems: Problems) -> Iterator[str]:
     content = path.read_bytes()
     try:
-        text = content.decode("utf-8")
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        yield BadDocumentError(not_utf8(f"{path}:{line}", error, offset=0))
+        mark = len(content) - len(content.removeprefix(codecs.BOM_UTF8))
+        line = content.count(b"\n", 0, mark + error.start) + 1
+        problems.add(not_utf8(f"{path}:{line}", error, offset=mark))
         return
-    yield text if text.strip() else BadDocumentError(f"{path}: the file holds only white space")
+    if text.strip():
+        yield text
+    else:
+        problems.add(f"{path}: the file holds only white space")
 
 
 def _nothing_found(pattern: str, matches: Sequence[Path]) -> str:

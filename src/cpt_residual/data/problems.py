@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from cpt_residual.errors import CorpusError
 
-__all__ = ["MAX_PROBLEMS", "BadDocumentError", "Problems"]
+__all__ = ["MAX_BAD_LINES", "MAX_PROBLEMS", "BadDocumentError", "Problems"]
 
 MAX_PROBLEMS = 20
-"""Reading stops once so many problems are known."""
+"""Reading stops once so many different problems are known."""
+
+MAX_BAD_LINES = 1000
+"""Reading stops once so many lines are bad, also when it is the same with all of them."""
+
+_SHOWN_LINES = 5
+_MORE = "(further problems are not listed)"
 
 
 class BadDocumentError(ValueError):
     """One document that cannot be used; its text is one line of a `CorpusError`."""
+
+
+@dataclass
+class _Group:
+    """Lines of one file with one problem; only the first numbers are kept."""
+
+    count: int = 0
+    first: list[int] = field(default_factory=list[int])
+
+    def text(self, file: str, what: str) -> str:
+        if not self.first:
+            return what
+        if self.count == 1:
+            return f"{file}:{self.first[0]}: {what}"
+        numbers = ", ".join(map(str, self.first)) + (
+            ", ..." if self.count > len(self.first) else ""
+        )
+        return f"{file}: {self.count:,} lines ({numbers}): {what}"
 
 
 class Problems:
@@ -20,19 +46,34 @@ class Problems:
     def __init__(self, what: str, remedy: str) -> None:
         self._what = what
         self._remedy = remedy
-        self._lines: list[str] = []
+        self._groups: dict[tuple[str, str], _Group] = {}
+        self._num_bad_lines = 0
 
     def add(self, line: str) -> None:
         """Remember one problem; raises when the list is full."""
-        self._lines.append(line)
-        if len(self._lines) >= MAX_PROBLEMS:
-            self._lines.append("(further problems are not listed)")
-            self.raise_if_any()
+        self._groups[f"{len(self._groups)}", line] = _Group()
+        if len(self._groups) >= MAX_PROBLEMS:
+            self._raise([_MORE])
+
+    def add_line(self, file: str, number: int, what: str) -> None:
+        """Remember what is wrong with line `number` of `file`; lines of one file that have the
+        same problem become one entry with their count. Raises when there are too many."""
+        group = self._groups.setdefault((file, what), _Group())
+        group.count += 1
+        if len(group.first) < _SHOWN_LINES:
+            group.first.append(number)
+        self._num_bad_lines += 1
+        if len(self._groups) >= MAX_PROBLEMS or self._num_bad_lines >= MAX_BAD_LINES:
+            self._raise([_MORE])
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
+        return bool(self._groups)
 
     def raise_if_any(self) -> None:
         """Raise one `CorpusError` with everything found so far, or return."""
-        if self._lines:
-            raise CorpusError(self._what, problems=self._lines, remedy=self._remedy)
+        self._raise([])
+
+    def _raise(self, last: list[str]) -> None:
+        if self._groups:
+            lines = [group.text(file, what) for (file, what), group in self._groups.items()]
+            raise CorpusError(self._what, problems=[*lines, *last], remedy=self._remedy)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -12,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 _PLAIN_INTERVAL_SECONDS = 10.0
+_SHOWN_NAMES = 3
 
 
 def duration(seconds: float) -> str:
@@ -24,6 +27,23 @@ def duration(seconds: float) -> str:
     if whole < 48 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def paragraph(console: Console, text: str, *, style: str = "") -> None:
+    """Print prose: broken between words at the width of a terminal, in one line elsewhere. A word
+    that is too long for a line, such as a path, stays whole."""
+    width = console.width if console.is_terminal else len(text) + 1
+    bound = text.replace(" %", "\N{NO-BREAK SPACE}%")  # a number stays with its unit
+    lines = textwrap.wrap(bound, width, break_long_words=False, break_on_hyphens=False)
+    shown = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+    console.print(shown, style=style or None, markup=False, soft_wrap=True, highlight=False)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """`a, b, c and 28 more`."""
+    if len(names) <= _SHOWN_NAMES + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_SHOWN_NAMES])} and {len(names) - _SHOWN_NAMES} more"
 
 
 @dataclass
@@ -69,9 +89,10 @@ class BuildConsole:
     ) -> None:
         self._bars.stop()
         if self._blocked:
-            names = ", ".join(self._blocked)
             count = len(self._blocked)
-            self.line("not", f"built: {count} stages need one that failed", f"({names})")
+            stages = f"{count} stage{'s' if count > 1 else ''}"
+            why = f"not built because of what failed: {stages} ({some_of(self._blocked)})"
+            paragraph(self.console, why)
 
     def line(self, verb: str, node: str, note: str = "", *, style: str = "") -> None:
         """One lasting line, e.g. `skip   pack:cpt   ready, built 2026-11-21 (1f0c2a9b)`."""
@@ -82,6 +103,16 @@ class BuildConsole:
         """A stage that need not run."""
         self._count()
         self.line("skip", node, why, style="dim")
+
+    def waiting(self, node: str, why: str) -> None:
+        """A stage that another process builds; it starts when that process has ended."""
+        self._stop(node)
+        self.line("waiting", node, why, style="yellow")
+
+    def reused(self, node: str, note: str) -> None:
+        """A stage that began, and was found ready."""
+        self._close(node)
+        self.line("skip", node, note, style="dim")
 
     def started(self, node: str) -> None:
         """A stage begins."""
@@ -120,10 +151,13 @@ class BuildConsole:
         self._blocked.append(node)
 
     def _close(self, node: str) -> None:
+        self._stop(node)
+        self._count()
+
+    def _stop(self, node: str) -> None:
         running = self._running.pop(node, None)
         if running is not None and running.bar is not None:
             self._bars.remove_task(running.bar)
-        self._count()
 
     def _count(self) -> None:
         self._ended += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,14 @@ __all__ = [
     "let_waiting_threads_sleep",
     "preserved_environment",
     "rank_environment",
+    "require_gpus",
+    "too_few_gpus",
     "uses_gpu",
+    "visible_gpus",
 ]
+
+_ASK_TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+_ASK_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,56 @@ def uses_gpu(launch: Launch) -> bool:
     """Whether training and evaluation run on a GPU. Asked without torch: `auto` is a GPU where
     the driver has made its device file."""
     return launch.device == "cuda" or (launch.device == "auto" and Path("/dev/nvidiactl").exists())
+
+
+def visible_gpus() -> int | None:
+    """How many GPUs torch can use. Asked in a process of its own, which takes seconds and leaves
+    no torch here; None when there is no answer."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH],
+            capture_output=True,
+            text=True,
+            timeout=_ASK_SECONDS,
+            check=True,
+        )
+        return int(done.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def require_gpus(launch: Launch) -> None:
+    """LaunchError when training on `launch.device` would find fewer GPUs than processes."""
+    if launch.device != "cuda" and not (uses_gpu(launch) and launch.num_processes > 1):
+        return
+    found = visible_gpus()
+    on_cpu = launch.device == "auto" and found == 0  # as training will decide
+    if found is not None and found < launch.num_processes and not on_cpu:
+        raise too_few_gpus(launch, found)
+
+
+def too_few_gpus(launch: Launch, found: int) -> LaunchError:
+    """The error for `found` visible GPUs where `launch` needs more."""
+    asked = f"launch.device={launch.device}"
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = [] if shown is None else [f"CUDA_VISIBLE_DEVICES={shown}"]
+    if found == 0:
+        return LaunchError(
+            "no GPU is visible",
+            problems=[asked, *hidden],
+            remedy="Set launch.device=cpu, or see that the driver shows a GPU (nvidia-smi) and "
+            "that the installed torch is built for it.",
+        )
+    return LaunchError(
+        "there are fewer GPUs than processes",
+        problems=[
+            f"launch.num_processes={launch.num_processes}",
+            f"GPUs visible: {found}",
+            asked,
+            *hidden,
+        ],
+        remedy=f"Set launch.num_processes={found}, or launch.device=cpu.",
+    )
 
 
 def let_waiting_threads_sleep() -> None:

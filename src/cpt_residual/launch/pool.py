@@ -6,7 +6,8 @@ forty small stages pays for two imports of torch and not for forty. Guarantees:
 * a job starts only when all its dependencies are done, and never takes the sum of cores above the
   budget (a job that wants more than the budget runs alone);
 * jobs on the longest remaining path start first;
-* a failed job blocks what depends on it and nothing else;
+* a failed job blocks what depends on it and nothing else, except that a full disk blocks all;
+* a job that a process outside does already waits, without a worker, until that process ends;
 * workers die with their parent, also when it is killed with SIGKILL.
 """
 
@@ -24,15 +25,19 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
-from cpt_residual.errors import CptResidualError, WorkerError
+from cpt_residual.errors import BusyError, CptResidualError, DiskSpaceError, WorkerError
 
 Report = Callable[[int, int, str], None]
 Work = Callable[[Any, Report], Any]
 """work(payload, report) -> result; importable by name, run in a worker process."""
 
 _PROGRESS_INTERVAL_SECONDS = 0.2
+_POLL_SECONDS = 1.0
+_WORKER_GRACE_SECONDS = 20.0
+_TERMINATED = 128 + signal.SIGTERM
 _GRACE_SECONDS = 600.0  # a training writes a checkpoint first, which takes minutes when it is large
 
 
@@ -50,12 +55,22 @@ class Job:
     alone: bool = False
 
 
+Holder = Callable[[Job], str | None]
+"""holder(job) -> the process outside this pool that does the job right now, or None."""
+
+
+def _nobody(job: Job) -> str | None:
+    del job
+    return None
+
+
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job. `blocked`: a job it needs has failed."""
+    """What happened to a job. `blocked`: a job it needs has failed. `waiting`: `holder` does it."""
 
-    kind: Literal["start", "progress", "done", "failed", "blocked"]
+    kind: Literal["start", "progress", "done", "failed", "blocked", "waiting"]
     job: str
+    holder: str = ""
     done: int = 0
     total: int = 0
     unit: str = ""
@@ -67,13 +82,22 @@ OnEvent = Callable[[Event], None]
 
 
 def run_jobs(
-    jobs: Mapping[str, Job], work: Work, *, cores: int, log: Path, on_event: OnEvent
+    jobs: Mapping[str, Job],
+    work: Work,
+    *,
+    cores: int,
+    log: Path,
+    on_event: OnEvent,
+    holder: Holder = _nobody,
 ) -> bool:
     """Run all jobs; True when every one succeeded. What libraries print goes to `log`.
 
+    A job with a `holder` is not started; it is asked again every second. So is one whose work
+    raises BusyError, which means that a process outside was faster by a moment.
     `KeyboardInterrupt` stops the workers (SIGTERM, then SIGKILL after ten minutes or at a second
     interrupt) and is raised again."""
-    pool = _Pool(work, cores=cores, log=log, on_event=on_event, queue=_Queue(jobs))
+    held = _Held(holder, on_event)
+    pool = _Pool(work, cores=cores, log=log, on_event=on_event, queue=_Queue(jobs), held=held)
     try:
         return pool.run()
     finally:
@@ -92,6 +116,13 @@ class _Queue:
     def ready(self) -> list[Job]:
         jobs = [job for job in self.waiting.values() if job.needs <= self.done]
         return sorted(jobs, key=lambda job: (-self._rank[job.name], job.name))
+
+    def abandon(self) -> list[Job]:
+        """Everything that has not started; it leaves the queue."""
+        found = list(self.waiting.values())
+        self.failed.update(self.waiting)
+        self.waiting.clear()
+        return found
 
     def blocked(self) -> list[Job]:
         """Jobs that can no longer run; they leave the queue."""
@@ -121,6 +152,29 @@ def _longest_paths(jobs: Mapping[str, Job]) -> dict[str, float]:
     return rank
 
 
+class _Held:
+    """Jobs that a process outside does: asked for at most once a second, told when it changes."""
+
+    def __init__(self, holder: Holder, on_event: OnEvent) -> None:
+        self._holder, self._on_event = holder, on_event
+        self._told: dict[str, str] = {}
+        self._ask_again: dict[str, float] = {}
+
+    def holds(self, job: Job) -> bool:
+        now = time.monotonic()
+        if now < self._ask_again.get(job.name, now):
+            return True
+        who = self._holder(job)
+        if who is None:
+            self._ask_again.pop(job.name, None)
+            return False
+        self._ask_again[job.name] = now + _POLL_SECONDS
+        if self._told.get(job.name) != who:
+            self._told[job.name] = who
+            self._on_event(Event("waiting", job.name, holder=who))
+        return True
+
+
 @dataclass
 class _Worker:
     process: BaseProcess
@@ -130,10 +184,10 @@ class _Worker:
 
 class _Pool:
     def __init__(
-        self, work: Work, *, cores: int, log: Path, on_event: OnEvent, queue: _Queue
+        self, work: Work, *, cores: int, log: Path, on_event: OnEvent, queue: _Queue, held: _Held
     ) -> None:
         self._work, self._cores, self._log = work, cores, log
-        self._on_event, self._queue = on_event, queue
+        self._on_event, self._queue, self._held = on_event, queue, held
         self._workers: list[_Worker] = []
 
     def run(self) -> bool:
@@ -145,6 +199,8 @@ class _Pool:
     def _start_what_fits(self) -> None:
         used = sum(self._cores_of(worker.job) for worker in self._workers if worker.job)
         for job in self._queue.ready():
+            if self._held.holds(job):
+                continue
             if used and used + self._cores_of(job) > self._cores:
                 break  # in order: a wide job is not starved by narrow ones behind it
             del self._queue.waiting[job.name]
@@ -169,7 +225,7 @@ class _Pool:
 
     def _listen(self) -> None:
         busy = {worker.pipe: worker for worker in self._workers if worker.job}
-        for pipe in wait(list(busy), timeout=1.0):
+        for pipe in wait(list(busy), timeout=_POLL_SECONDS):
             worker = busy[pipe]  # type: ignore[index]
             try:
                 kind, value = worker.pipe.recv()
@@ -191,14 +247,21 @@ class _Pool:
             self._queue.done.add(job.name)
             self._on_event(Event("done", job.name, result=value))
             return
+        if isinstance(value, BusyError):
+            self._queue.waiting[job.name] = job
+            self._held.holds(job)  # tells who, and leaves it alone for a moment
+            return
         self._queue.failed.add(job.name)
         self._on_event(Event("failed", job.name, error=value))
-        for blocked in self._queue.blocked():
+        full = isinstance(value, DiskSpaceError)  # what starts now would meet it too
+        for blocked in self._queue.abandon() if full else self._queue.blocked():
             self._on_event(Event("blocked", blocked.name))
 
     def _bury(self, worker: _Worker) -> CptResidualError:
         self._retire(worker)
         code = worker.process.exitcode or 0
+        if code == _TERMINATED:
+            code = -signal.SIGTERM
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         name = worker.job.name if worker.job else "?"
         return WorkerError(
@@ -235,6 +298,7 @@ def _serve(work: Work, pipe: Connection, log: Path) -> None:
     """Main loop of a worker process."""
     _print_to(log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
@@ -250,6 +314,16 @@ def _serve(work: Work, pipe: Connection, log: Path) -> None:
             reply = ("failed", _unexpected(error))
         with contextlib.suppress(BrokenPipeError):
             pipe.send(reply)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM: end as at the end of a program, which gives back semaphores and child processes;
+    by force when that takes long. Trainings have a handler of their own and save first."""
+    del number, frame
+    force = threading.Timer(_WORKER_GRACE_SECONDS, os._exit, [_TERMINATED])
+    force.daemon = True
+    force.start()
+    raise SystemExit(_TERMINATED)
 
 
 def _print_to(log: Path) -> None:

@@ -37,6 +37,21 @@ COMPARISON_KEYS: tuple[MeasureKey, ...] = (
     "bits_general",
 )
 
+_IMPORTANCE: tuple[MeasureKey, ...] = (
+    "strict",
+    "new_facts",
+    "obeyed_and_right",
+    "bits_new",
+    "open",
+    "loose",
+    "closed",
+    "old_facts",
+    "bits_general",
+)
+"""`COMPARISON_KEYS` by what a narrow terminal shows first."""
+
+_GAP = 2
+
 
 def ordered_rows(facts: ReportFacts) -> tuple[ResultRow, ...]:
     """Rows by variant (order of the experiment), task, metric: independent of the input order."""
@@ -238,15 +253,50 @@ def training_markdown(facts: ReportFacts) -> str:
     )
 
 
-def comparison_table(names: Iterable[str], scores: Scores) -> Table:
-    """The comparison of the named variants for the terminal."""
-    table = Table(title="Comparison (percent unless said)", title_justify="left")
-    table.add_column("variant", no_wrap=True)
-    for measure in comparison_measures(scores):
-        table.add_column(measure.short, justify="right")
-    for line in _comparison(names, scores):
-        table.add_row(*line)
-    return table
+def comparison_table(
+    names: Iterable[str], scores: Scores, *, width: int
+) -> tuple[Table, list[str]]:
+    """The comparison of the named variants for a terminal of `width` columns, and the headings of
+    the measures that found no room. What is shown is whole; the most important measure always is.
+    """
+    lines = _comparison(names, scores)
+    measures = comparison_measures(scores)
+    shown = _measures_that_fit(measures, lines, width)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    table.title, table.title_justify = "Comparison (percent unless said)", "left"
+    rooms = [_column_width(measure, lines, measures) for measure in shown]
+    longest = max((len(line[0]) for line in lines), default=0)
+    left = max(1, width - sum(rooms) - _GAP * len(rooms))
+    table.add_column("variant", vertical="bottom", overflow="fold", width=min(longest, left))
+    for measure, room in zip(shown, rooms, strict=True):
+        table.add_column(measure.short, justify="right", vertical="bottom", width=room)
+    places = [0, *(1 + measures.index(measure) for measure in shown)]
+    for line in lines:
+        table.add_row(*(line[place] for place in places))
+    return table, [measure.short for measure in measures if measure not in shown]
+
+
+def _measures_that_fit(
+    measures: Sequence[Measure], lines: Sequence[Sequence[str]], width: int
+) -> list[Measure]:
+    """As many as fit beside the names, the most important first; in the order of `measures`."""
+    left = width - max((len(line[0]) for line in lines), default=0)
+    chosen: list[Measure] = []
+    for measure in sorted(measures, key=lambda m: _IMPORTANCE.index(m.key)):
+        left -= _GAP + _column_width(measure, lines, measures)
+        if left < 0 and chosen:
+            break
+        chosen.append(measure)
+    return [measure for measure in measures if measure in chosen]
+
+
+def _column_width(
+    measure: Measure, lines: Sequence[Sequence[str]], measures: Sequence[Measure]
+) -> int:
+    """The longest cell or word of the heading, which breaks between words."""
+    place = 1 + list(measures).index(measure)
+    texts = [*measure.short.split(), *(line[place] for line in lines)]
+    return max(len(text) for text in texts)
 
 
 def comparison_text(names: Iterable[str], scores: Scores) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.run_record import write_json_atomic
-from cpt_residual.launch.console import duration
+from cpt_residual.launch.console import duration, paragraph
 from cpt_residual.stages.execute import Builder
 
 TIMES_FILE = "times.json"
@@ -23,18 +23,25 @@ def show_results(builder: Builder, report_dir: Path, console: Console, *, second
     from cpt_residual.report.tables import comparison_table, comparison_text
 
     report = read_report(report_dir)
+    file = report_dir / "report.md"
     console.print()
     if console.is_terminal:
-        console.print(comparison_table(report.kinds, report.scores))
+        table, hidden = comparison_table(report.kinds, report.scores, width=console.width)
+        console.print(table, soft_wrap=False)
+        if hidden:
+            paragraph(console, f"Not shown at this width: {', '.join(hidden)}. The whole table:")
+            console.print(file, markup=False, soft_wrap=True)
     else:
         console.print(comparison_text(report.kinds, report.scores), markup=False)
-    console.print(f"\n{report.headline}", style="bold", markup=False)
-    for paragraph in report.paragraphs:
-        console.print(paragraph, markup=False)
-    console.print(f"\n{_times(builder, report_dir, seconds)}")
+    console.print()
+    paragraph(console, report.headline, style="bold")
+    for text in report.paragraphs:
+        paragraph(console, text)
+    console.print()
+    paragraph(console, _times(builder, report_dir, seconds))
     for figure in sorted((report_dir / "figures").glob("*.png")):
-        console.print(f"figure: {figure}")
-    console.print(f"report: {report_dir / 'report.md'}")
+        console.print(f"figure: {figure}", markup=False, soft_wrap=True)
+    console.print(f"report: {file}", markup=False, soft_wrap=True)
 
 
 def _times(builder: Builder, report_dir: Path, seconds: float) -> str:

@@ -25,6 +25,7 @@ class LocalRecipe(Frozen):
 
     kind: Literal["local"] = "local"
     files: tuple[tuple[str, str], ...]  # (suffix, sha256)
+    byte_order_mark: Literal["dropped"] = "dropped"  # it was part of a .txt file's text once
     text_field: str
     heldout_documents: int
     seed: int

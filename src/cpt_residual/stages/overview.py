@@ -52,6 +52,11 @@ class Overview:
         return tuple(stage for stage in self.stages if stage.is_ready)
 
     @property
+    def busy(self) -> tuple[PlannedStage, ...]:
+        """Those of `to_build` that another process builds right now."""
+        return tuple(stage for stage in self.stages if stage.status.state == "busy")
+
+    @property
     def disk_bytes_needed(self) -> int:
         """Bytes that building everything missing needs: all artifacts and the largest scratch."""
         scratch = max((stage.cost.scratch_bytes for stage in self.to_build), default=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,12 +15,13 @@ from rich.console import Console
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.artifact import MANIFEST, RECEIPT
 from cpt_residual.core.build import BuildOutcome
-from cpt_residual.core.disk import check_free_space, format_bytes
+from cpt_residual.core.disk import FullDiskReport, check_free_space, format_bytes
+from cpt_residual.core.files import append_line, copy_files
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.run_record import git_state, library_versions, new_run_dir, write_json_atomic
-from cpt_residual.errors import ConfigError, CptResidualError
-from cpt_residual.launch.console import BuildConsole, duration
-from cpt_residual.launch.environment import let_waiting_threads_sleep, uses_gpu
+from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
+from cpt_residual.launch.console import BuildConsole, duration, paragraph
+from cpt_residual.launch.environment import let_waiting_threads_sleep, require_gpus, uses_gpu
 from cpt_residual.launch.pool import Event, Job, run_jobs
 from cpt_residual.stages.closing import show_results
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
@@ -30,61 +30,75 @@ from cpt_residual.stages.overview import Overview, PlannedStage
 from cpt_residual.stages.registry import REPORT_NODE
 from cpt_residual.tracking.sinks import check_tracking, track_report
 
+WORKERS_LOG = "workers.log"
+"""What libraries printed while stages were built; below the folder of the run."""
+
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run ended. `report_dir` is None when the report could not be built."""
+    """How a run ended. `report_dir` is None when the report could not be built; `errors` says why.
+
+    `overrides`: what tells the run from the others of a sweep, e.g. `seed=1`; empty outside one."""
 
     experiment: Experiment
     report_dir: Path | None
+    errors: tuple[CptResidualError, ...] = ()
+    overrides: str = ""
 
     @property
     def complete(self) -> bool:
         return self.report_dir is not None
 
+    @property
+    def name(self) -> str:
+        """`tiny (seed=1 launch.device=cpu)`."""
+        return f"{self.experiment.name} ({self.overrides or f'seed {self.experiment.seed}'})"
 
-def run_experiment(experiment: Experiment, console: Console) -> Finished:
+
+def run_experiment(experiment: Experiment, console: Console, *, overrides: str = "") -> Finished:
     """Build everything that is missing and show the comparison.
 
-    Raises `CptResidualError` before any work for stale, corrupt or busy artifacts and for too
-    little disk. A stage that fails stops only what depends on it; the result then is incomplete.
+    Raises `CptResidualError` before any work: for stale or corrupt artifacts (all in one error),
+    for GPUs that are not there and for too little disk. What another process builds is waited for
+    and then used. A stage that fails stops only what depends on it; the result then is incomplete.
     """
     builder = Builder.of(experiment)
     overview = Overview.of(builder.graph, builder.store)
-    _refuse_unusable(builder, overview)
+    builder.store.require_usable((stage.node, stage.status) for stage in overview.stages)
     check_tracking(experiment.tracking)
     _require_writable(builder.store.root)
     check_free_space(builder.store.root, overview.disk_bytes_needed)
-    run_dir = _new_run(builder)
+    if any(stage.node.stage.name in GPU_STAGES for stage in overview.to_build):
+        require_gpus(experiment.launch)
+    with FullDiskReport(Path(experiment.paths.root), 0):
+        return _run(builder, overview, console, overrides)
+
+
+def _run(builder: Builder, overview: Overview, console: Console, overrides: str) -> Finished:
+    experiment, run_dir = builder.experiment, _new_run(builder)
     cores = experiment.launch.cores or usable_cores()
     _announce(builder, overview, cores, console)
     started = time.monotonic()
     with BuildConsole(console, total_stages=len(overview.stages)) as bars:
-        _Session(builder, run_dir, bars).run(overview, cores)
-    report = builder.store.status(builder.graph, REPORT_NODE)
-    if report.state != "ready":
-        console.print(
-            f"not finished: see the failures above and {run_dir / 'workers.log'}. "
-            "What was built is kept; the same command goes on from there.",
-            style="bold red",
-        )
-        return Finished(experiment, None)
+        session = _Session(builder, run_dir, bars)
+        session.run(overview, cores)
+    if builder.store.status(builder.graph, REPORT_NODE).state != "ready":
+        _tell_unfinished(run_dir, console)
+        return Finished(experiment, None, tuple(session.errors), overrides)
     report_dir = run_dir / "report"
     artifact = builder.store.path_of(builder.graph[REPORT_NODE])
-    shutil.copytree(artifact, report_dir, ignore=shutil.ignore_patterns(MANIFEST, RECEIPT))
+    copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
     _track(builder, run_dir, report_dir)
     show_results(builder, report_dir, console, seconds=time.monotonic() - started)
-    return Finished(experiment, report_dir)
+    return Finished(experiment, report_dir, overrides=overrides)
 
 
-def _refuse_unusable(builder: Builder, overview: Overview) -> None:
-    """Raise the store's own error for the first stage that is stale, corrupt or busy."""
-    for stage in overview.stages:
-        if stage.status.state in ("stale", "corrupt"):
-            builder.store.require_ready(stage.node, stage.status)
-        if stage.status.state == "busy":
-            with builder.store.lock(stage.node):
-                pass  # raises BusyError with its holder, unless it ended meanwhile
+def _tell_unfinished(run_dir: Path, console: Console) -> None:
+    kept = "What was built is kept; the same command goes on from there."
+    paragraph(console, f"not finished: see the failures above. {kept}", style="bold red")
+    log = run_dir / WORKERS_LOG
+    if log.is_file() and log.stat().st_size:
+        console.print(f"what the stages printed: {log}", markup=False, soft_wrap=True)
 
 
 def _require_writable(store: Path) -> None:
@@ -127,7 +141,7 @@ def _track(builder: Builder, run_dir: Path, report_dir: Path) -> None:
 
 def _announce(builder: Builder, overview: Overview, cores: int, console: Console) -> None:
     experiment = builder.experiment
-    console.print(f"[bold]{experiment.name}[/bold] (seed {experiment.seed}): {experiment.question}")
+    paragraph(console, f"{experiment.name} (seed {experiment.seed}): {experiment.question}")
     missing = len(overview.to_build)
     text = f"{len(overview.stages)} stages, {len(overview.reused)} ready, {missing} to build"
     if missing:
@@ -135,9 +149,13 @@ def _announce(builder: Builder, overview: Overview, cores: int, console: Console
             f": about {duration(overview.wall_seconds(cores))} on {cores} cores, "
             f"{format_bytes(overview.disk_bytes_needed)} of disk"
         )
-    console.print(f"{text}\nstore: {builder.store.root}")
+    if overview.busy:
+        text += f"; {len(overview.busy)} of these by another process right now"
+    paragraph(console, text)
+    console.print(f"store: {builder.store.root}", markup=False)
     if cores > usable_cores():
-        console.print(
+        paragraph(
+            console,
             f"launch.cores={cores}, but this machine has {usable_cores()}: stages will slow each "
             "other down",
             style="yellow",
@@ -149,16 +167,27 @@ class _Session:
 
     def __init__(self, builder: Builder, run_dir: Path, bars: BuildConsole) -> None:
         self._builder, self._run_dir, self._bars = builder, run_dir, bars
+        self.errors: list[CptResidualError] = []
 
     def run(self, overview: Overview, cores: int) -> None:
         for stage in overview.reused:
             self._bars.skipped(stage.name, stage.status.reason)
             self._log("skip", stage.name, reason=stage.status.reason)
         jobs = self._jobs(overview)
-        log = self._run_dir / "workers.log"
+        log = self._run_dir / WORKERS_LOG
         if jobs:
             let_waiting_threads_sleep()
-            run_jobs(jobs, execute, cores=cores, log=log, on_event=self._on_event)
+            run_jobs(
+                jobs,
+                execute,
+                cores=cores,
+                log=log,
+                on_event=self._on_event,
+                holder=self._holder,
+            )
+
+    def _holder(self, job: Job) -> str | None:
+        return self._builder.store.holder(self._builder.graph[job.name])
 
     def _jobs(self, overview: Overview) -> Mapping[str, Job]:
         missing = {stage.node.fingerprint: stage for stage in overview.to_build}
@@ -189,20 +218,31 @@ class _Session:
             case "failed":
                 assert event.error is not None
                 self._failed(event.job, event.error)
+            case "waiting":
+                self._bars.waiting(event.job, f"built by {event.holder}")
+                self._log("waiting", event.job, holder=event.holder)
             case "blocked":
                 self._bars.blocked(event.job)
                 self._log("blocked", event.job)
 
     def _ended(self, node: str, outcome: BuildOutcome) -> None:
+        if outcome.skipped:  # another process was faster
+            self._bars.reused(node, outcome.reason)
+            self._log("skip", node, reason=outcome.reason)
+            return
         note = f"{duration(outcome.seconds):>10}  {outcome.ref.content_hash[:8]}"
         self._bars.finished(node, note)
         self._log("done", node, seconds=outcome.seconds, content_hash=outcome.ref.content_hash)
 
     def _failed(self, node: str, error: CptResidualError) -> None:
-        self._bars.failed(node, f"{type(error).__name__}: {error}")
+        told = any(isinstance(known, DiskSpaceError) for known in self.errors)
+        brief = told and isinstance(error, DiskSpaceError)  # the same disk is full for all
+        text = f"{error.what} (as above)" if brief else str(error)
+        self.errors.append(error)
+        self._bars.failed(node, f"{type(error).__name__}: {text}")
         self._log("failed", node, error=str(error))
 
     def _log(self, event: str, node: str, **facts: object) -> None:
+        """Best effort: a disk that is full is told by the stage that meets it."""
         row = {"time": time.time(), "event": event, "node": node, **facts}
-        with (self._run_dir / "log.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        append_line(self._run_dir / "log.jsonl", json.dumps(row))

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from cpt_residual.errors import LaunchError
-from cpt_residual.launch.environment import rank_environment
+from cpt_residual.launch.environment import rank_environment, too_few_gpus
 from cpt_residual.train.callbacks import StepGuard
 from cpt_residual.train.checkpoint import discard_older, mark_complete
 from cpt_residual.train.dataset import PackDataset, collate
@@ -24,15 +24,7 @@ def uses_cpu(job: TrainJob) -> bool:
     if job.launch.device == "cpu" or (job.launch.device == "auto" and available == 0):
         return True
     if available < job.launch.num_processes:
-        raise LaunchError(
-            "there are fewer GPUs than processes",
-            problems=[
-                f"launch.num_processes={job.launch.num_processes}",
-                f"GPUs visible: {available}",
-                f"launch.device={job.launch.device}",
-            ],
-            remedy="Lower launch.num_processes, or set launch.device=cpu.",
-        )
+        raise too_few_gpus(job.launch, available)
     return False
 
 

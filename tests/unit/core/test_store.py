@@ -14,8 +14,8 @@ from cpt_residual.core.artifact import Manifest, Receipt
 from cpt_residual.core.build import build_node
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.core.stage import RunContext
-from cpt_residual.core.store import Store
+from cpt_residual.core.stage import Node, RunContext
+from cpt_residual.core.store import NodeStatus, Store
 from cpt_residual.errors import ArtifactError, CorruptArtifactError, StaleArtifactError
 from support.kills import touch_later
 from support.stages import ActionStage, TextStage
@@ -288,3 +288,30 @@ def test_a_stage_name_must_be_a_file_name(store: Store) -> None:
     graph = Graph.of([Odd("x")])
     with pytest.raises(AssertionError, match="is no file name"):
         store.status(graph, "x")
+
+
+def test_all_artifacts_that_cannot_be_used_are_named_at_once(built: Store, graph: Graph) -> None:
+    def found() -> list[tuple[Node, NodeStatus]]:
+        return [(node, built.status(graph, node)) for node in graph.nodes]
+
+    built.require_usable(found())
+    a, b = (built.path_of(graph[name]) for name in "ab")
+    (a / "extra.txt").write_text("x")
+    with pytest.raises(CorruptArtifactError, match=r"artifact a \(\w+\) is corrupt"):
+        built.require_usable(found())
+    (b / "manifest.json").write_text("{")
+    (a / "more.txt").write_text("x")
+    with pytest.raises(CorruptArtifactError, match="2 artifacts cannot be used") as caught:
+        built.require_usable(found())
+    first, second = caught.value.problems
+    assert first.startswith("a (")
+    assert "is corrupt: extra.txt: not in the manifest" in first
+    assert first.endswith("(and 1 more)")
+    assert "is corrupt: manifest.json cannot be trusted" in second
+    assert caught.value.remedy.endswith(f":\n  rm -r {a}\n  rm -r {b}")
+
+
+def test_the_holder_of_a_node_is_known(store: Store, graph: Graph) -> None:
+    assert store.holder(graph["a"]) is None
+    with store.lock(graph["a"]):
+        assert f"process {os.getpid()} on " in (store.holder(graph["a"]) or "")

@@ -23,7 +23,12 @@ def test_windows_line_ends_and_other_fields_are_harmless() -> None:
     ("line", "message"),
     [
         (b"\n", "a.jsonl:3: empty line"),
-        (b'{"text": "x"', "a.jsonl:3: not JSON: Expecting ',' delimiter (column 13)"),
+        (b'{"text": "x"', "a.jsonl:3: not JSON: Expecting ',' delimiter at column 13"),
+        (
+            b'{"text": "a\tb"}',
+            "a.jsonl:3: not JSON: Invalid control character at column 12",
+        ),
+        (b'{"text": "x', "a.jsonl:3: not JSON: Unterminated string starting at column 10"),
         (b'["x"]', "a.jsonl:3: the line is a list, not a JSON object"),
         (b"3", "a.jsonl:3: the line is a number, not a JSON object"),
         (b'{"text": 5}', "a.jsonl:3: field 'text' is a number, not a string"),

@@ -8,7 +8,7 @@ import pytest
 
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.data.local import check_unchanged, read_local, resolve_files
-from cpt_residual.data.problems import MAX_PROBLEMS
+from cpt_residual.data.problems import MAX_BAD_LINES, MAX_PROBLEMS
 from cpt_residual.errors import CorpusError
 
 
@@ -58,7 +58,7 @@ def test_bad_documents_of_all_files_are_collected(tmp_path: Path) -> None:
     assert caught.value.problems == (
         f"{a}:2: no field 'text'; fields present: 'body'. Known: body.",
         f"{a}:3: not UTF-8: byte 0xe9 at byte offset 44 of the file",
-        f"{a}:4: not JSON: Expecting value (column 1)",
+        f"{a}:4: not JSON: Expecting value at column 1",
         f"{b}:2: not UTF-8: byte 0xff at byte offset 14 of the file",
         f"{c}: the file holds only white space",
     )
@@ -66,8 +66,46 @@ def test_bad_documents_of_all_files_are_collected(tmp_path: Path) -> None:
     assert b.read_bytes()[14] == 0xFF
 
 
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    a = write(tmp_path, "a.jsonl", mark + b'{"text": "one"}\n{"text": "two"}\n')
+    b = write(tmp_path, "b.txt", mark + b"three")
+    assert list(read_local([a, b], text_field="text")) == ["one", "two", "three"]
+    c = write(tmp_path, "c.jsonl", mark + b'{"text": "\xe9"}\n' + mark + b'{"text": "x"}\n')
+    d = write(tmp_path, "d.txt", mark + b"a\n\xff")
+    e = write(tmp_path, "e.txt", mark)
+    with pytest.raises(CorpusError) as caught:
+        list(read_local([c, d, e], text_field="text"))
+    assert caught.value.problems == (
+        f"{c}:1: not UTF-8: byte 0xe9 at byte offset {c.read_bytes().index(0xE9)} of the file",
+        f"{c}:2: not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1",
+        f"{d}:2: not UTF-8: byte 0xff at byte offset 5 of the file",
+        f"{e}: the file holds only white space",
+    )
+
+
+def test_lines_with_the_same_problem_are_one_entry(tmp_path: Path) -> None:
+    lines = ['{"content": "x"}'] * 50 + ['{"text": 3}', '{"text": 4}', "", '{"text": "fine"}']
+    path = write(tmp_path, "a.jsonl", "\n".join(lines))
+    with pytest.raises(CorpusError) as caught:
+        list(read_local([path], text_field="text"))
+    missing, number, empty = caught.value.problems
+    assert missing.startswith(f"{path}: 50 lines (1, 2, 3, 4, 5, ...): no field 'text'; fields ")
+    assert number == f"{path}: 2 lines (51, 52): field 'text' is a number, not a string"
+    assert empty == f"{path}:53: empty line"
+
+
+def test_reading_stops_when_all_lines_are_bad(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", "x\n" * 3000)
+    with pytest.raises(CorpusError) as caught:
+        list(read_local([path], text_field="text"))
+    entry, last = caught.value.problems
+    assert entry.startswith(f"{path}: {MAX_BAD_LINES:,} lines (1, 2, 3, 4, 5, ...): not JSON")
+    assert last == "(further problems are not listed)"
+
+
 def test_reading_stops_after_so_many_problems(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.jsonl", "x\n" * 1000)
+    path = write(tmp_path, "a.jsonl", "".join(f'{{"field{n}": 1}}\n' for n in range(1000)))
     with pytest.raises(CorpusError) as caught:
         list(read_local([path], text_field="text"))
     assert len(caught.value.problems) == MAX_PROBLEMS + 1

@@ -126,7 +126,7 @@ def test_bad_lines_are_collected(tmp_path: Path) -> None:
         pack(tmp_path, [byte_texts(path)], plan(4, 2))
     assert sorted(caught.value.problems) == [
         "t.jsonl:2: no field 'text'; fields present: 'texts'. Did you mean 'texts'?",
-        "t.jsonl:3: not JSON: Expecting value (column 1)",
+        "t.jsonl:3: not JSON: Expecting value at column 1",
     ]
 
 

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cpt_residual.errors import ConfigError, WorkerError
+from cpt_residual.core.lock import describe_holder, hold
+from cpt_residual.errors import ConfigError, DiskSpaceError, WorkerError
 from cpt_residual.launch.pool import Event, Job, run_jobs
 
 Report = Callable[[int, int, str], None]
@@ -32,6 +34,11 @@ def _work(payload: dict[str, object], report: Report) -> object:
             return "ok"
         case "user error":
             raise ConfigError("bad value", problems=["a: 1"], remedy="Mend it.")
+        case "full disk":
+            raise DiskSpaceError("not enough disk space")
+        case "lock":
+            with hold(Path(str(payload["path"])), name="lock"):
+                return "built"
         case "defect":
             raise KeyError("lost")
         case "die":
@@ -48,6 +55,20 @@ def _run(tmp_path: Path, *jobs: Job, cores: int = 2) -> tuple[bool, list[Event]]
     log = tmp_path / "workers.log"
     complete = run_jobs(by_name, _work, cores=cores, log=log, on_event=events.append)
     return complete, events
+
+
+def _hold_elsewhere(path: Path, seconds: float) -> subprocess.Popen[bytes]:
+    """A process that holds the lock `path` for a while; it has it when this returns."""
+    code = (
+        "import sys, time; from pathlib import Path; from cpt_residual.core.lock import hold\n"
+        "with hold(Path(sys.argv[1]), name='x'): print(flush=True); time.sleep(float(sys.argv[2]))"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(path), str(seconds)], stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"\n"
+    return other
 
 
 def _of(events: list[Event], kind: str) -> dict[str, Event]:
@@ -188,3 +209,95 @@ def test_a_job_that_runs_alone_has_a_process_of_its_own(tmp_path: Path) -> None:
     own = spans.pop("alone")
     assert all(span[1] <= own[0] or own[1] <= span[0] for span in spans.values())
     assert all(span[2] != own[2] or span[1] <= own[0] for span in spans.values())
+
+
+def _run_with_lock(tmp_path: Path, *, ask: bool) -> list[Event]:
+    """Run `lock`, `after` and `free`; `ask`: the pool can see who holds the lock of `lock`."""
+    path, events = tmp_path / "x.lock", list[Event]()
+    jobs = [
+        Job("lock", {"do": "lock", "path": str(path)}, seconds=9),
+        Job("after", {"do": "progress"}, frozenset({"lock"})),
+        Job("free", {"do": "progress"}),
+    ]
+
+    def holder(job: Job) -> str | None:
+        return describe_holder(path) if job.name == "lock" and (ask or events) else None
+
+    assert run_jobs(
+        {job.name: job for job in jobs},
+        _work,
+        cores=1,
+        log=tmp_path / "log",
+        on_event=events.append,
+        holder=holder,
+    )
+    return events
+
+
+@pytest.mark.parametrize("ask", [True, False])
+def test_what_another_process_does_is_waited_for_and_holds_up_nothing_else(
+    tmp_path: Path, ask: bool
+) -> None:
+    other = _hold_elsewhere(tmp_path / "x.lock", 60)
+    threading.Timer(4.0, other.kill).start()  # it crashes: the kernel gives the lock back
+    events = _run_with_lock(tmp_path, ask=ask)
+    other.communicate()
+    order = [(event.kind, event.job) for event in events if event.kind != "progress"]
+    assert _of(events, "waiting")["lock"].holder.startswith(f"process {other.pid} on ")
+    assert order.count(("waiting", "lock")) == 1
+    assert order.index(("waiting", "lock")) < order.index(("done", "free"))
+    assert order[-4:] == [
+        ("start", "lock"),
+        ("done", "lock"),
+        ("start", "after"),
+        ("done", "after"),
+    ]
+    assert not _of(events, "failed")
+
+
+def test_nothing_more_starts_once_the_disk_is_full(tmp_path: Path) -> None:
+    jobs = [Job("bad", {"do": "full disk"}, seconds=9), Job("free", {"do": "progress"})]
+    complete, events = _run(tmp_path, *jobs, cores=1)
+    assert not complete
+    assert [event.kind for event in events] == ["start", "failed", "blocked"]
+
+
+def test_a_worker_that_is_terminated_gives_back_its_semaphores(tmp_path: Path) -> None:
+    """Without a word of the resource tracker, which speaks of semaphores that are left over."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import multiprocessing, sys, time
+            from pathlib import Path
+            from cpt_residual.launch.pool import Job, run_jobs
+            from cpt_residual.launch.stopping import TerminatedError, terminable
+
+            def work(payload, report):
+                global lock
+                lock = multiprocessing.get_context("spawn").RLock()  # as tqdm does
+                Path(payload).write_text("ready")
+                time.sleep(60)
+
+            if __name__ == "__main__":
+                here = Path(__file__).parent
+                job = Job("x", str(here / "ready"))
+                ignore = lambda e: None
+                try:
+                    with terminable():
+                        run_jobs({"x": job}, work, cores=1, log=here / "log", on_event=ignore)
+                except TerminatedError:
+                    print("terminated")
+            """
+        )
+    )
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.terminate()
+    out, errors = parent.communicate(timeout=20)
+    assert (out, errors, parent.returncode) == ("terminated\n", "", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -143,10 +144,11 @@ def test_zero_new_facts_of_instruct_do_not_divide() -> None:
     assert goals["new_facts"].value is None
 
 
-def terminal(given: ReportFacts) -> str:
-    console = Console(width=160, record=True, file=StringIO())
-    console.print(comparison_table(SUCCESS, Scores.of(given)))
-    return console.export_text()
+def terminal(given: ReportFacts, width: int = 160) -> tuple[str, list[str]]:
+    console = Console(width=width, record=True, file=StringIO(), soft_wrap=True)
+    table, hidden = comparison_table(SUCCESS, Scores.of(given), width=width)
+    console.print(table, soft_wrap=False)
+    return console.export_text(), hidden
 
 
 def test_terminal_table_and_plain_text_show_the_same_cells() -> None:
@@ -155,10 +157,32 @@ def test_terminal_table_and_plain_text_show_the_same_cells() -> None:
     lines = text.splitlines()
     assert lines[0].split()[0] == "variant"
     assert len(lines) == 1 + len(SUCCESS)
-    table = terminal(given)
+    table, hidden = terminal(given)
+    assert hidden == []
     merged = next(line for line in lines if line.startswith("base_cpt_residual "))
     for cell in merged.split():
         assert cell in table
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 102, 120])
+def test_a_narrow_terminal_shows_fewer_measures_and_never_half_a_number(width: int) -> None:
+    given = facts(SUCCESS)
+    table, hidden = terminal(given, width)
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= max(width, 36)
+    header, *lines = comparison_text(SUCCESS, Scores.of(given)).splitlines()
+    headings = re.split(r"\s{2,}", header)
+    for line in lines:
+        name, *cells = re.split(r"\s{2,}", line)
+        shown = [cell for cell, head in zip(cells, headings[1:], strict=True) if head not in hidden]
+        if width >= 40:
+            assert any(row.split() == [name, *shown] for row in table.splitlines())
+    assert "IF strict" not in hidden
+    first = {"IF strict", "new facts", "obeyed & right", "bits/byte new"}
+    if width >= 80:
+        assert not first & set(hidden)
+        assert "bits/byte" in table
+        assert "obeyed" in table
 
 
 def test_the_strict_score_comes_from_ifeval_when_there_are_no_probes() -> None:

@@ -83,7 +83,9 @@ def test_a_start_model_of_several_shards(model: Path, tmp_path: Path) -> None:
     start = open_start(tmp_path)
     assert sorted(start.tensors) == names
     with ShardReader(start.shards) as reader:
-        assert all(torch.equal(tensor_of(reader.read_whole(start.tensors[n])), whole[n]) for n in names)
+        assert all(
+            torch.equal(tensor_of(reader.read_whole(start.tensors[n])), whole[n]) for n in names
+        )
     assert stored_dtype(tmp_path) == torch.float32
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"model-2\.safetensors"):
