@@ -3,6 +3,7 @@ merged model is what its token says, it loads, chats and stops."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
 from cpt_residual.errors import CompatibilityError
@@ -174,3 +175,30 @@ def test_what_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CompatibilityError, match="only plain addition is defined"):
         merge(target, pair, [Output(1.0, tmp_path / "out")], recipe=recipe, base=base)
     assert not list(tmp_path.iterdir())
+
+
+def test_nan_in_a_row_of_its_own_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
+    broken = dict(family)
+    broken["instruct"] = Path(shutil.copytree(family["instruct"], tmp_path / "instruct"))
+    file = broken["instruct"] / "model.safetensors"
+    values = load_file(file)
+    row = TokenSide.read(broken["instruct"]).ids["<|im_end|>"]
+    values[EMBEDDING][row, 3] = np.nan
+    save_file(values, file, metadata={"format": "pt"})
+    target = opened(family["target"])
+    with pytest.raises(CompatibilityError, match=f"{EMBEDDING}: NaN or Inf"):
+        merge(target, pair_of(broken), [Output(1.0, tmp_path / "out")], recipe=ALIGNED)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scales_reach_new_rows(family: dict[str, Path], tmp_path: Path) -> None:
+    recipe = ALIGNED.model_copy(
+        update={"new_token_rows": "base_mean", "scales": {"embeddings": 0.0, "norm": 0.5}}
+    )
+    target = opened(family["target"])
+    merge(target, pair_of(family), [Output(1.0, tmp_path / "out")], recipe=recipe)
+    start, found = weights(family["target"])[EMBEDDING], weights(tmp_path / "out")[EMBEDDING]
+    assert np.array_equal(found[: len(start)], start)
+    new = found[len(start) :]
+    assert len(new)
+    assert np.array_equal(new, np.broadcast_to(new[0], new.shape)), "the mean row of the target"

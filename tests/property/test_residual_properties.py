@@ -230,7 +230,8 @@ def test_kernels_count_what_is_not_finite() -> None:
         values = torch.ones(40, dtype=dtype)
         values[3], values[38] = torch.nan, torch.inf
         raw, out = raw_of(values), np.empty_like(raw_of(values))
-        assert kernels.place(raw, values.double().numpy(), out).num_not_finite == 2
+        wide = values.double().numpy()
+        assert kernels.place(raw, wide, wide, out).num_not_finite == 2
         huge = torch.full((40,), 3e38).to(dtype)
         sums = kernels.add(raw_of(huge), np.full(40, 3e38, np.float32), 1.0, out)
         assert sums.num_not_finite == 40
@@ -248,6 +249,44 @@ def test_blocks_cover_every_element_once(sizes: list[int], step: int) -> None:
         assert (own[0].start, own[-1].stop) == (0, size)
         assert all(left.stop == right.start for left, right in pairwise(own))
         assert all(block.num_elements <= step for block in own)
+
+
+def test_every_nan_stays_nan() -> None:
+    """Bits of NaN could carry into the sign while they are rounded to bf16."""
+    for bits in (0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF80FFFF, 0x7FC00000):
+        delta = np.full(33, bits, dtype=np.uint32).view(np.float32)
+        target = np.full(33, 0x3F80, dtype=np.uint16)
+        out = np.empty_like(target)
+        with np.errstate(invalid="ignore"):
+            assert kernels.add(target, delta, 1.0, out).num_not_finite == 33
+            exact = delta.astype(np.float64)
+        assert np.isnan(arithmetic.to_float32(out)).all()
+        assert np.array_equal(out, arithmetic.round_once(exact, "BF16"))
+
+
+@given(seed=seeds, num=lengths, alpha=alphas)
+@settings(deadline=None, max_examples=60)
+def test_realistic_pairs_take_the_short_way_and_are_right(
+    seed: int, num: int, alpha: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    base = (0.02 * torch.randn(num, generator=generator)).to(torch.bfloat16)
+    step = 1e-3 * torch.randn(num, generator=generator)
+    instruct = (base.float() + step).to(torch.bfloat16)
+    target = (base.float() + 0.5 * step.flip(0)).to(torch.bfloat16)
+    out = np.empty(num, dtype=np.uint16)
+    stored = np.empty(num, dtype=np.float32)
+    assert kernels.subtract(raw_of(base), raw_of(instruct), stored).num_suspect == 0
+    expected, corrections, proof = residual(base, instruct)
+    assert np.array_equal(stored, expected.numpy())
+    assert (corrections.count, proof) == (0, arithmetic.Proof())
+    pair = raw_of(target), raw_of(base), raw_of(instruct)
+    direct, num_inexact = kernels.add_difference(*pair, alpha, out)
+    assert num_inexact == 0
+    exact = target.double() + alpha * (instruct.double() - base.double())
+    assert np.array_equal(out, raw_of(round_once(exact, torch.bfloat16)))
+    again = kernels.add(raw_of(target), stored, alpha, out)
+    assert direct == again
 
 
 # --- whole directories ---------------------------------------------------------------------------
@@ -404,6 +443,7 @@ def test_a_pair_and_its_stored_residual_give_the_same_bytes(
             assert (root / "direct" / file.name).read_bytes() == file.read_bytes(), file.name
         assert stored[0].residual_norm == pytest.approx(direct[0].residual_norm)
         assert stored[0].lost_share == direct[0].lost_share
+        assert stored[0].cosine == pytest.approx(direct[0].cosine, abs=1e-12)
 
 
 @given(case=cases(), chosen=st.lists(alphas, min_size=2, max_size=4, unique=True))

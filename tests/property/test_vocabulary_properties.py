@@ -14,10 +14,10 @@ from cpt_residual.weights.vocabulary import (
     PairPlan,
     RowPlan,
     mean_row,
-    merge_rows,
     plan_pair,
     plan_target,
 )
+from support.raw import merge_rows
 
 WIDTH = 2
 COMMON = [f"word{number}" for number in range(6)] + ["<eos>"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections, Proof, Raw
 from cpt_residual.weights.checkpoint import DtypeName
 from cpt_residual.weights.tensors import TORCH_DTYPES, tensor_of
+from cpt_residual.weights.vocabulary import new_rows
 
 NAME_OF: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -43,3 +45,16 @@ def residual(base: torch.Tensor, instruct: torch.Tensor) -> tuple[torch.Tensor, 
 
 def round_once(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor_of(arithmetic.round_once(exact.numpy(), NAME_OF[dtype]))
+
+
+def merge_rows(
+    rows: npt.NDArray[np.float32],
+    *,
+    alpha: float,
+    dtype: DtypeName,
+    means: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None,
+) -> Raw:
+    """Rows of tokens that only instruct has, rounded once."""
+    return arithmetic.round_once(
+        new_rows(rows.astype(np.float64), strength=alpha, means=means), dtype
+    )

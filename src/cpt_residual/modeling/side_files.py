@@ -6,6 +6,7 @@ Imports no torch, so that plans can read a model's headers.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,8 +51,17 @@ TOKENIZER_FILES = (
 
 
 def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
-    """Copy those of `names` that `source` has; returns their names."""
+    """Copy those of `names` that `source` has; returns their names. Raises ArtifactError for links
+    that leave the directory (those of a hub snapshot, into the blobs beside it, are fine)."""
     found = [name for name in names if (source / name).is_file()]
+    outside = [name for name in found if _leaves(source / name)]
+    if outside:
+        raise ArtifactError(
+            f"{source} has links that leave the directory",
+            problems=[f"{name} -> {os.path.realpath(source / name)}" for name in outside],
+            remedy="Nothing was copied: what they point to may not belong to the model. Replace "
+            "them by the files.",
+        )
     for name in found:
         shutil.copyfile(source / name, out / name)
     return found
@@ -96,6 +106,14 @@ def _eos_ids(path: Path) -> list[int]:
             remedy="Give it the ids of the release, as numbers.",
         )
     return ids
+
+
+def _leaves(path: Path) -> bool:
+    if not path.is_symlink():
+        return False
+    folder, real = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    return not real.is_relative_to(folder) and not real.is_relative_to(blobs)
 
 
 def _without_repeats(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

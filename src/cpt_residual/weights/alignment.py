@@ -26,7 +26,7 @@ from cpt_residual.weights.vocabulary import (
     NONE,
     Mean,
     RowPlan,
-    merge_rows,
+    new_rows,
 )
 from cpt_residual.weights.writer import layout
 
@@ -80,10 +80,11 @@ def _shape(entry: TensorEntry, plan: RowPlan) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class AlignedRule:
     """How one vocabulary tensor is merged when maps differ: target + strength * residual where both
-    have the token, the target's row where the residual has none, `merge_rows` for instruct's own.
+    have the token, the target's row where the residual has none, `new_rows` for instruct's own.
 
-    owner: the tensor's name in the residual. moves: which rows get the residual at all. means: the
-    target's and base's mean rows, for new_token_rows=base_mean.
+    owner: the tensor's name in the residual. moves: which rows get the residual at all; rows of
+    instruct's own tokens are made whatever it says, for there is nothing else to fill them with.
+    means: the target's and base's mean rows, for new_token_rows=base_mean.
     """
 
     entry: TensorEntry
@@ -97,22 +98,22 @@ class AlignedRule:
         self, block: Block, target: Raw, alpha: float, out: Raw, sources: Sources
     ) -> MergeSums:
         """out = the merged elements of one block; `target`: the target's, 0 where it has none."""
-        width = width_of(self.entry)
+        width, strength = width_of(self.entry), alpha * self.scale
         high, low = self._residual(block, sources.delta)
         elements = np.arange(block.start, block.stop)
         rows = elements // width
         start = to_float64(target)
-        merged = merged_exactly(start, high, low, alpha * self.scale)
         new = self.plan.instruct_only[rows]
-        moved = (self.plan.residual_row[rows] != NONE) & self.moves[rows] & ~new
-        exact = np.where(moved & (high != 0.0), merged, start)
-        sums = place(target, exact, out)
+        moved = (self.plan.residual_row[rows] != NONE) & self.moves[rows] & ~new & (high != 0.0)
+        if strength == 0.0:
+            moved[:] = False
+        exact = np.where(moved, merged_exactly(start, high, low, strength), start)
         if new.any():
             columns = elements[new] % width
             means = self.means and (self.means[0][columns], self.means[1][columns])
-            values = high[new].astype(np.float32)
-            out[new] = merge_rows(values, alpha=alpha, dtype=self.entry.dtype, means=means)
-        return sums
+            exact[new] = new_rows(high[new], strength=strength, means=means)
+        move = np.where(new | moved, exact - start, 0.0)
+        return place(target, exact, move, out)
 
     def _residual(self, block: Block, delta: OpenDelta) -> tuple[High, Low]:
         high, low = np.zeros(block.num_elements), np.zeros(block.num_elements)

@@ -6,6 +6,7 @@ addition in one pass. Opened sources may be used by several threads.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, ShardReader
 from cpt_residual.weights.residual_format import (
     BASE_MEAN,
+    CORRECTIONS_FILE,
     LEFT,
     MANIFEST_FILE,
     RIGHT,
@@ -121,9 +123,11 @@ class StoredDelta:
 
     @property
     def files(self) -> Sequence[Path]:
+        corrections = self.artifact.path / CORRECTIONS_FILE
         return [
             self.artifact.path / MANIFEST_FILE,
             *(shard.path for shard in self.artifact.shards),
+            *([corrections] if corrections.is_file() else []),
         ]
 
     @property
@@ -210,7 +214,8 @@ class PairDelta:
 class _OpenStored:
     def __init__(self, artifact: ResidualArtifact, reader: ShardReader) -> None:
         self._artifact, self._reader = artifact, reader
-        self._factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
+        self._factors: dict[str, tuple[npt.NDArray[np.float32], Exact]] = {}
+        self._lock = threading.Lock()
 
     def parts(self, block: Block) -> tuple[High, Low | None]:
         record = self._artifact.manifest.tensors[block.name]
@@ -241,14 +246,16 @@ class _OpenStored:
         entry = self._artifact.tensors[block.name]
         return to_float32(self._reader.read_reusing(entry, block.start, block.stop))
 
-    def _read_factors(self, name: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        factors = self._factors.get(name)
-        if factors is None:
-            entries = [self._artifact.tensors[name + side] for side in (LEFT, RIGHT)]
-            left, right = (to_float32(self._reader.read_whole(entry)) for entry in entries)
-            factors = (left, right)
-            self._factors = {name: factors}  # one tensor at a time
-        return factors
+    def _read_factors(self, name: str) -> tuple[npt.NDArray[np.float32], Exact]:
+        """Both factors of a matrix; those of the last two matrices are kept, for threads that are
+        still in the one before."""
+        with self._lock:
+            if name not in self._factors:
+                entries = [self._artifact.tensors[name + side] for side in (LEFT, RIGHT)]
+                left, right = (to_float32(self._reader.read_whole(entry)) for entry in entries)
+                kept = list(self._factors.items())[-1:]
+                self._factors = dict([*kept, (name, (left, right.astype(np.float64)))])
+            return self._factors[name]
 
 
 class OpenPair:
@@ -304,19 +311,21 @@ def num_vocabulary_rows(shapes: Mapping[str, Shape]) -> int:
 def add_parts(target: Raw, parts: tuple[High, Low | None], alpha: float, out: Raw) -> MergeSums:
     """out = target + alpha * (high + low), rounded once to target's dtype."""
     high, low = parts
-    exact = to_float64(target) + alpha * high
+    start, move = to_float64(target), alpha * high
+    exact = start + move
     if low is not None:
         exact = np.where(low != 0.0, exact + alpha * low, exact)
-    return place(target, exact, out)
+        move = move + alpha * low
+    return place(target, exact, move, out)
 
 
-def place(target: Raw, exact: Exact, out: Raw) -> MergeSums:
-    """out = exact, rounded once to target's dtype, which may be fp16."""
+def place(target: Raw, exact: Exact, move: Exact, out: Raw) -> MergeSums:
+    """out = exact, rounded once to target's dtype, which may be fp16; `move` is what made it of
+    target."""
     if target.dtype != np.float16:
-        return kernels.place(target, exact, out)
+        return kernels.place(target, exact, move, out)
     out[:] = arithmetic.round_once(exact, "F16")
     start, merged = to_float64(target), to_float64(out)
-    move = exact - start
     moved = move != 0.0
     return MergeSums(
         target_squared=kernels.dot(start, start),

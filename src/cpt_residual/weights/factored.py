@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import LowRank
+from cpt_residual.weights.arithmetic import Proof
 from cpt_residual.weights.checkpoint import TensorEntry
 from cpt_residual.weights.delta import OpenPair
 from cpt_residual.weights.methods import LowRankFactors, low_rank, low_rank_rows
@@ -99,14 +100,12 @@ def _measure(
 ) -> None:
     """Adds to `tally` how far base + left @ right is from instruct."""
 
-    def compare(block: Block) -> tuple[int, int, float]:
+    def compare(block: Block) -> tuple[Proof, float]:
         stored = low_rank_rows(factors.left, factors.right, block.start, block.stop)
-        proof, error_squared = lossy_tally(*pair.read(block), stored, entry.dtype)
-        return proof.num_wrong, proof.max_ulps, error_squared
+        return lossy_tally(*pair.read(block), stored, entry.dtype)
 
-    for num_wrong, max_ulps, error_squared in map_in_order(
-        compare, blocks_of([entry]), threads=threads
-    ):
-        tally.num_wrong += num_wrong
-        tally.max_ulps = max(tally.max_ulps, max_ulps)
+    for proof, error_squared in map_in_order(compare, blocks_of([entry]), threads=threads):
+        tally.num_wrong += proof.num_wrong
+        tally.num_zero_signs += proof.num_zero_signs
+        tally.max_ulps = max(tally.max_ulps, proof.max_ulps)
         tally.error_squared += error_squared

@@ -24,7 +24,7 @@ MAX_FINITE = float(np.finfo(np.float32).max)
 
 
 class MergeSums(NamedTuple):
-    """Sums over elements; `move` is the exact value minus the target.
+    """Sums over elements; `move` is what was added to the target, before rounding.
 
     num_moved: elements with move != 0; num_lost: those that rounding left at the target's value;
     num_not_finite: merged elements that are NaN or Inf.
@@ -77,9 +77,11 @@ def add_difference(
     return MergeSums(*sums), num_inexact
 
 
-def place(target: Raw, exact: npt.NDArray[np.float64], out: Raw) -> MergeSums:
-    """out = exact, rounded to target's dtype."""
-    return MergeSums(*_place(target, exact, out))
+def place(
+    target: Raw, exact: npt.NDArray[np.float64], move: npt.NDArray[np.float64], out: Raw
+) -> MergeSums:
+    """out = exact, rounded to target's dtype; `move` is what made it of target (see MergeSums)."""
+    return MergeSums(*_place(target, exact, move, out))
 
 
 def dot(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
@@ -129,7 +131,8 @@ def _narrow(out: Any, at: Any, value: Any) -> Any:  # pragma: no cover
             outwards = np.uint32(abs(value) > abs(back))
             odd = np.uint32(bits + inexact * (np.uint32(2) * outwards - np.uint32(1)))
             even = np.uint32(odd + np.uint32(0x7FFF) + ((odd >> np.uint32(16)) & np.uint32(1)))
-            out[at] = np.uint16(even >> np.uint32(16))
+            # NaN's bits could carry into the sign; it stays NaN, to be found and refused.
+            out[at] = np.uint16(even >> np.uint32(16)) if value == value else np.uint16(0x7FC0)  # noqa: PLR0124
 
         return to_bf16
 
@@ -243,17 +246,15 @@ def _add_difference(
 
 
 @jit
-def _place(target: Any, exact: Any, out: Any) -> Any:  # pragma: no cover
+def _place(target: Any, exact: Any, move: Any, out: Any) -> Any:  # pragma: no cover
     lanes, counts = np.zeros((3, LANES)), np.zeros((3, LANES), dtype=np.int64)
     whole = target.size // LANES * LANES
     for start in range(0, whole, LANES):
         for lane in range(LANES):
             at = start + lane
-            move = exact[at] - widen(target[at])
-            _merge_one(target, exact[at], move, out, at, lanes, counts)
+            _merge_one(target, exact[at], move[at], out, at, lanes, counts)
     for at in range(whole, target.size):
-        move = exact[at] - widen(target[at])
-        _merge_one(target, exact[at], move, out, at, lanes, counts)
+        _merge_one(target, exact[at], move[at], out, at, lanes, counts)
     return _totals(lanes, counts)
 
 

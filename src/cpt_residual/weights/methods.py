@@ -218,16 +218,17 @@ def low_rank(
     )
 
 
-def low_rank_rows(left: F32, right: F32, start: int, stop: int) -> F64:
+def low_rank_rows(left: F32, right: F32 | F64, start: int, stop: int) -> F64:
     """Elements start..stop, flat, of left (rows, rank) @ right (rank, columns), in float64.
 
     Rows are multiplied in groups that the shapes alone decide, so every cut gives the same bits.
-    Price: the groups that are touched, about 1 MB each, and `right` in float64.
+    Price: the groups that are touched, about 1 MB each, and `right` in float64 where it is
+    not given so.
     """
     num_columns = right.shape[1]
     rows_per_group = max(8, _GRID // max(1, num_columns))
     per_group = rows_per_group * num_columns
-    out, wide = np.empty(stop - start), right.astype(np.float64)
+    out, wide = np.empty(stop - start), right.astype(np.float64, copy=False)
     for group in range(start // per_group, -(-stop // per_group)) if stop > start else ():
         first_row, offset = group * rows_per_group, group * per_group
         product = left[first_row : first_row + rows_per_group].astype(np.float64) @ wide

@@ -46,7 +46,7 @@ from cpt_residual.weights.residual_format import (
     TensorRecord,
     stored_as,
 )
-from cpt_residual.weights.subtraction import Tally, lossy_tally, subtract_block
+from cpt_residual.weights.subtraction import Tally, exact_difference, lossy_tally, subtract_block
 from cpt_residual.weights.writer import ShardWriter, fresh_directory, layout
 
 
@@ -156,12 +156,13 @@ def _write_tensors(
             if entry.dtype == "F32":
                 writer.write(entry, block.start, difference)
                 return block, tally, remainder
-            stored = arithmetic.round_once(difference.astype(np.float64), entry.dtype)
+            exact = exact_difference(base, instruct)
+            stored = arithmetic.round_once(exact, entry.dtype)
             writer.write(entry, block.start, stored)
             proof, tally.error_squared = lossy_tally(
                 base, instruct, arithmetic.to_float64(stored), dtype
             )
-            tally.num_rounded, tally.num_zero_signs = 0, 0
+            tally.num_rounded, tally.num_zero_signs = 0, proof.num_zero_signs
             tally.max_ulps, tally.num_wrong = proof.max_ulps, proof.num_wrong
             return block, tally, NO_CORRECTIONS
 
@@ -175,6 +176,8 @@ def _write_tensors(
             num_done += block.num_elements
             streaming.progress(num_done, num_all, "parameters")
         corrections.finish()
+        for writer in {id(writer): writer for writer, _ in places.values()}.values():
+            writer.flush()
     require_finite(line for name, tally in tallies.items() for line in tally.broken(name))
     return {
         name: (tally, _with_proof(records[name], tally, starts.get(name, 0)))

@@ -26,7 +26,7 @@ from cpt_residual.config.merging import Storage
 from cpt_residual.config.schema import Frozen
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import read_json_object
-from cpt_residual.weights.arithmetic import Corrections
+from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
 from cpt_residual.weights.checkpoint import (
     DtypeName,
     ModelFacts,
@@ -120,7 +120,7 @@ class ResidualArtifact:
     shards: tuple[Shard, ...]
     tensors: Mapping[str, TensorEntry]
     correction_index: npt.NDArray[np.int64]
-    correction_value: npt.NDArray[np.float32]
+    correction_start: int
 
     @property
     def instruct_folder(self) -> Path:
@@ -132,10 +132,18 @@ class ResidualArtifact:
         stop = record.corrections_start + record.num_rounded
         index = self.correction_index[record.corrections_start : stop]
         low, high = (int(at) for at in np.searchsorted(index, [block.start, block.stop]))
-        value = self.correction_value[
-            record.corrections_start + low : record.corrections_start + high
-        ]
-        return Corrections(index=index[low:high] - block.start, value=np.array(value))
+        first, count = record.corrections_start + low, high - low
+        if not count:
+            return NO_CORRECTIONS
+        file, data_start, num_all = (
+            self.path / CORRECTIONS_FILE,
+            self.correction_start,
+            len(self.correction_index),
+        )
+        # Read, not mapped: mapped pages would stay resident, as many as there are corrections.
+        found = np.fromfile(file, np.int64, count, offset=data_start + 8 * first)
+        value = np.fromfile(file, np.float32, count, offset=data_start + 8 * num_all + 4 * first)
+        return Corrections(index=found - block.start, value=value)
 
 
 def open_residual(path: Path) -> ResidualArtifact:
@@ -166,7 +174,7 @@ def open_residual(path: Path) -> ResidualArtifact:
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
-    index, value = _open_corrections(path, manifest.num_rounded)
+    index, start = _open_corrections(path, manifest.num_rounded)
     if len(index) != manifest.num_rounded:
         problems.append(f"{CORRECTIONS_FILE}: {len(index)} entries, not {manifest.num_rounded}")
     if problems:
@@ -181,7 +189,7 @@ def open_residual(path: Path) -> ResidualArtifact:
         shards=shards,
         tensors=tensors,
         correction_index=index,
-        correction_value=value,
+        correction_start=start,
     )
 
 
@@ -245,16 +253,13 @@ class CorrectionsWriter:
             part.unlink()
 
 
-def _open_corrections(
-    path: Path, count: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _open_corrections(path: Path, count: int) -> tuple[npt.NDArray[np.int64], int]:
+    """The indices, mapped for searching, and where the file's data begins."""
     file = path / CORRECTIONS_FILE
     if not file.is_file():
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        return np.empty(0, dtype=np.int64), 0
     with file.open("rb") as opened:
         start = 8 + int.from_bytes(opened.read(8), "little")
     if file.stat().st_size != start + 12 * count:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    index = np.memmap(file, dtype=np.int64, mode="r", offset=start, shape=(count,))
-    value = np.memmap(file, dtype=np.float32, mode="r", offset=start + 8 * count, shape=(count,))
-    return index, value
+        return np.empty(0, dtype=np.int64), 0
+    return np.memmap(file, dtype=np.int64, mode="r", offset=start, shape=(count,)), start

@@ -87,18 +87,21 @@ class TensorRule:
     ) -> MergeSums:
         """out = the merged elements of one block."""
         strength = alpha * self.scale
-        if self.plain and strength == 0.0:
-            return place(target, to_float64(target), out)
+        if strength == 0.0 and self.recipe.cpt_strength == 1.0 and self.thresholds is None:
+            return place(target, to_float64(target), np.zeros(target.size), out)
         if self.plain:
             owner = Block(sources.owner(block.name), block.start, block.stop)
             return sources.delta.add(owner, target, strength, out)
-        return place(target, self._exact(block, to_float64(target), strength, sources), out)
+        start = to_float64(target)
+        exact = self._exact(block, start, strength, sources)
+        return place(target, exact, exact - start, out)
 
     def _exact(self, block: Block, target: Exact, strength: float, sources: Sources) -> Exact:
         high, low = self._residual(block, sources)
         if self.rows is not None:
             at = np.arange(block.start, block.stop) // self.width
-            high, low = np.where(self.rows[at], high, 0.0), None
+            high = np.where(self.rows[at], high, 0.0)
+            low = None if low is None else np.where(self.rows[at], low, 0.0)
         if self.thresholds is not None:
             base = sources.base_values(block)
             weights = (self.recipe.cpt_strength, strength)

@@ -81,15 +81,27 @@ def subtract_block(
     return difference, corrections, Tally.of(sums, proof)
 
 
+def exact_difference(base: Raw, instruct: Raw) -> npt.NDArray[np.float64]:
+    """instruct - base in float64; of two zeros, instruct's (see kernels.minus)."""
+    left, right = arithmetic.to_float64(instruct), arithmetic.to_float64(base)
+    with np.errstate(invalid="ignore"):  # Inf is found by the sums, with its tensor's name
+        return np.where((left == 0.0) & (right == 0.0), left, left - right)
+
+
 def lossy_tally(
     base: Raw, instruct: Raw, stored: npt.NDArray[np.float64], dtype: DtypeName
 ) -> tuple[Proof, float]:
     """How far base + `stored` is from instruct, and the squared error of `stored` itself."""
-    exact = arithmetic.to_float64(instruct) - arithmetic.to_float64(base)
+    exact = exact_difference(base, instruct)
     rebuilt = arithmetic.round_once(arithmetic.to_float64(base) + stored, dtype)
     error = stored - exact
+    equal = to_float32(rebuilt) == to_float32(instruct)
+    other_bits = rebuilt.view(np.uint8).reshape(equal.size, -1) != instruct.view(np.uint8).reshape(
+        equal.size, -1
+    )
     proof = Proof(
         max_ulps=arithmetic.max_ulps(rebuilt, instruct),
-        num_wrong=int(np.count_nonzero(to_float32(rebuilt) != to_float32(instruct))),
+        num_zero_signs=int(np.count_nonzero(equal & other_bits.any(axis=1))),
+        num_wrong=int(np.count_nonzero(~equal)),
     )
     return proof, kernels.dot(error, error)

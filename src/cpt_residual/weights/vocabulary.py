@@ -17,8 +17,6 @@ import numpy.typing as npt
 from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.weights.arithmetic import Raw, round_once
-from cpt_residual.weights.checkpoint import DtypeName
 from cpt_residual.weights.compatibility import require_same_tokens
 
 RowNumbers = npt.NDArray[np.int64]
@@ -52,7 +50,7 @@ class RowPlan:
     """Where the merged model's rows come from; arrays are over its rows.
 
     target_row: the target's row, or NONE. residual_row: the residual's row, or NONE: the row is
-    the target's. instruct_only: the row is made by `merge_rows` from the residual's row, which is
+    the target's. instruct_only: the row is made by `new_rows` from the residual's row, which is
     instruct's own. common_rows: rows (of target and output alike) whose tokens base, instruct and
     target all have, rising. tokens: the merged model's map; it keeps every id of the target, and
     `added` (token to id, rising) is what it has beyond. identity: plain addition of equal maps.
@@ -190,25 +188,21 @@ def mean_row(blocks: Iterable[npt.NDArray[np.floating]]) -> Mean:
     return total / num_rows
 
 
-def merge_rows(
-    instruct_rows: npt.NDArray[np.float32],
-    *,
-    alpha: float,
-    dtype: DtypeName,
-    means: tuple[Mean, Mean] | None = None,
-) -> Raw:
-    """Rows of tokens that only instruct has, (num_rows, width), rounded once to `dtype`.
+def new_rows(
+    instruct_rows: Mean, *, strength: float, means: tuple[Mean, Mean] | None = None
+) -> Mean:
+    """Elements of rows of tokens that only instruct has, in float64.
 
-    Without `means` (new_token_rows=instruct_row) they are instruct's, whatever alpha is. With
-    `means` (base_mean), which are the target's and base's mean rows over common tokens,
-    target mean + alpha * (instruct's row - base mean): the residual of a token whose base row, had
-    there been one, would have been the mean (as new rows are commonly initialised: Hewitt 2021).
+    Without `means` (new_token_rows=instruct_row) they are instruct's, whatever the strength is.
+    With `means` (base_mean), which are the target's and base's mean rows over common tokens,
+    target mean + strength * (instruct's row - base mean): the residual of a token whose base row,
+    had there been one, would have been the mean (as new rows are commonly initialised: Hewitt
+    2021).
     """
-    exact = instruct_rows.astype(np.float64)
-    if means is not None:
-        target_mean, base_mean = means
-        exact = target_mean + alpha * (exact - base_mean)
-    return round_once(exact, dtype)
+    if means is None:
+        return instruct_rows
+    target_mean, base_mean = means
+    return target_mean + strength * (instruct_rows - base_mean)
 
 
 def _plain(target: TokenSide, num_rows: int) -> RowPlan:

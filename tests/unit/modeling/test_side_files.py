@@ -58,3 +58,20 @@ def test_only_what_is_there_is_copied(tmp_path: Path) -> None:
     write(source, config=1)
     assert copy_files(source, out, ("config.json", "tokenizer.json")) == ["config.json"]
     assert [path.name for path in out.iterdir()] == ["config.json"]
+
+
+def test_links_that_leave_the_directory_are_not_copied(tmp_path: Path) -> None:
+    model, out, blobs = tmp_path / "model", tmp_path / "out", tmp_path / "hub" / "blobs"
+    snapshot = tmp_path / "hub" / "snapshots" / ("a" * 40)
+    for folder in (model, out, blobs, snapshot):
+        folder.mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (blobs / "1").write_text("{}")
+    (model / "vocab.txt").symlink_to(tmp_path / "secret")
+    (snapshot / "vocab.txt").symlink_to("../../blobs/1")
+    with pytest.raises(ArtifactError, match="links that leave the directory") as caught:
+        copy_files(model, out, ("vocab.txt",))
+    assert caught.value.problems == (f"vocab.txt -> {tmp_path / 'secret'}",)
+    assert not list(out.iterdir())
+    assert copy_files(snapshot, out, ("vocab.txt",)) == ["vocab.txt"]
+    assert (out / "vocab.txt").read_text() == "{}"

@@ -20,11 +20,11 @@ from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.vocabulary import (
     NONE,
     RowPlan,
-    merge_rows,
     plan_pair,
     plan_target,
 )
 from support.grown_family import CHAT_ML, grown_family
+from support.raw import merge_rows
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])

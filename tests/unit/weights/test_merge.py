@@ -208,6 +208,40 @@ def test_recipes_that_need_the_base_say_so(family: Family) -> None:
         merge(family.open("cpt"), family.pair, twice)
 
 
+def test_lost_updates_count_alike_from_a_pair_and_from_a_stored_residual(tmp_path: Path) -> None:
+    values = {
+        "base": torch.tensor([0.0, -(2.0**-40)]),
+        "instruct": torch.tensor([2.0**-60, 1.0]),  # the second element needs a correction
+        "target": torch.tensor([1.0, 1.0]),
+    }
+    folders = {
+        name: opened(fake_model(tmp_path / name, {"model.norm.weight": value}), name)
+        for name, value in values.items()
+    }
+    compute(folders["base"], folders["instruct"], tmp_path / "r")
+    pair = PairDelta(folders["base"], folders["instruct"])
+    (direct,) = merge(folders["target"], pair, [Output(1.0, tmp_path / "direct")])
+    stored = StoredDelta(open_residual(tmp_path / "r"))
+    (other,) = merge(folders["target"], stored, [Output(1.0, tmp_path / "stored")])
+    assert direct.lost_share == other.lost_share == 0.5
+
+
+@pytest.mark.parametrize("method", [Dare(drop_rate=0.5), LowRank(rank=1), Add()])
+def test_alpha_zero_is_the_target_whatever_the_method(
+    tmp_path: Path, tensors: Tensors, method: Dare | LowRank | Add
+) -> None:
+    tensors[MLP][0, 0] = -0.0
+    family = Family(tmp_path, tensors)
+    weights = read_all(family.root / "cpt")
+    weights[MLP][0, 0] = -0.0
+    fake_model(family.root / "zeros", weights)
+    target = opened(family.root / "zeros")
+    recipe = MergeRecipe(method=method)
+    merge(target, family.pair, [Output(0.0, family.root / "out")], recipe=recipe)
+    for name, value in read_all(family.root / "out").items():
+        assert same_bits(value, weights[name])
+
+
 # --- storages ------------------------------------------------------------------------------------
 def test_a_bf16_residual_states_what_it_loses(family: Family) -> None:
     manifest = compute(
@@ -232,6 +266,18 @@ def test_a_bf16_residual_states_what_it_loses(family: Family) -> None:
     for name, value in read_all(family.root / "out").items():
         exact = family.values["cpt"][name] + stored[name].double()
         assert same_bits(value, exact.to(torch.bfloat16))
+
+
+def test_bf16_storage_rounds_once_and_counts_lost_signs(tmp_path: Path) -> None:
+    base = {"model.norm.weight": torch.tensor([-(2.0**-40), 1.0])}
+    after = {"model.norm.weight": torch.tensor([1.0 + 2.0**-8, -0.0])}
+    folders = fake_model(tmp_path / "base", base), fake_model(tmp_path / "instruct", after)
+    models = opened(folders[0], "base"), opened(folders[1], "instruct")
+    manifest = compute(*models, tmp_path / "r", storage=Storage(dtype="bf16"))
+    stored = read_all(tmp_path / "r")["model.norm.weight"]
+    assert stored.tolist() == [1.0 + 2.0**-7, -1.0]  # through fp32 the first would be 1.0
+    assert manifest.num_zero_signs == 1
+    assert not manifest.bit_exact
 
 
 def test_a_residual_of_low_rank(family: Family) -> None:

@@ -15,10 +15,10 @@ from cpt_residual.weights.vocabulary import (
     PairPlan,
     RowPlan,
     mean_row,
-    merge_rows,
     plan_pair,
     plan_target,
 )
+from support.raw import merge_rows
 
 NEWEST = ["<im_start>", "<im_end>"]
 
