@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="check, estimate, say what would be done; write nothing")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, max=64, help="default: every usable core")]
+Threads = Annotated[int | None, typer.Option(min=1, max=64, help="default: two per usable core")]
 Rank = Annotated[int | None, typer.Option(min=1, help="low rank: how many factors")]
 Explained = Annotated[
     float | None,
@@ -68,8 +68,9 @@ class MethodOptions:
 
 
 def num_threads(threads: int | None) -> int:
-    """As asked for, else every core that this process may use."""
-    return threads or usable_cores()
+    """As asked for, else two per core that this process may use: one computes, one waits for the
+    disk."""
+    return threads or 2 * usable_cores()
 
 
 def pinned_reference(reference: str, role: str, terminal: Terminal) -> Path | HubModel:
