@@ -19,13 +19,14 @@ HEAVY = ("torch", "transformers", "numba", "numpy", "safetensors", "huggingface_
 NUM_SHARDS = 4
 
 # Runs the command, and sends itself a signal when it has completed so many shards, or (-1) when
-# everything is merged but not yet checked.
+# everything is merged but not yet checked, or (-2) when one output of several is published.
 STOPPED = """
 import os, signal, sys
 from cpt_residual.cli import main
-from cpt_residual.weights import resumable, verification
+from cpt_residual.weights import staging, verification
 after, number = int(sys.argv.pop(1)), getattr(signal, sys.argv.pop(1))
-complete, checked, done = resumable.OutputFolder.complete, verification.hashed_shards, []
+complete, checked, done = staging.OutputFolder.complete, verification.hashed_shards, []
+publish = staging.OutputFolder.publish
 def stopping(self, shard, sums):
     complete(self, shard, sums)
     done.append(shard)
@@ -35,7 +36,12 @@ def unchecked(*arguments):
     if after == -1:
         os.kill(os.getpid(), number)
     return checked(*arguments)
-resumable.OutputFolder.complete, verification.hashed_shards = stopping, unchecked
+def publishing(self):
+    publish(self)
+    if after == -2:
+        os.kill(os.getpid(), number)
+staging.OutputFolder.complete, verification.hashed_shards = stopping, unchecked
+staging.OutputFolder.publish = publishing
 main()
 """
 
@@ -208,7 +214,7 @@ def test_a_killed_apply_resumes_with_the_same_bytes(
     killed = stopped(after, "SIGKILL", *arguments("o"), cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL
     assert not [path for path in (tmp_path / "o").iterdir() if not path.name.startswith(".")]
-    kept = {identity(path) for path in (tmp_path / "o").glob(".*/*.safetensors")}
+    kept = {identity(path) for path in (tmp_path / "o").glob(".*/out/*.safetensors")}
     assert kept, "the shards that were complete are still there"
     resumed = call("cli", *arguments("o"), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -223,6 +229,27 @@ def test_a_killed_apply_resumes_with_the_same_bytes(
         assert changed == []
         reused += sum(identity(path) in kept for path in right.glob("*.safetensors"))
     assert reused >= after, "what was complete was not written again"
+
+
+def test_a_kill_between_two_outputs(sharded: Path, tmp_path: Path) -> None:
+    """What has appeared stays and is not written again; the same command makes the rest."""
+    models = [f"--{role}={sharded / role}" for role in ("base", "instruct")]
+    options = ["--alpha", "0.5", "--alpha", "1.0", "--no-verify", "--out", "o"]
+    arguments = ["apply", f"--target={sharded / 'cpt'}", *models, *options]
+    killed = stopped(-2, "SIGKILL", *arguments, cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "o/alpha_0.5").is_dir()
+    assert not (tmp_path / "o/alpha_1.0").exists()
+    kept = {identity(path) for path in (tmp_path / "o").rglob("*.safetensors")}
+    assert len(kept) == 2 * NUM_SHARDS
+    resumed = call("cli", *arguments, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    names = ["alpha_0.5", "alpha_1.0"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
+    assert {identity(path) for path in (tmp_path / "o").rglob("*.safetensors")} == kept
+    again = call("cli", *arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists and is not an empty directory" in again.stderr
 
 
 def test_ctrl_c_then_the_same_command(sharded: Path, tmp_path: Path) -> None:
@@ -244,13 +271,39 @@ def test_a_stop_before_the_check_publishes_nothing(how: str, family: Path, tmp_p
     ended = stopped(-1, how, *arguments, cwd=tmp_path)
     assert ended.returncode == (130 if how == "SIGINT" else -signal.SIGKILL)
     assert not (tmp_path / "o").exists()
-    (left,) = tmp_path.glob(".*/*.safetensors")
+    (left,) = tmp_path.glob(".*/out/*.safetensors")
     merged = identity(left)
     done = call("cli", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
     assert identity(tmp_path / "o/model.safetensors") == merged, "it was only checked"
     assert not list((tmp_path / "o").glob(".*"))
+
+
+def test_two_at_once_on_one_output(sharded: Path, tmp_path: Path) -> None:
+    """The second is refused by the first's name, and the first is not disturbed."""
+    models = [f"--{role}={sharded / role}" for role in ("base", "instruct")]
+    arguments = ["apply", f"--target={sharded / 'cpt'}", *models, "--no-verify", "--out"]
+    assert call("cli", *arguments, "expected", cwd=tmp_path).returncode == 0
+    first = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, "2", "SIGSTOP", *arguments, "o"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        os.waitpid(first.pid, os.WUNTRACED)
+        second = call("cli", *arguments, "o", "--alpha", "0.5", cwd=tmp_path)
+        assert second.returncode == 2
+        assert f"built right now by process {first.pid} on" in second.stderr
+        assert "Traceback" not in second.stderr
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait(timeout=280) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "o"]
+    for path in (tmp_path / "expected").glob("*.safetensors"):
+        assert (tmp_path / "o" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_was_left_of_other_inputs_is_not_used(family: Path, tmp_path: Path) -> None:

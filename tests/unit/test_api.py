@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cpt_residual import api
+from cpt_residual.api import job
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
+from cpt_residual.weights import sources
+from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.interop.adapter import merge_adapter
 from cpt_residual.weights.reader import Streaming
 from support.pico_family import read_all, real_family, same_bits
 
@@ -111,3 +120,87 @@ def test_an_output_that_fails_its_check_does_not_appear(
     with pytest.raises(CompatibilityError, match="does not stop"):
         api.apply(family / "base_cpt", pair, tmp_path / "o")
     assert list(tmp_path.iterdir()) == []
+
+
+class _Killed(BaseException):
+    """What leaves everything as it is."""
+
+
+@contextmanager
+def killed_before_the_record(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """An apply ends when its models are whole and merge.json would be written."""
+
+    def killed() -> str:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "code_version", killed)
+        with pytest.raises(_Killed):
+            yield
+
+
+def test_what_is_reported_is_where_it_was_asked_for(
+    family: Path, pair: api.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that was moved while it lay still is finished where it lies now."""
+
+    options = api.ApplyOptions(verify=False)
+    with killed_before_the_record(monkeypatch):
+        api.apply(family / "base_cpt", pair, tmp_path / "one/out", options=options)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (report,) = api.apply(family / "base_cpt", pair, tmp_path / "two/out", options=options)
+    assert report.folder == tmp_path / "two/out"
+    assert (tmp_path / "two/out/merge.json").is_file()
+    left = [path.name for path in (tmp_path / "one").rglob("*")]
+    assert "model.safetensors" in left
+    assert "merge.json" not in left
+
+
+def lora(folder: Path) -> Path:
+    """An adapter of the first query projection of the family's base_cpt."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_adapter_is_not_merged_again(
+    family: Path, pair: api.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An apply to an adapter resumes: its merged target is kept with the work."""
+    name = "model.layers.0.self_attn.q_proj"
+    rows, columns = read_all(family / "base_cpt")[f"{name}.weight"].shape
+    adapter = lora(tmp_path / "lora")
+    factors = {"A": torch.ones(2, columns), "B": torch.ones(rows, 2)}
+    save_file(
+        {f"base_model.model.{name}.lora_{half}.weight": each for half, each in factors.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    merged: list[Path] = []
+
+    def counted(folder: Path, base: Checkpoint, out: Path, *, streaming: Streaming) -> Path:
+        merged.append(out)
+        return merge_adapter(folder, base, out, streaming=streaming)
+
+    def apply(out: str, base: str = "base_cpt") -> None:
+        options = api.ApplyOptions(target_base=family / base, verify=False)
+        api.apply(adapter, pair, tmp_path / out, options=options)
+
+    monkeypatch.setattr(sources, "merge_adapter", counted)
+    apply("expected")
+    with killed_before_the_record(monkeypatch):
+        apply("out")
+    assert len(merged) == 2
+    (shard,) = tmp_path.glob(".out.partial/out/*.safetensors")
+    written = shard.stat().st_mtime_ns
+    apply("out")
+    assert len(merged) == 2
+    assert (tmp_path / "out" / shard.name).stat().st_mtime_ns == written, "not written again"
+    left, right = read_all(tmp_path / "expected"), read_all(tmp_path / "out")
+    assert all(same_bits(right[name], value) for name, value in left.items())
+    assert not list(tmp_path.glob(".*"))
+    with killed_before_the_record(monkeypatch):
+        apply("other")
+    apply("other", base="base")
+    assert len(merged) == 4, "of another base"
+    assert not list(tmp_path.glob(".*"))

@@ -24,7 +24,6 @@ from cpt_residual.api.job import (
     output_folders,
     outputs_of,
     plain_disk_words,
-    unpublished,
 )
 from cpt_residual.config.merging import (
     EXACT_STORAGE,
@@ -38,6 +37,7 @@ from cpt_residual.report.card import card_markdown
 from cpt_residual.weights import ancestry, residual, verification
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.geometry import Family, GeometryReport, measure
+from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.inspection import Inspection, inspect
 from cpt_residual.weights.interop.adapter import is_adapter
 from cpt_residual.weights.interop.adapter_config import read_adapter_config
@@ -46,8 +46,8 @@ from cpt_residual.weights.merge_record import ORIGIN_FILE, read_merge_record
 from cpt_residual.weights.opening import ModelReference, open_named, pinned
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.residual_format import ResidualManifest
-from cpt_residual.weights.resumable import require_free
 from cpt_residual.weights.sources import Pair, adapter_base, opened_target, origin_of
+from cpt_residual.weights.staging import fresh_directory, require_apart, require_free
 from cpt_residual.weights.verification import Verified, verify_model
 from cpt_residual.weights.work_plan import WorkPlan, plan_of_compute
 
@@ -86,10 +86,12 @@ def compute(
 ) -> ResidualManifest:
     """theta_instruct - theta_base into the new directory `out`, with the names of the two models.
 
-    What it guarantees and raises: `weights.residual.compute`."""
+    What it guarantees and raises: `weights.residual.compute`; ArtifactError, too, for models that
+    change meanwhile."""
     require_free(out)
     left, right = open_named(base, role="base"), open_named(instruct, role="instruct")
-    with unpublished(out) as folder, plain_disk_words():
+    inputs = InputFiles.of([left.checkpoint, right.checkpoint])
+    with plain_disk_words(), fresh_directory(out, inputs=inputs.folders) as folder:
         manifest = residual.compute(
             left.checkpoint,
             right.checkpoint,
@@ -99,6 +101,7 @@ def compute(
             streaming=streaming,
         )
         write_json_atomic(folder / ORIGIN_FILE, origin_of(left, right))
+        inputs.require_unchanged()
     return manifest
 
 
@@ -118,6 +121,7 @@ def plan_compute(
         open_named(reference, role=role).checkpoint
         for reference, role in ((base, "base"), (instruct, "instruct"))
     )
+    require_apart(out, (left.path, right.path))
     PairDelta(left, right, vocab_policy)  # raises for models that do not belong together
     with plain_disk_words():
         return plan_of_compute(left, right, out, storage=storage, streaming=streaming)
@@ -140,8 +144,7 @@ def apply(
     """
     outputs = outputs_of(out, alphas)
     base = base_of(source, options)
-    scratch = out.with_name(f".{out.name}.target")
-    with opened_target(target, base, scratch, streaming=options.streaming) as opened:
+    with opened_target(target, base, out, streaming=options.streaming) as opened:
         return ApplyJob.of(opened, source, outputs, recipe=recipe, options=options).run()
 
 
@@ -162,6 +165,7 @@ def plan_apply(
         opened, scratch_bytes = open_named(folder, role="target"), 0
     else:
         read_adapter_config(folder)
+        require_apart(out, (folder,))
         start = adapter_base(folder, base_of(source, options))
         opened = replace(start, checkpoint=replace(start.checkpoint, role="target"))
         scratch_bytes = opened.checkpoint.num_bytes

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
-from cpt_residual.config.schema import Frozen
-from cpt_residual.core.files import sync_directory, write_json_atomic
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.run_record import code_version, library_versions
-from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
+from cpt_residual.errors import ConfigError, DiskSpaceError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.report.card import CARD_FILE, card_markdown
 from cpt_residual.weights import verification
@@ -23,25 +19,15 @@ from cpt_residual.weights.alignment import output_shards, require_plain
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
-from cpt_residual.weights.merge import MergeReport, Output, merge
-from cpt_residual.weights.merge_pass import Inputs, MergePass
+from cpt_residual.weights.merge import MergedModel, MergeReport, Output, merged_models
 from cpt_residual.weights.merge_record import MERGE_FILE, InputRecord, MergeRecord, ShardRecord
 from cpt_residual.weights.methods import require_known_scales
 from cpt_residual.weights.opening import ModelReference, NamedModel, name_of, open_named
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
-from cpt_residual.weights.resumable import require_free
 from cpt_residual.weights.sources import Pair, input_of, open_source
+from cpt_residual.weights.staging import require_apart, require_free
 from cpt_residual.weights.vocabulary import RowPlan, plan_target
 from cpt_residual.weights.work_plan import WorkPlan, plan_of_merge
-
-_MERGED_FILE = ".merged.json"
-
-
-class _Merged(Frozen):
-    """In a model that is whole and not yet checked: of which inputs, and what came of them."""
-
-    stamp: str
-    report: MergeReport
 
 
 @dataclass(frozen=True)
@@ -102,6 +88,10 @@ class ApplyJob:
         delta, records = open_source(
             source, target.checkpoint, policy=recipe.vocab_policy, streaming=options.streaming
         )
+        models = [target.checkpoint, *delta.checkpoints, *([base.checkpoint] if base else [])]
+        folders = [*(each.path for each in models), *(path.parent for path in delta.files)]
+        for output in outputs:
+            require_apart(output.folder, folders)
         return cls(
             target=target,
             source=delta,
@@ -137,45 +127,20 @@ class ApplyJob:
 
     def run(self) -> list[MergeReport]:
         """Merges, checks everything, and only then lets the outputs appear."""
-        with ExitStack() as stack:
-            unchecked = [
-                replace(
-                    output, folder=stack.enter_context(unpublished(output.folder, resumable=True))
-                )
-                for output in self.outputs
-            ]
-            with plain_disk_words():
-                reports = self._merged(unchecked)
-            for output, report in zip(self.outputs, reports, strict=True):
-                self._finish(output, report)
-        return [
-            replace(report, folder=output.folder)
-            for output, report in zip(self.outputs, reports, strict=True)
-        ]
-
-    def _merged(self, outputs: Sequence[Output]) -> list[MergeReport]:
-        """Whole models; those that an interrupted call has left, from these inputs, are kept."""
-        inputs = Inputs(self.target.checkpoint, self.source, self.base, self._rows())
-        job = MergePass(inputs, self.recipe, self.options.streaming)
-        stamps = {output.folder: job.stamp(output.alpha) for output in outputs}
-        found = {output.folder: _left_over(output.folder, stamps) for output in outputs}
-        missing = [output for output in outputs if found[output.folder] is None]
-        for output in missing:
-            shutil.rmtree(output.folder, ignore_errors=True)
-        if missing:
-            made = merge(
+        with (
+            plain_disk_words(),
+            merged_models(
                 self.target.checkpoint,
                 self.source,
-                missing,
+                self.outputs,
                 recipe=self.recipe,
                 base=self.base,
                 streaming=self.options.streaming,
-            )
-            for report in made:
-                merged = _Merged(stamp=stamps[report.folder], report=report)
-                write_json_atomic(report.folder / _MERGED_FILE, merged)
-                found[report.folder] = report
-        return [report for report in found.values() if report is not None]
+            ) as models,
+        ):
+            for model in models:
+                self._finish(model)
+            return [model.report for model in models]
 
     def _rows(self) -> RowPlan:
         """Which row goes where. Raises CompatibilityError when target and residual do not fit."""
@@ -193,9 +158,9 @@ class ApplyJob:
             require_plain(self.recipe)
         return plan
 
-    def _finish(self, output: Output, report: MergeReport) -> None:
+    def _finish(self, model: MergedModel) -> None:
         """Checks a written model and adds merge.json and the card."""
-        folder, streaming = report.folder, self.options.streaming
+        report, folder, streaming = model.report, model.folder, self.options.streaming
         planned = output_shards(self.target.checkpoint, self._rows())
         written = verification.require_layout(planned, folder)
         shards = {s.name: ShardRecord(num_bytes=s.num_bytes) for s in written.shards}
@@ -204,8 +169,8 @@ class ApplyJob:
             shards = verification.hashed_shards(written.shards, streaming)
             stops = verification.shown_stops(folder)
         record = MergeRecord(
-            name=name_of(output.folder),
-            alpha=output.alpha,
+            name=name_of(report.folder.resolve()),
+            alpha=report.alpha,
             recipe=self.recipe,
             inputs=list(self.inputs),
             num_parameters=report.num_parameters,
@@ -238,37 +203,6 @@ def base_of(source: Path | Pair, options: ApplyOptions) -> ModelReference | None
     return source.base if isinstance(source, Pair) else None
 
 
-@contextmanager
-def unpublished(out: Path, *, resumable: bool = False) -> Generator[Path]:
-    """A name beside `out` for work that becomes `out` when everything is shown.
-
-    An error of the user's to mend removes it; what a kill or an interrupt leaves is kept when it is
-    `resumable`, for the caller to judge."""
-    unchecked = out.with_name(f".{out.name}.unchecked")
-    if not resumable:
-        shutil.rmtree(unchecked, ignore_errors=True)
-    try:
-        yield unchecked
-        (unchecked / _MERGED_FILE).unlink(missing_ok=True)
-        if out.exists():
-            out.rmdir()
-        unchecked.rename(out)
-        sync_directory(out.parent)
-    except BaseException as error:
-        if isinstance(error, CptResidualError) or not resumable:
-            shutil.rmtree(unchecked, ignore_errors=True)
-        raise
-
-
-def _left_over(folder: Path, stamps: Mapping[Path, str]) -> MergeReport | None:
-    """What came of a merge of just these inputs whose model lies in `folder`, unchecked."""
-    try:
-        merged = _Merged.model_validate_json((folder / _MERGED_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
-        return None
-    return merged.report if merged.stamp == stamps[folder] else None
-
-
 def _require_base(recipe: MergeRecipe, base: NamedModel | None) -> None:
     if not recipe.needs_base or base is not None:
         return
@@ -296,6 +230,6 @@ def plain_disk_words() -> Generator[None]:
         raise DiskSpaceError(
             error.what,
             problems=error.problems,
-            remedy="No output was made. Free some space, or choose an output on another disk, then "
-            "run the same command again.",
+            remedy="No output was made; what apply has finished is kept for the same command. Free "
+            "some space, then run it again, or choose an output on another disk.",
         ) from error

@@ -100,8 +100,8 @@ def compute(  # noqa: PLR0913 - a verb's options
             f"residual {manifest.residual_norm:.6g}",
             "proof": "base + residual is instruct bit for bit, in every tensor"
             if manifest.bit_exact
-            else f"base + residual misses instruct in {manifest.num_wrong:,} elements, by at most "
-            f"{manifest.max_ulps:,} ulps; {manifest.num_zero_signs:,} signs of zero",
+            else f"base + residual misses instruct in {manifest.num_wrong:,} elements and "
+            f"{manifest.num_zero_signs:,} signs of zero: this storage is not exact",
             "storage error": f"{manifest.relative_error:.3g} (relative norm)",
         },
     )
@@ -125,9 +125,9 @@ def apply(  # noqa: PLR0913 - a verb's options
         typer.Option(help="the base that CPT started from, where the recipe needs it [--base]"),
     ] = None,
     method: Annotated[MethodName, typer.Option(help="how residual and target meet")] = "add",
-    density: Annotated[float | None, typer.Option(help="ties: share of elements to keep")] = None,
-    drop_rate: Annotated[float | None, typer.Option(help="dare: share of elements to drop")] = None,
-    seed: Annotated[int | None, typer.Option(help="dare: which elements")] = None,
+    density: Annotated[float | None, typer.Option(help="ties: share to keep (0.2)")] = None,
+    drop_rate: Annotated[float | None, typer.Option(help="dare: share to drop (0.5)")] = None,
+    seed: Annotated[int | None, typer.Option(help="dare: which elements (0)")] = None,
     rank: Rank = None,
     explained_variance: Explained = None,
     cpt_strength: Annotated[float, typer.Option(help="lambda on target - target base")] = 1.0,
@@ -241,7 +241,8 @@ def _source_of(
     raise ConfigError(
         "It is not clear what to add to the target",
         problems=[f"{name}: {value or 'not given'}" for name, value in given.items()],
-        remedy="Nothing was done. Give either --residual, or both --base and --instruct.",
+        remedy="Nothing was done. Give either --residual, or both --base and --instruct. (The base "
+        "that CPT started from, which some recipes need, is --target-base.)",
     )
 
 

@@ -42,17 +42,11 @@ class Holder(BaseModel):
 
 @contextmanager
 def hold(path: Path, *, name: str) -> Generator[None]:
-    """Hold the lock file `path` for building `name`; BusyError naming the holder if taken."""
-    handle = _open(path)
+    """Hold the lock file `path` for building `name`; BusyError naming the holder if taken.
+
+    Its holder, and nobody else, may remove the file."""
+    handle = _locked(path, name)
     try:
-        if not _take(handle, path):
-            who = _read_holder(path) or "another process"
-            raise BusyError(
-                f"{name} is busy",
-                problems=[f"built right now by {who}"],
-                remedy="Wait for it to finish and run the same command again: what is ready by "
-                "then is reused. A lock ends with its process; there is nothing to delete.",
-            )
         _write_holder(handle)
         yield
     finally:
@@ -84,7 +78,21 @@ def _open(path: Path) -> int:
         raise _unusable(path, error) from error
 
 
-def _take(handle: int, path: Path) -> bool:
+def _locked(path: Path, name: str) -> int:
+    """A handle that holds the lock of the file that `path` names."""
+    while True:
+        handle = _open(path)
+        try:
+            _take(handle, path, name)
+            if _is_at(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its last holder has removed it: whoever comes next locks another file
+
+
+def _take(handle: int, path: Path, name: str) -> None:
     """Try for a moment: `describe_holder` of another process may hold it for microseconds."""
     for _ in range(_TRIES):
         try:
@@ -94,8 +102,22 @@ def _take(handle: int, path: Path) -> bool:
         except OSError as error:
             raise _unusable(path, error) from error
         else:
-            return True
-    return False
+            return
+    who = _read_holder(path) or "another process"
+    raise BusyError(
+        f"{name} is busy",
+        problems=[f"built right now by {who}"],
+        remedy="Wait for it to finish and run the same command again: what is ready by "
+        "then is reused. A lock ends with its process; there is nothing to delete.",
+    )
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _unusable(path: Path, error: OSError) -> Exception:

@@ -68,7 +68,6 @@ def hub_model(reference: str, *, role: str) -> HubModel | None:
 def snapshot(model: HubModel, *, role: str) -> Path:
     """The commit's files in the hub cache, downloaded where needed; never pickles or code."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = cast("Any", huggingface_hub).snapshot_download(
@@ -77,7 +76,7 @@ def snapshot(model: HubModel, *, role: str) -> Path:
             allow_patterns=_PATTERNS,
             ignore_patterns=_OTHER_COPIES,
         )
-    except (HfHubHTTPError, OSError) as error:
+    except _network_errors() as error:
         _raise_hub(role, model, error)
     return Path(folder)
 
@@ -109,7 +108,6 @@ def upload(folder: Path, hub_id: str) -> str:
     Only weights, configs, tokenizer and README.md travel.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = cast("Any", HfApi())
     try:
@@ -120,7 +118,7 @@ def upload(folder: Path, hub_id: str) -> str:
             allow_patterns=_UPLOADED,
             commit_message=f"Upload {folder.name}",
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (*_network_errors(), ValueError) as error:
         raise LaunchError(
             f"{folder} is complete, but could not be uploaded to {hub_id}",
             problems=[_first_line(error)],
@@ -129,9 +127,17 @@ def upload(folder: Path, hub_id: str) -> str:
     return str(info)
 
 
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises when the hub refuses, or cannot be reached."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (HfHubHTTPError, httpx2.HTTPError, OSError)
+
+
 def _current_commit(hub_id: str, role: str) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         commit = cast("object", HfApi().model_info(hub_id).sha)
@@ -142,7 +148,7 @@ def _current_commit(hub_id: str, role: str) -> str:
             problems=[_first_line(error)],
             remedy="Correct it, or `hf auth login` with an account that may read it.",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except _network_errors() as error:
         raise ArtifactError(
             f"{role}: {hub_id} is not a directory here, it names no commit, and the hub cannot be "
             "asked for the current one",

@@ -27,6 +27,7 @@ __all__ = [
     "copy_files",
     "eos_ids_of",
     "json_object",
+    "leaves_folder",
     "read_json_object",
 ]
 
@@ -54,7 +55,7 @@ def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
     """Copy those of `names` that `source` has; returns their names. Raises ArtifactError for links
     that leave the directory (those of a hub snapshot, into the blobs beside it, are fine)."""
     found = [name for name in names if (source / name).is_file()]
-    outside = [name for name in found if _leaves(source / name)]
+    outside = [name for name in found if leaves_folder(source / name)]
     if outside:
         raise ArtifactError(
             f"{source} has links that leave the directory",
@@ -108,7 +109,9 @@ def _eos_ids(path: Path) -> list[int]:
     return ids
 
 
-def _leaves(path: Path) -> bool:
+def leaves_folder(path: Path) -> bool:
+    """Whether `path` is a link to something outside its directory, the blobs beside a snapshot of
+    the hub's cache excepted."""
     if not path.is_symlink():
         return False
     folder, real = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))

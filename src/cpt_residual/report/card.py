@@ -128,11 +128,16 @@ def _formula(record: MergeRecord) -> str:
         start = (
             f"theta_cpt_start + {record.recipe.cpt_strength:g} * (theta_target - theta_cpt_start)"
         )
-    alpha = f"{record.alpha:g}" + (" * a(tensor)" if record.recipe.auto_alpha != "off" else "")
-    return (
-        f"    theta = {start} + {alpha} * {residual}\n\n"
-        "Every element is the value of this formula, rounded once to the target's dtype."
-    )
+    recipe = record.recipe
+    alpha = f"{record.alpha:g}" + (" * a(tensor)" if recipe.auto_alpha != "off" else "")
+    if recipe.method.kind != "add":
+        residual = f"{recipe.method.kind}(theta_instruct - theta_base)"
+    alone = recipe.method.kind == "add" and not recipe.scales and recipe.embedding_rows == "all"
+    if alone and recipe.vocab_policy == "equal":
+        precision = "Every element is the float64 value of this formula, rounded once"
+    else:
+        precision = "With what is listed below; every element is rounded once"
+    return f"    theta = {start} + {alpha} * {residual}\n\n{precision} to the target's dtype."
 
 
 def _settings(record: MergeRecord) -> str:

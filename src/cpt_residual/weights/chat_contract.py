@@ -140,7 +140,22 @@ def install(
         _write_tokenizer(out, instruct_side=instruct_side, target=target, tokens=moved.tokens)
     if moved is not None:
         _require_written(out, moved.tokens, sides[0])
+    _require_rows(eos_ids, target, moved)
     return eos_ids
+
+
+def _require_rows(eos_ids: Sequence[int], target: Path, plan: RowPlan | None) -> None:
+    """CompatibilityError for end-of-text ids that the merged model cannot generate."""
+    size = read_json_object(target / CONFIG_FILE, "target").get("vocab_size")
+    num_rows = plan.num_rows if plan is not None else size if isinstance(size, int) else None
+    beyond = [token_id for token_id in eos_ids if num_rows is not None and token_id >= num_rows]
+    if beyond:
+        raise CompatibilityError(
+            f"the merged model would end its texts with ids beyond its vocabulary of {num_rows}",
+            problems=[f"id {token_id}" for token_id in beyond],
+            remedy="It could never stop there. Mend eos_token_id in config.json and "
+            "generation_config.json of instruct, base or target.",
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,12 @@ from typing import Any, Literal, TypeGuard, cast
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.modeling.side_files import CONFIG_FILE, json_object, read_json_object
+from cpt_residual.modeling.side_files import (
+    CONFIG_FILE,
+    json_object,
+    leaves_folder,
+    read_json_object,
+)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -275,10 +280,8 @@ def _refuse_other_weights(path: Path, role: str) -> None:
 def _unsafe_name(path: Path, name: str, *, links_allowed: bool) -> str:
     if not name or name in {".", ".."} or Path(name).name != name or "\\" in name:
         return f"{name!r}: the index points outside the directory"
-    if not links_allowed and (path / name).is_symlink():
-        target = Path(os.path.realpath(path / name))
-        if not target.is_relative_to(Path(os.path.realpath(path))):
-            return f"{name}: a link that leaves the directory ({target})"
+    if not links_allowed and leaves_folder(path / name):
+        return f"{name}: a link that leaves the directory ({os.path.realpath(path / name)})"
     return ""
 
 

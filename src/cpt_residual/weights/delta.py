@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.config.merging import VocabPolicy
+from cpt_residual.config.merging import EXACT_STORAGE, VocabPolicy
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic, kernels
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float32, to_float64
@@ -62,6 +62,10 @@ class OpenDelta(Protocol):
         """Base's mean row over the tokens that base and instruct share, of a vocabulary tensor."""
         ...
 
+    def by_role(self, block: Block) -> Mapping[str, Raw]:
+        """What was read, by the name that a user knows it by."""
+        ...
+
 
 class DeltaSource(Protocol):
     """A checked residual of which no weights are read yet.
@@ -69,7 +73,8 @@ class DeltaSource(Protocol):
     side: its shapes and facts, those of instruct; instruct_side: a folder with instruct's tokenizer
     and configs; tokens: instruct's; base_eos: what ends base's texts, ids of instruct's map or,
     where base has another, tokens; instruct_only: rows that are instruct's own (see
-    vocabulary.PairPlan); files: everything whose change changes it.
+    vocabulary.PairPlan); recorded_norm: of all its elements, where it was written down; files:
+    everything whose change changes it.
     """
 
     @property
@@ -86,6 +91,8 @@ class DeltaSource(Protocol):
     def files(self) -> Sequence[Path]: ...
     @property
     def checkpoints(self) -> Sequence[Checkpoint]: ...
+    @property
+    def recorded_norm(self) -> float | None: ...
     def opened(self) -> AbstractContextManager[OpenDelta]: ...
 
 
@@ -133,6 +140,12 @@ class StoredDelta:
     @property
     def checkpoints(self) -> Sequence[Checkpoint]:
         return ()
+
+    @property
+    def recorded_norm(self) -> float | None:
+        manifest = self.artifact.manifest
+        exact = manifest.storage == EXACT_STORAGE and not manifest.instruct_only
+        return manifest.residual_norm if exact else None
 
     @contextmanager
     def opened(self) -> Generator[OpenDelta]:
@@ -205,6 +218,10 @@ class PairDelta:
     def checkpoints(self) -> Sequence[Checkpoint]:
         return (self.base, self.instruct)
 
+    @property
+    def recorded_norm(self) -> float | None:
+        return None
+
     @contextmanager
     def opened(self) -> Generator[OpenPair]:
         with ShardReader(self.base.shards) as base, ShardReader(self.instruct.shards) as instruct:
@@ -241,6 +258,11 @@ class _OpenStored:
     def base_mean(self, name: str) -> Mean:
         entry = self._artifact.tensors[name + BASE_MEAN]
         return to_float64(self._reader.read(entry, 0, entry.num_elements))
+
+    def by_role(self, block: Block) -> Mapping[str, Raw]:
+        if self._artifact.manifest.tensors[block.name].rank is not None:
+            return {"residual": self.parts(block)[0].astype(np.float32)}
+        return {"residual": self._read(block)}
 
     def _read(self, block: Block) -> npt.NDArray[np.float32]:
         entry = self._artifact.tensors[block.name]
@@ -289,6 +311,10 @@ class OpenPair:
             return to_float32(self._base.read(entry, start, stop))
 
         return mean_of_rows(read, self.plan.common_rows, width_of(entry))
+
+    def by_role(self, block: Block) -> Mapping[str, Raw]:
+        base, instruct = self.read(block)
+        return {"base": base, "instruct": instruct}
 
     def read(self, block: Block) -> tuple[Raw, Raw]:
         """Raw elements of (base, instruct), valid until this thread's next call; base is 0 in rows

@@ -10,26 +10,30 @@ Memory: a few blocks per thread. Price: one read of target and residual, one wri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
-from cpt_residual.core.disk import check_free_space
-from cpt_residual.errors import CompatibilityError
+from cpt_residual.core.disk import FullDiskReport, check_free_space
+from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.modeling.side_files import eos_ids_of
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic, chat_contract
 from cpt_residual.weights.alignment import output_index, require_plain
 from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.merge_pass import Inputs, MergePass
 from cpt_residual.weights.methods import require_known_scales
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming, require_equal_aliases
-from cpt_residual.weights.resumable import OutputFolder
+from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import RowPlan, plan_target
+
+_SQUARES_HOLD = 1e-150  # float64 holds the square of a larger norm
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,14 @@ class MergeReport:
     eos_token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class MergedModel:
+    """A complete model that lies in `folder` and will appear in `report.folder`."""
+
+    report: MergeReport
+    folder: Path
+
+
 def merge(
     target: Checkpoint,
     source: DeltaSource,
@@ -71,48 +83,89 @@ def merge(
 ) -> list[MergeReport]:
     """Writes a merged model directory per output, with the chat contract (see chat_contract).
 
+    Raises as `merged_models` does; the outputs are then untouched. `chat_contract.verify_stops` is
+    the caller's next step.
+    """
+    with merged_models(
+        target, source, outputs, recipe=recipe, base=base, streaming=streaming
+    ) as models:
+        return [model.report for model in models]
+
+
+@contextmanager
+def merged_models(
+    target: Checkpoint,
+    source: DeltaSource,
+    outputs: Sequence[Output],
+    *,
+    recipe: MergeRecipe = PLAIN_ADDITION,
+    base: Checkpoint | None = None,
+    streaming: Streaming = DEFAULT_STREAMING,
+) -> Generator[list[MergedModel]]:
+    """The merged models, complete but not published: they appear, all of them, when the block ends
+    without an error.
+
     `base` is the model that CPT made `target` from; recipes with `needs_base` need it. Raises
     CompatibilityError for a target that the residual does not fit, and for values that are not
-    finite; ArtifactError for an output that exists. The outputs are then untouched.
-    `chat_contract.verify_stops` is the caller's next step.
+    finite; ArtifactError for an output that exists or lies in an input, and for inputs that change
+    meanwhile; BusyError when another process works on an output.
     """
+    files = InputFiles.of(
+        [target, *source.checkpoints, *([base] if base else [])],
+        folders=[source.instruct_side],
+        files=source.files,
+    )
     _require_sense(outputs, recipe, base)
     plan = _require_fit(target, source, base, recipe, threads=streaming.threads)
     require_known_scales(target.unique_tensors, recipe.scales)
-    job = MergePass(Inputs(target, source, base, plan), recipe, streaming)
+    job = MergePass(Inputs(target, source, base, plan, files), recipe, streaming)
     with ExitStack() as stack:
         folders = [
-            stack.enter_context(OutputFolder(output.folder, stamp=job.stamp(output.alpha)))
+            stack.enter_context(
+                OutputFolder(output.folder, stamp=job.stamp(output.alpha), inputs=files.folders)
+            )
             for output in outputs
         ]
+        stack.enter_context(FullDiskReport(outputs[0].folder, 0))
         check_free_space(outputs[0].folder, job.num_missing_bytes(folders))
-        eos: list[int] = []
+        index = output_index(target, job.shards)
         for folder in folders:
-            eos = chat_contract.install(
-                instruct_side=source.instruct_side,
-                base_eos=source.base_eos,
-                target=target.path,
-                out=folder.path,
-                plan=plan,
-                sides=(source.tokens, TokenSide.read(target.path, like=source.tokens)),
-            )
-            index = output_index(target, job.shards)
-            if index is not None:
-                (folder.path / INDEX_FILE).write_bytes(index)
+            if not folder.published:
+                _write_side_files(folder.path, target, source, plan, index)
         job.write([output.alpha for output in outputs], folders)
         totals = [_total(folder.done.values()) for folder in folders]
+        _require_recorded_norm(source, recipe, outputs, totals)
+        yield [
+            MergedModel(_report(output, sums, target.num_parameters, folder.path), folder.path)
+            for output, sums, folder in zip(outputs, totals, folders, strict=True)
+        ]
+        files.require_unchanged()
+        for folder in folders:
+            folder.seal()
         for folder in folders:
             folder.publish()
-    return [
-        _report(output, sums, target.num_parameters, eos)
-        for output, sums in zip(outputs, totals, strict=True)
-    ]
+
+
+def _write_side_files(
+    out: Path, target: Checkpoint, source: DeltaSource, plan: RowPlan, index: bytes | None
+) -> None:
+    chat_contract.install(
+        instruct_side=source.instruct_side,
+        base_eos=source.base_eos,
+        target=target.path,
+        out=out,
+        plan=plan,
+        sides=(source.tokens, TokenSide.read(target.path, like=source.tokens)),
+    )
+    if index is not None:
+        (out / INDEX_FILE).write_bytes(index)
 
 
 def _require_sense(outputs: Sequence[Output], recipe: MergeRecipe, base: Checkpoint | None) -> None:
     problems = [f"alpha is {each.alpha}" for each in outputs if not math.isfinite(each.alpha)]
-    folders = [each.folder.absolute() for each in outputs]
+    folders = [each.folder.resolve() for each in outputs]
     problems += sorted({f"{path}: named twice" for path in folders if folders.count(path) > 1})
+    problems += [f"{path}: lies in another" for path in folders if {*path.parents} & {*folders}]
     if problems or not outputs:
         raise CompatibilityError(
             "The outputs do not make sense",
@@ -165,6 +218,36 @@ def _require_fit(
     return plan
 
 
+def _require_recorded_norm(
+    source: DeltaSource,
+    recipe: MergeRecipe,
+    outputs: Sequence[Output],
+    totals: Sequence[MergeSums],
+) -> None:
+    """ArtifactError when what plain addition added has not the norm that a stored residual
+    recorded: its files were damaged (this costs nothing; `verify` reads every byte).
+    CompatibilityError when it added nothing at all."""
+    if recipe != PLAIN_ADDITION:
+        return
+    for output, total in zip(outputs, totals, strict=True):
+        if output.alpha and not total.num_moved:
+            raise CompatibilityError(
+                "The residual is zero: nothing would be added",
+                problems=["base and instruct have the same weights"],
+                remedy="Nothing was published. Give the two different models of one release.",
+            )
+        if source.recorded_norm is None:
+            continue
+        wanted, found = abs(output.alpha) * source.recorded_norm, math.sqrt(total.move_squared)
+        if wanted > _SQUARES_HOLD and not math.isclose(wanted, found, rel_tol=1e-6):
+            raise ArtifactError(
+                "The residual is not what was written",
+                problems=[f"alpha * residual has norm {found:.9g}, recorded {wanted:.9g}"],
+                remedy="Its files were changed or damaged; nothing was published. Compute it "
+                "again (`cpt-residual verify` names the tensors).",
+            )
+
+
 def _total(parts: Iterable[MergeSums]) -> MergeSums:
     total = MergeSums()
     for part in parts:
@@ -172,9 +255,7 @@ def _total(parts: Iterable[MergeSums]) -> MergeSums:
     return total
 
 
-def _report(
-    output: Output, sums: MergeSums, num_parameters: int, eos: Sequence[int]
-) -> MergeReport:
+def _report(output: Output, sums: MergeSums, num_parameters: int, model: Path) -> MergeReport:
     return MergeReport(
         alpha=output.alpha,
         folder=output.folder,
@@ -184,5 +265,5 @@ def _report(
         relative_norm=arithmetic.relative_norm(sums.move_squared, sums.target_squared),
         cosine=arithmetic.cosine(sums.target_dot_move, sums.target_squared, sums.move_squared),
         lost_share=sums.num_lost / sums.num_moved if sums.num_moved else 0.0,
-        eos_token_ids=tuple(eos),
+        eos_token_ids=tuple(eos_ids_of(model)),
     )

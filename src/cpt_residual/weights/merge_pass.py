@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import MergeRecipe
-from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILES
 from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shards
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
 from cpt_residual.weights.delta import DeltaSource, Exact
+from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import scale_of
 from cpt_residual.weights.naming import is_vocabulary_tensor
@@ -30,13 +29,14 @@ from cpt_residual.weights.reader import (
     map_in_order,
     require_finite,
 )
-from cpt_residual.weights.resumable import OutputFolder
 from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.rules import Sources, TensorRule, rule_for
+from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import Mean, RowPlan
 from cpt_residual.weights.writer import ShardWriter
 
 Rule = TensorRule | AlignedRule
+_FLUSHED_TOGETHER = 1 << 26  # elements; the disk then writes while others read and compute
 _VERSION = 1  # bump when the same inputs and recipe would give other bytes
 
 
@@ -48,6 +48,7 @@ class Inputs:
     source: DeltaSource
     base: Checkpoint | None
     plan: RowPlan
+    files: InputFiles
 
 
 class MergePass:
@@ -56,26 +57,13 @@ class MergePass:
     def __init__(self, inputs: Inputs, recipe: MergeRecipe, streaming: Streaming) -> None:
         self._target, self._source, self._base = inputs.target, inputs.source, inputs.base
         self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
+        self.files = inputs.files
         self.shards = output_shards(inputs.target, inputs.plan)
         self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
 
     def stamp(self, alpha: float) -> str:
-        """The identity of an output: what was asked for, and every input file as it is now."""
-        models = [self._target, *self._source.checkpoints, *([self._base] if self._base else [])]
-        folders = [*(model.path for model in models), self._source.instruct_side]
-        names = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES)
-        files = [folder / name for folder in folders for name in names]
-        files = [path for path in files if path.is_file()]
-        files += [shard.path for model in models for shard in model.shards]
-        files += self._source.files
-        stats = [(str(path.resolve()), path.stat()) for path in files]
-        identity = {
-            "version": _VERSION,
-            "alpha": alpha,
-            "recipe": self._recipe.model_dump(mode="json"),
-            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        """The identity of an output: what was asked for, and every input file."""
+        return self.files.stamp(version=_VERSION, alpha=alpha, recipe=self._recipe)
 
     def num_missing_bytes(self, folders: Sequence[OutputFolder]) -> int:
         """Bytes that are still to be written."""
@@ -91,20 +79,18 @@ class MergePass:
         wanted = list(zip(alphas, folders, strict=True))
         num_all = sum(entry.num_elements for entry in self._entries.values())
         num_done = 0
-        pending: list[Future[None]] = []
-        with ExitStack() as stack, ThreadPoolExecutor(1) as flusher:
+        with ExitStack() as stack, _Flusher() as flusher:
             sources = self._open(stack)
             for shard in self.shards:
                 missing = [(a, f) for a, f in wanted if shard.name not in f.done]
                 num_shard = sum(entry.num_elements for entry in shard.tensors)
                 if missing:
                     report = _progress_from(self._streaming, num_done, num_all)
-                    done = self._write_shard(shard, missing, sources, report)
-                    pending += [flusher.submit(_complete, *each) for each in done]
+                    for done in self._write_shard(shard, missing, sources, report, flusher):
+                        flusher.complete(*done)
                 num_done += num_shard
                 self._streaming.progress(num_done, num_all, "parameters")
-            for future in pending:
-                future.result()
+            flusher.wait()
 
     def _open(self, stack: ExitStack) -> Sources:
         target = stack.enter_context(ShardReader(self._target.shards))
@@ -172,6 +158,7 @@ class MergePass:
         missing: Sequence[tuple[float, OutputFolder]],
         sources: Sources,
         report: Callable[[int], None],
+        flusher: _Flusher,
     ) -> list[tuple[OutputFolder, str, ShardWriter, MergeSums]]:
         writers = [
             ShardWriter(folder.start(shard.name), header=shard.header, num_bytes=shard.num_bytes)
@@ -206,6 +193,7 @@ class MergePass:
                 broken.extend([line] if line else [])
                 num_done += block.num_elements
                 report(num_done)
+                flusher.write_out(num_done, writers)
             require_finite(broken)
         except BaseException:
             for writer in writers:
@@ -218,10 +206,45 @@ class MergePass:
         ]
 
 
-def _complete(folder: OutputFolder, shard: str, writer: ShardWriter, sums: MergeSums) -> None:
-    with writer:
-        writer.flush()
-    folder.complete(shard, sums)
+class _Flusher:
+    """Puts bytes on the disk in the background, so that the disk writes while others read and
+    compute, and records what is there for good."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: list[Future[None]] = []
+        self._num_flushed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()  # what is complete is recorded, whatever came after
+
+    def write_out(self, num_done: int, writers: Sequence[ShardWriter]) -> None:
+        """Flushes the files in work when enough has been written since the last time."""
+        if num_done < self._num_flushed:  # another shard
+            self._num_flushed = 0
+        if num_done - self._num_flushed >= _FLUSHED_TOGETHER:
+            self._num_flushed = num_done
+            self._pending += [self._pool.submit(writer.flush) for writer in writers]
+
+    def complete(
+        self, folder: OutputFolder, shard: str, writer: ShardWriter, sums: MergeSums
+    ) -> None:
+        """Flushes a finished file, closes it, and records it."""
+
+        def finish() -> None:
+            with writer:
+                writer.flush()
+            folder.complete(shard, sums)
+
+        self._pending.append(self._pool.submit(finish))
+
+    def wait(self) -> None:
+        """Returns when all is done; raises the first error."""
+        for future in self._pending:
+            future.result()
 
 
 def _progress_from(streaming: Streaming, start: int, num_all: int) -> Callable[[int], None]:
@@ -233,6 +256,11 @@ def _broken(block: Block, target: Raw, sources: Sources, plan: RowPlan) -> str:
         return f"{block.name}: NaN or Inf in target"
     if not plan.identity and is_vocabulary_tensor(block.name):
         return f"{block.name}: NaN or Inf in residual, or a result that its dtype cannot hold"
-    if not bool(np.isfinite(sources.residual(block)[0]).all()):
-        return f"{block.name}: NaN or Inf in residual"
+    owner = Block(sources.owner(block.name), block.start, block.stop)
+    read = dict(sources.delta.by_role(owner))
+    if sources.base is not None:
+        read["the target's base"] = sources.base(block)
+    for role, found in read.items():
+        if not bool(np.isfinite(to_float64(found)).all()):
+            return f"{block.name}: NaN or Inf in {role}"
     return f"{block.name}: target + alpha * residual is larger than its dtype can hold"

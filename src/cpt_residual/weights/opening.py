@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cpt_residual.launch.hub import HubModel, hub_model, snapshot
 from cpt_residual.weights.checkpoint import Checkpoint, Shard, open_checkpoint
+from cpt_residual.weights.reader import read_ahead
 
 ModelReference = str | Path | HubModel
 """A directory, or `ORG/NAME@COMMIT` on the hub. A Path is always a directory."""
@@ -27,12 +28,12 @@ class NamedModel:
 def pinned(reference: ModelReference, *, role: str) -> Path | HubModel:
     """A reference that names the same files tomorrow: `ORG/NAME` gets the commit of this moment.
 
-    What exists here as a file or directory is never looked for on the hub. Raises ConfigError and
-    ArtifactError (see launch.hub)."""
+    What begins with a file or directory that exists here is never looked for on the hub. Raises
+    ConfigError and ArtifactError (see launch.hub)."""
     if isinstance(reference, HubModel):
         return reference
     path = Path(reference).expanduser()
-    if isinstance(reference, Path) or path.exists():
+    if isinstance(reference, Path) or path.exists() or Path(path.parts[0]).exists():
         return path
     return hub_model(reference, role=role) or path
 
@@ -42,11 +43,12 @@ def open_named(reference: ModelReference, *, role: str) -> NamedModel:
 
     Links may leave the directory in the hub's cache alone. Raises as `open_checkpoint` does."""
     found = pinned(reference, role=role)
+    folder = snapshot(found, role=role) if isinstance(found, HubModel) else found
+    checkpoint = open_checkpoint(folder, role=role, links_allowed=isinstance(found, HubModel))
+    read_ahead(checkpoint.shards[0])  # while tokenizers and kernels are loaded
     if isinstance(found, HubModel):
-        folder = snapshot(found, role=role)
-        checkpoint = open_checkpoint(folder, role=role, links_allowed=True)
         return NamedModel(checkpoint, found.hub_id, found.revision)
-    return NamedModel(open_checkpoint(found, role=role), name_of(found))
+    return NamedModel(checkpoint, name_of(folder))
 
 
 def name_of(path: Path) -> str:

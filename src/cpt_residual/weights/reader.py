@@ -84,15 +84,15 @@ class ShardReader:
         self._files: dict[str, int] = {}
         self._stack = ExitStack()
         self._scratch = Scratch()
-        self._not_begun: list[str] = []
+        self._not_begun: list[Shard] = []
 
     def __enter__(self) -> Self:
         for shard in self._shards:
             file = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
             self._stack.callback(os.close, file)
             self._files[shard.name] = file
-        self._not_begun = [shard.name for shard in self._shards]
-        self._read_ahead()
+        self._not_begun = list(self._shards)
+        self._go_to("")
         return self
 
     def __exit__(
@@ -116,18 +116,15 @@ class ShardReader:
         memory costs as much as reading from the page cache."""
         return self._read(entry, start, self._scratch.array(stop - start, RAW_DTYPES[entry.dtype]))
 
-    def _read_ahead(self, begun: str = "") -> None:
-        """Has the system fetch the start of the first shard that is not begun, while others work:
-        a disk is only fast with many requests waiting."""
-        if begun in self._not_begun:
-            self._not_begun = [name for name in self._not_begun if name != begun]
+    def _go_to(self, name: str) -> None:
+        """Reads ahead in the first shard that is not begun, now that shard `name` is."""
+        self._not_begun = [shard for shard in self._not_begun if shard.name != name]
         if self._not_begun:
-            file = self._files[self._not_begun[0]]
-            os.posix_fadvise(file, 0, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
+            read_ahead(self._not_begun[0])
 
     def _read(self, entry: TensorEntry, start: int, values: Raw) -> Raw:
-        if entry.shard in self._not_begun:
-            self._read_ahead(entry.shard)
+        if any(shard.name == entry.shard for shard in self._not_begun):
+            self._go_to(entry.shard)
         room = bytes_of(values)
         offset = entry.offset + start * entry.item_size
         while room.nbytes:
@@ -144,6 +141,16 @@ class ShardReader:
 def bytes_of(values: Raw) -> memoryview:
     """The memory of a flat contiguous array, shared, not copied."""
     return values.view(np.uint8).data
+
+
+def read_ahead(shard: Shard) -> None:
+    """Has the system fetch the start of a file while others work: a disk is only fast with many
+    requests waiting."""
+    file = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(file, 0, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(file)
 
 
 def map_in_order(

@@ -3,8 +3,8 @@
 Guarantee with fp32 storage: residual + corrections is the exact difference, so base + residual,
 rounded once, is instruct bit for bit in every tensor of any dtype, and every merge rounds the true
 sum. bf16 storage states its measured error. (Factors of low rank: `factored`.) Price: reads both
-models twice (once for their sha256), writes 4 bytes per parameter (bf16: 2), memory of a few
-blocks per thread.
+models twice (once for their sha256) and the output once, writes 4 bytes per parameter (bf16: 2),
+memory of a few blocks per thread.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ from cpt_residual.weights.residual_format import (
     TensorRecord,
     stored_as,
 )
+from cpt_residual.weights.staging import fresh_directory
 from cpt_residual.weights.subtraction import Tally, exact_difference, lossy_tally, subtract_block
-from cpt_residual.weights.writer import ShardWriter, fresh_directory, layout
+from cpt_residual.weights.writer import ShardWriter, layout
 
 
 def compute(
@@ -106,6 +107,7 @@ def compute(
             num_wrong=total.num_wrong,
             relative_error=total.relative_error,
             instruct_only=list(delta.instruct_only),
+            files=_file_hashes(folder, streaming.threads),
             tensors={name: record for name, (_, record) in tensors.items()},
         )
         write_json_atomic(folder / MANIFEST_FILE, manifest)
@@ -121,6 +123,13 @@ def _model_record(
         eos_token_ids=eos_token_ids(model.path, tokens),
         eos_tokens=None if delta.plan.identity else eos_tokens(model.path, tokens),
     )
+
+
+def _file_hashes(folder: Path, threads: int) -> dict[str, str]:
+    """sha256 of the files that hold numbers, as the disk gives them back."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    hashes = map_in_order(lambda name: file_sha256(folder / name), names, threads=threads)
+    return dict(zip(names, hashes, strict=True))
 
 
 def _write_tensors(

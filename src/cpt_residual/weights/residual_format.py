@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from cpt_residual.config.merging import Storage
 from cpt_residual.config.schema import Frozen
+from cpt_residual.core.hashing import file_sha256
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import read_json_object
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
@@ -36,7 +37,7 @@ from cpt_residual.weights.checkpoint import (
     read_shard,
 )
 from cpt_residual.weights.naming import is_vocabulary_tensor
-from cpt_residual.weights.reader import Block
+from cpt_residual.weights.reader import Block, map_in_order
 
 MANIFEST_FILE = "residual.json"
 CORRECTIONS_FILE = "corrections.safetensors"
@@ -85,7 +86,8 @@ class ResidualManifest(Frozen):
     bits in every tensor. num_rounded: elements that need a correction; max_ulps: their largest
     error without it. num_wrong: elements that base + residual does not give back (0 with fp32).
     relative_error: norm(stored - exact) / norm(exact) over all. instruct_only: rows of the
-    vocabulary tensors that base does not have; they are instruct's own.
+    vocabulary tensors that base does not have; they are instruct's own. files: sha256 of the
+    shards and the corrections.
     """
 
     format: Literal["cpt_residual.residual"] = "cpt_residual.residual"
@@ -107,7 +109,8 @@ class ResidualManifest(Frozen):
     num_zero_signs: int
     num_wrong: int
     relative_error: float
-    instruct_only: list[int] = Field(default_factory=list)
+    instruct_only: list[int] = Field(default_factory=list[int])
+    files: dict[str, str]
     tensors: dict[str, TensorRecord]
 
 
@@ -207,6 +210,25 @@ def stored_as(
     rows, columns = record.shape
     yield name + LEFT, (record.shard, record.dtype, (rows, record.rank))
     yield name + RIGHT, (record.shard, record.dtype, (record.rank, columns))
+
+
+def require_intact(artifact: ResidualArtifact, *, threads: int) -> None:
+    """ArtifactError unless every file has the sha256 that residual.json recorded. One read."""
+    recorded = artifact.manifest.files
+    hashes = map_in_order(
+        lambda name: file_sha256(artifact.path / name), list(recorded), threads=threads
+    )
+    problems = [
+        f"{name}: sha256 {found}, recorded {recorded[name]}"
+        for name, found in zip(recorded, hashes, strict=True)
+        if found != recorded[name]
+    ]
+    if problems:
+        raise ArtifactError(
+            f"The residual {artifact.path} is not what was written",
+            problems=problems,
+            remedy="Its files were changed or damaged. Compute the residual again.",
+        )
 
 
 class CorrectionsWriter:

@@ -3,7 +3,6 @@ with the records that merge.json keeps of them."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from cpt_residual.core.hashing import canonical_json, text_sha256
 from cpt_residual.errors import ConfigError
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
-from cpt_residual.weights.interop.adapter import is_adapter, merge_adapter
+from cpt_residual.weights.input_files import InputFiles
+from cpt_residual.weights.interop.adapter import ADAPTER_FILE, is_adapter, merge_adapter
+from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.interop.residuals_delta import package_delta
 from cpt_residual.weights.interop.residuals_package import (
     is_residuals_layout,
@@ -32,6 +33,7 @@ from cpt_residual.weights.opening import (
 )
 from cpt_residual.weights.reader import Streaming
 from cpt_residual.weights.residual_format import ModelRecord, open_residual
+from cpt_residual.weights.staging import OutputFolder, require_apart
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,29 @@ def input_of(model: NamedModel) -> InputRecord:
 
 @contextmanager
 def opened_target(
-    target: ModelReference, base: ModelReference | None, scratch: Path, *, streaming: Streaming
+    target: ModelReference, base: ModelReference | None, out: Path, *, streaming: Streaming
 ) -> Generator[NamedModel]:
-    """The target; a LoRA adapter is first merged into `base`, exactly, in the directory `scratch`,
-    which is gone afterwards. Raises ConfigError for an adapter without a base."""
+    """The target of the merge `out`. A LoRA adapter is first merged into `base`, exactly, beside
+    `out`, in a directory that is gone when the block ends; a kill or an interrupt leaves it for the
+    next call. Raises ConfigError for an adapter without a base."""
     folder = pinned(target, role="target")
     if not isinstance(folder, Path) or not is_adapter(folder):
         yield open_named(folder, role="target")
         return
-    start = adapter_base(folder, base)
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        merge_adapter(folder, start.checkpoint, scratch, streaming=streaming)
-        model = open_named(scratch, role="target")
+    start = adapter_base(folder, base).checkpoint
+    inputs = InputFiles.of(
+        [start], folders=[folder], files=[folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_FILE]
+    )
+    require_apart(out, inputs.folders)
+    out = out.resolve()
+    scratch = out.parent / f".{out.name}.target"
+    with OutputFolder(scratch, stamp=inputs.stamp(purpose="adapter")) as merged:
+        if not merged.done:
+            merge_adapter(folder, start, merged.path, streaming=streaming)
+            inputs.require_unchanged()
+            merged.complete_all()
+        model = open_named(merged.path, role="target")
         yield NamedModel(model.checkpoint, name_of(folder))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def adapter_base(adapter: Path, base: ModelReference | None) -> NamedModel:

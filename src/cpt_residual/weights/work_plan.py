@@ -50,9 +50,10 @@ class WorkPlan(Frozen):
 def plan_of_compute(
     base: Checkpoint, instruct: Checkpoint, out: Path, *, storage: Storage, streaming: Streaming
 ) -> WorkPlan:
-    """Both models are read twice, once for their sha256. DiskSpaceError when there is no room."""
-    read = 2 * (base.num_bytes + instruct.num_bytes)
+    """Both models are read twice, once for their sha256, the output once for its own.
+    DiskSpaceError when there is no room."""
     write = (2 if storage.dtype == "bf16" else 4) * instruct.num_parameters
+    read = 2 * (base.num_bytes + instruct.num_bytes) + write
     check_free_space(out, write)
     memory = _memory(streaming)
     if storage.low_rank is not None:  # one matrix at a time, its factors and their work space

@@ -1,7 +1,6 @@
 """Writes safetensors shards in place: the whole file is reserved first, blocks go to offsets.
 
-Memory is one block per thread. `fresh_directory` makes sure that a failed build leaves nothing
-behind at its destination; `resumable` is for work that is worth keeping.
+Memory is one block per thread. `staging` makes the directory that they are written to an output.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +17,6 @@ from cpt_residual.core.disk import FullDiskReport
 from cpt_residual.weights.arithmetic import Raw
 from cpt_residual.weights.checkpoint import ITEM_SIZES, DtypeName, Shape, TensorEntry
 from cpt_residual.weights.reader import bytes_of
-from cpt_residual.weights.resumable import require_free
 
 _NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -111,24 +107,3 @@ class ShardWriter:
             while raw.nbytes:
                 num_written = os.pwrite(self._file, raw, offset)
                 raw, offset = raw[num_written:], offset + num_written
-
-
-@contextmanager
-def fresh_directory(out: Path) -> Generator[Path]:
-    """A new directory beside `out` that becomes `out` on success and vanishes on failure.
-
-    `out` must not exist or be empty: an output that is an input, or holds anything, is refused.
-    """
-    require_free(out)
-    partial = out.with_name(f".{out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 import pytest
 
@@ -74,6 +75,23 @@ def test_references_that_cannot_be_used(
     assert done.status == 2
     assert said in done.stderr
     assert not (family / "r").exists()
+
+
+def test_a_hub_that_cannot_be_reached(
+    family: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Api:
+        def model_info(self, hub_id: str) -> object:
+            raise httpx2.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    done = run("compute", "--base", "org/name", "--instruct", "instruct", "--out", "r")
+    assert done.status == 2
+    assert "the hub cannot be asked for the current one" in done.stderr
+    assert "Name or service not known" in done.stderr
+    done = run("compute", "--base", "instruct/typo", "--instruct", "instruct", "--out", "r")
+    assert done.status == 2
+    assert "instruct/typo is not a directory" in done.stderr
 
 
 def test_push_uploads_after_everything_is_shown(

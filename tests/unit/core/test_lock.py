@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,26 @@ def test_a_lock_excludes_a_second_holder_in_the_same_process(tmp_path: Path) -> 
     assert describe_holder(path) is None
     with hold(path, name="cpt:base"):
         pass
+
+
+def test_a_lock_file_that_its_last_holder_has_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was opened before it went: its lock keeps nobody away any more."""
+    path, real, opened = tmp_path / "a.lock", os.open, list[Path]()
+
+    def open_too_early(name: Path, *arguments: int) -> int:
+        handle = real(name, *arguments)
+        if not opened:
+            path.unlink()
+        opened.append(path)
+        return handle
+
+    monkeypatch.setattr(os, "open", open_too_early)
+    with hold(path, name="a"):
+        assert len(opened) == 2
+        with pytest.raises(BusyError), hold(path, name="a"):
+            raise AssertionError
 
 
 def test_a_holder_without_a_name_is_still_a_holder(tmp_path: Path) -> None:

@@ -69,6 +69,14 @@ def test_the_union(tmp_path: Path, side: Path, tensors: Tensors) -> None:
     assert not (side / "trace.jsonl").exists()
 
 
+def test_ids_beyond_the_vocabulary(tmp_path: Path, side: Path, tensors: Tensors) -> None:
+    target = fake_model(tmp_path / "target", tensors, config={"vocab_size": 8})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CompatibilityError, match="beyond its vocabulary of 8") as caught:
+        install(instruct_side=side, base_eos=[9, 1], target=target, out=tmp_path / "out")
+    assert caught.value.problems == ("id 9",)
+
+
 def test_one_id_stays_a_number_and_a_generation_config_is_made(
     tmp_path: Path, tensors: Tensors
 ) -> None:

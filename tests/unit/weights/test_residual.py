@@ -19,7 +19,7 @@ from cpt_residual.errors import ArtifactError, CompatibilityError, DiskSpaceErro
 from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
 from cpt_residual.weights import reader, writer
 from cpt_residual.weights.checkpoint import read_shard
-from cpt_residual.weights.delta import StoredDelta
+from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.merge import MergeReport, Output, merge
 from cpt_residual.weights.reader import DEFAULT_STREAMING, ShardReader, Streaming, map_in_order
 from cpt_residual.weights.residual import compute
@@ -28,6 +28,7 @@ from cpt_residual.weights.residual_format import (
     MANIFEST_FILE,
     ResidualManifest,
     open_residual,
+    require_intact,
 )
 from cpt_residual.weights.tensors import tensor_of
 from support.pico_family import Tensors, fake_model, opened, read_all, same_bits, write_weights
@@ -451,3 +452,46 @@ def test_readers_share_nothing_between_blocks(tmp_path: Path, tensors: Tensors) 
             for block in reader.blocks_of([entry], 5):
                 part = shards.read(entry, block.start, block.stop)
                 assert same_bits(tensor_of(part), whole[block.start : block.stop])
+
+
+def test_a_damaged_residual_is_not_added(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    artifact = open_residual(family[2])
+    shard = artifact.shards[0]
+    with shard.path.open("r+b") as file:
+        file.seek(shard.tensors[0].offset)
+        file.write(np.float32(1e9).tobytes())
+    with pytest.raises(ArtifactError, match=r"The residual is not what was written\n  alpha \* "):
+        add(family[0], family[2], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ArtifactError, match=f"{shard.name}: sha256 .*, recorded "):
+        require_intact(artifact, threads=2)
+    again = subtract(family[0], family[1], tmp_path / "again")
+    assert again.files == artifact.manifest.files
+
+
+@pytest.mark.parametrize("role", ["base", "instruct"])
+def test_the_model_with_nan_is_named_in_a_direct_merge(
+    family: tuple[Path, Path, Path], tmp_path: Path, tensors: Tensors, role: str
+) -> None:
+    bad = {name: tensor.clone() for name, tensor in tensors.items()}
+    bad["lm_head.weight"][1, 2] = torch.nan
+    broken = opened(fake_model(tmp_path / "broken", bad), role)
+    models = {"base": opened(family[0], "base"), "instruct": opened(family[1], "instruct")}
+    source = PairDelta(**{**models, role: broken})
+    with pytest.raises(CompatibilityError) as caught:
+        merge(opened(family[0]), source, [Output(1.0, tmp_path / "out")])
+    assert caught.value.problems == (f"lm_head.weight: NaN or Inf in {role}",)
+
+
+def test_a_snapshot_of_the_hubs_cache(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    blobs = tmp_path / "models--org--name" / "blobs"
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("a" * 40)
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(family[0].iterdir())):
+        shutil.copy(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    add(snapshot, family[2], tmp_path / "out")
+    add(family[0], family[2], tmp_path / "expected")
+    for name, value in read_all(tmp_path / "expected").items():
+        assert same_bits(read_all(tmp_path / "out")[name], value)

@@ -57,7 +57,8 @@ from cpt_residual.weights.reader import (
     require_equal_aliases,
     require_finite,
 )
-from cpt_residual.weights.writer import ShardWriter, fresh_directory, layout
+from cpt_residual.weights.staging import fresh_directory
+from cpt_residual.weights.writer import ShardWriter, layout
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -92,7 +93,7 @@ def merge_adapter(
     require_equal_aliases(base, threads=streaming.threads)
     tokenizer = adapter if any((adapter / name).is_file() for name in _VOCABULARY_FILES) else None
     _require_rows_for_tokens(tokenizer, tensors, base)
-    with fresh_directory(out) as folder, ExitStack() as stack:
+    with fresh_directory(out, inputs=(adapter, base.path)) as folder, ExitStack() as stack:
         check_free_space(folder, base.num_bytes)
         merged = _Merged(
             base,

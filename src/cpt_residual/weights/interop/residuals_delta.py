@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
 from cpt_residual.weights.compatibility import Side
 from cpt_residual.weights.delta import High, Low, OpenDelta, add_parts
-from cpt_residual.weights.interop.residuals_package import ResidualsFolder
+from cpt_residual.weights.interop.residuals_package import OWN_FILE, ResidualsFolder
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
@@ -84,11 +84,17 @@ class PackageDelta:
 
     @property
     def files(self) -> Sequence[Path]:
-        return [self.folder.path / CONFIG_FILE, *(shard.path for shard in self.folder.shards)]
+        own = [self.folder.path / OWN_FILE] if self.folder.own else []
+        config = self.folder.path / CONFIG_FILE
+        return [config, *own, *(shard.path for shard in self.folder.shards)]
 
     @property
     def checkpoints(self) -> Sequence[Checkpoint]:
         return ()
+
+    @property
+    def recorded_norm(self) -> float | None:
+        return None
 
     @contextmanager
     def opened(self) -> Generator[OpenDelta]:
@@ -144,6 +150,9 @@ class _OpenPackage:
         if target.dtype == np.float16:
             return add_parts(target, self.parts(block), alpha, out)
         return kernels.add(target, to_float32(self._read(block)), alpha, out)
+
+    def by_role(self, block: Block) -> Mapping[str, Raw]:
+        return {"residual": self._read(block)}
 
     def base_mean(self, name: str) -> Mean:
         raise CompatibilityError(

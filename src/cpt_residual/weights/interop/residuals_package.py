@@ -62,7 +62,8 @@ from cpt_residual.weights.residual_format import (
     ResidualArtifact,
     ResidualManifest,
 )
-from cpt_residual.weights.writer import ShardWriter, fresh_directory, layout
+from cpt_residual.weights.staging import fresh_directory
+from cpt_residual.weights.writer import ShardWriter, layout
 
 Model = TypeVar("Model", bound=BaseModel)
 OWN_FILE = "cpt_residual.json"
@@ -167,7 +168,7 @@ def write_residuals_layout(
     shapes: dict[str, Shape] = {name: record.shape for name, record in manifest.tensors.items()}
     tied = _tied(manifest)
     shapes |= {alias: shapes[owner] for alias, owner in tied.items()}
-    with fresh_directory(out) as folder:
+    with fresh_directory(out, inputs=(residual.path,)) as folder:
         size = ITEM_SIZES[dtype] * sum(math.prod(shape) for shape in shapes.values())
         check_free_space(folder, size)
         error_squared, squared = _write_shard(residual, folder, shapes, dtype, streaming)

@@ -1,0 +1,68 @@
+"""The files that work reads, and whether they are still what they were when it began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpt_residual.core.hashing import canonical_json, text_sha256
+from cpt_residual.errors import ArtifactError
+from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILES
+from cpt_residual.weights.checkpoint import Checkpoint
+
+_SIDE_FILES = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES)
+_State = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """Files by path, with size, both times of change and inode; None for a file that is not there.
+    Contents are not read."""
+
+    states: Mapping[Path, _State | None]
+
+    @classmethod
+    def of(
+        cls,
+        models: Iterable[Checkpoint] = (),
+        *,
+        folders: Iterable[Path] = (),
+        files: Iterable[Path] = (),
+    ) -> InputFiles:
+        """The shards of `models`, the small files of their directories and of `folders`, and
+        `files`, as they are now."""
+        models = tuple(models)
+        places = [*(model.path for model in models), *folders]
+        paths = [place / name for place in places for name in _SIDE_FILES]
+        paths += [shard.path for model in models for shard in model.shards]
+        return cls({path: _state(path) for path in (*paths, *files)})
+
+    @property
+    def folders(self) -> set[Path]:
+        """The directories that they lie in."""
+        return {path.parent for path in self.states}
+
+    def stamp(self, **purpose: object) -> str:
+        """sha256 over the files' places and states, and what is made of them."""
+        files = sorted([str(path.resolve()), *(state or ())] for path, state in self.states.items())
+        return text_sha256(canonical_json({**purpose, "files": files}))
+
+    def require_unchanged(self) -> None:
+        """ArtifactError that names every file that is not what it was."""
+        problems = [str(path) for path, state in self.states.items() if _state(path) != state]
+        if problems:
+            raise ArtifactError(
+                "Inputs were changed while they were read",
+                problems=problems,
+                remedy="The old and the new would be mixed: no output was made. Run the same "
+                "command again when nothing writes to them.",
+            )
+
+
+def _state(path: Path) -> _State | None:
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
