@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from support.merge_family import Family
 from support.pico_family import Tensors
 
 
@@ -21,3 +24,8 @@ def tensors() -> Tensors:
         name: torch.randn(shape, generator=generator).to(torch.bfloat16)
         for name, shape in shapes.items()
     }
+
+
+@pytest.fixture
+def family(tmp_path: Path, tensors: Tensors) -> Family:
+    return Family(tmp_path, tensors)

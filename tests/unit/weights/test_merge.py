@@ -1,11 +1,7 @@
-"""What recipes do to a merged model, and how a merge survives an interruption."""
+"""What recipes and storages do to a merged model."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,92 +9,22 @@ import pytest
 import torch
 
 from cpt_residual.config.merging import Add, Dare, LowRank, MergeRecipe, Storage, Ties
-from cpt_residual.core import disk
 from cpt_residual.errors import (
-    ArtifactError,
-    BusyError,
     CompatibilityError,
     ConfigError,
-    DiskSpaceError,
 )
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import methods
-from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import PairDelta, StoredDelta
-from cpt_residual.weights.merge import MergeReport, Output, merge
-from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.residual import compute
 from cpt_residual.weights.residual_format import open_residual
+from support.merge_family import Family
 from support.pico_family import Tensors, fake_model, opened, read_all, same_bits
 
 EMBEDDING = "model.embed_tokens.weight"
 MLP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
-
-
-def moved(tensors: Tensors, scale: float, seed: int) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: (value.float() + scale * torch.randn(value.shape, generator=generator)).to(
-            value.dtype
-        )
-        for name, value in tensors.items()
-    }
-
-
-class Family:
-    """base, instruct and target on disk, and their tensors in float64."""
-
-    def __init__(self, root: Path, tensors: Tensors) -> None:
-        self.root = root
-        parts = {
-            "base": tensors,
-            "instruct": moved(tensors, 0.05, 1),
-            "cpt": moved(tensors, 0.1, 2),
-        }
-        shards = {"base": 1, "instruct": 2, "cpt": 3}
-        for name, values in parts.items():
-            fake_model(root / name, values, num_shards=shards[name])
-        self.values = {
-            name: {key: value.double() for key, value in values.items()}
-            for name, values in parts.items()
-        }
-
-    def open(self, name: str) -> Checkpoint:
-        return opened(self.root / name, "target" if name == "cpt" else name)
-
-    @property
-    def pair(self) -> PairDelta:
-        return PairDelta(self.open("base"), self.open("instruct"))
-
-    def merge(
-        self,
-        recipe: MergeRecipe,
-        out: str = "out",
-        *,
-        alpha: float = 1.0,
-        streaming: Streaming = DEFAULT_STREAMING,
-    ) -> tuple[Tensors, MergeReport]:
-        (report,) = merge(
-            self.open("cpt"),
-            self.pair,
-            [Output(alpha, self.root / out)],
-            recipe=recipe,
-            base=self.open("base") if recipe.needs_base else None,
-            streaming=streaming,
-        )
-        return read_all(self.root / out), report
-
-    def exact(self, name: str, alpha: float = 1.0, strength: float = 1.0) -> torch.Tensor:
-        base, instruct, cpt = (self.values[role][name] for role in ("base", "instruct", "cpt"))
-        if strength == 1.0:
-            return cpt + alpha * (instruct - base)
-        return base + strength * (cpt - base) + alpha * (instruct - base)
-
-
-@pytest.fixture
-def family(tmp_path: Path, tensors: Tensors) -> Family:
-    return Family(tmp_path, tensors)
 
 
 def test_two_strengths(family: Family) -> None:
@@ -322,185 +248,3 @@ def test_a_residual_of_low_rank(family: Family) -> None:
     exact = family.values["cpt"][MLP] + torch.from_numpy(best)
     assert float((found - exact).abs().max()) <= 2.0**-8 * float(exact.abs().max())
     assert not (family.root / "r" / ".factors").exists()
-
-
-# --- interruptions -------------------------------------------------------------------------------
-class _Interrupted(BaseException):
-    """What a signal raises."""
-
-
-def _done(family: Family) -> list[str]:
-    """Shards that the journal lists."""
-    journal = family.root / ".out.partial/journal.json"
-    return sorted(json.loads(journal.read_text())["files"])
-
-
-def _until(family: Family, num_done: int) -> Streaming:
-    """Goes on to so many elements, and until a shard is complete."""
-
-    def progress(done: int, total: int, unit: str) -> None:
-        if done >= num_done:
-            while not _done(family):  # they are flushed in the background
-                time.sleep(0.01)
-            raise _Interrupted
-
-    return Streaming(progress=progress, threads=1)
-
-
-def test_a_killed_merge_goes_on_where_it_was(family: Family) -> None:
-    whole, expected = family.merge(MergeRecipe(), "whole")
-    with pytest.raises(_Interrupted):
-        family.merge(MergeRecipe(), streaming=_until(family, 80))
-    left = family.root / ".out.partial/out"
-    assert not (family.root / "out").exists()
-    assert 0 < len(_done(family)) < 3
-    times = {name: (left / name).stat().st_mtime_ns for name in _done(family)}
-    found, report = family.merge(MergeRecipe())
-    for name, written in times.items():
-        assert (family.root / "out" / name).stat().st_mtime_ns == written, "not written again"
-    for name, value in whole.items():
-        assert same_bits(found[name], value)
-    assert report.residual_norm == pytest.approx(expected.residual_norm)
-    assert report.lost_share == expected.lost_share
-    assert not list(family.root.rglob(".*"))
-
-
-@pytest.mark.parametrize("change", ["alpha", "recipe", "target", "instruct"])
-def test_other_work_does_not_go_on_with_it(family: Family, change: str) -> None:
-    with pytest.raises(_Interrupted):
-        family.merge(MergeRecipe(), streaming=_until(family, 80))
-    for shard in (family.root / ".out.partial/out").glob("*.safetensors"):
-        shard.write_bytes(bytes(shard.stat().st_size))  # what must not be taken over
-    if change in ("target", "instruct"):
-        name = "cpt" if change == "target" else change
-        path = next((family.root / name).glob("*.safetensors"))
-        os.utime(path, ns=(1, 1))
-    recipe = MergeRecipe(scales={"mlp": 0.5}) if change == "recipe" else MergeRecipe()
-    found, _ = family.merge(recipe, alpha=0.5 if change == "alpha" else 1.0)
-    assert found.keys() == family.values["cpt"].keys()
-    assert all(bool(value.any()) for value in found.values())
-
-
-def test_a_shard_of_another_size_is_not_believed(family: Family) -> None:
-    whole, _ = family.merge(MergeRecipe(), "whole")
-    with pytest.raises(_Interrupted):
-        family.merge(MergeRecipe(), streaming=_until(family, 80))
-    shards = sorted((family.root / ".out.partial/out").glob("*.safetensors"))
-    os.truncate(shards[0], shards[0].stat().st_size - 1)
-    found, _ = family.merge(MergeRecipe())
-    assert found.keys() == whole.keys()
-    assert all(same_bits(found[name], value) for name, value in whole.items())
-
-
-def test_nothing_of_a_call_that_was_killed_is_published_unseen(family: Family) -> None:
-    """Whatever it had begun goes: half a tokenizer, half a record, what a newer version made."""
-    with pytest.raises(_Interrupted):
-        family.merge(MergeRecipe(), streaming=_until(family, 80))
-    left = family.root / ".out.partial/out"
-    (left / ".config.json.0123456789ab").write_text("{")
-    (left / "sub").mkdir()
-    (left / "sub/of.txt").write_text("")
-    (left / "link").symlink_to("nowhere")
-    family.merge(MergeRecipe())
-    family.merge(MergeRecipe(), "whole")
-    names = [
-        sorted(path.name for path in (family.root / out).iterdir()) for out in ("out", "whole")
-    ]
-    assert names[0] == names[1]
-
-
-@pytest.mark.parametrize("keep_time", [False, True])
-@pytest.mark.parametrize("role", ["cpt", "base", "instruct"])
-def test_inputs_that_change_meanwhile_are_not_mixed(
-    family: Family, role: str, keep_time: bool
-) -> None:
-    path = max((family.root / role).glob("*.safetensors"))
-
-    def progress(done: int, total: int, unit: str) -> None:
-        stat = path.stat()
-        with path.open("r+b") as file:
-            file.seek(-2, os.SEEK_END)
-            file.write(b"\0\0")
-        if keep_time:
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-    with pytest.raises(ArtifactError, match="changed while they were read") as caught:
-        family.merge(MergeRecipe(), streaming=Streaming(progress=progress, threads=1))
-    assert caught.value.problems == (str(path),)
-    assert sorted(entry.name for entry in family.root.iterdir()) == ["base", "cpt", "instruct"]
-
-
-def test_a_template_that_comes_meanwhile(family: Family) -> None:
-    template = family.root / "instruct" / "chat_template.json"
-
-    def progress(done: int, total: int, unit: str) -> None:
-        template.write_text("{}")
-
-    with pytest.raises(ArtifactError, match=r"chat_template\.json"):
-        family.merge(MergeRecipe(), streaming=Streaming(progress=progress, threads=1))
-    assert not (family.root / "out").exists()
-
-
-def test_a_second_merge_of_the_same_output_is_refused(family: Family) -> None:
-    whole, _ = family.merge(MergeRecipe(), "whole")
-    refused: list[str] = []
-
-    def progress(done: int, total: int, unit: str) -> None:
-        with pytest.raises(BusyError, match="built right now by process") as caught:
-            family.merge(MergeRecipe(), alpha=0.5)
-        refused.append(caught.value.what)
-
-    found, _ = family.merge(MergeRecipe(), streaming=Streaming(progress=progress, threads=1))
-    assert set(refused) == {f"The output {family.root / 'out'} is busy"}
-    assert all(same_bits(found[name], value) for name, value in whole.items())
-
-
-def test_resuming_on_a_disk_that_the_killed_call_had_filled(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it had reserved and not completed is given back before room is asked for."""
-    size = sum(path.stat().st_size for path in (family.root / "cpt").glob("*.safetensors"))
-
-    def free(path: Path) -> int:
-        return size - sum(file.stat().st_size for file in family.root.glob(".*/out/*.safetensors"))
-
-    monkeypatch.setattr(disk, "free_bytes", free)
-    with pytest.raises(_Interrupted):
-        family.merge(MergeRecipe(), streaming=_until(family, 80))
-    left = family.root / ".out.partial/out"
-    begun = {path.name for path in left.glob("*.safetensors")} - {*_done(family)}
-    assert begun
-    kept = {name: (left / name).stat().st_mtime_ns for name in _done(family)}
-    family.merge(MergeRecipe())
-    for name, written in kept.items():
-        assert (family.root / "out" / name).stat().st_mtime_ns == written, "not written again"
-
-
-def test_a_disk_that_fills_up_costs_only_the_shard_in_work(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, num_reserved = os.posix_fallocate, [0]
-
-    def reserve(file: int, offset: int, length: int) -> None:
-        num_reserved[0] += 1
-        if num_reserved[0] == 3:
-            while len(_done(family)) < 2:  # they are flushed in the background
-                time.sleep(0.01)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(file, offset, length)
-
-    monkeypatch.setattr(os, "posix_fallocate", reserve)
-    with pytest.raises(DiskSpaceError):
-        family.merge(MergeRecipe())
-    left = [path.name for path in (family.root / ".out.partial/out").iterdir()]
-    assert sorted(left) == _done(family)
-    assert len(left) == 2
-    family.merge(MergeRecipe())
-    assert num_reserved[0] == 4
-
-
-def test_an_error_leaves_nothing_and_a_read_only_place_is_refused(family: Family) -> None:
-    (family.root / "file").write_text("")
-    with pytest.raises(ArtifactError, match="is not a directory"):
-        merge(family.open("cpt"), family.pair, [Output(1.0, family.root / "file" / "out")])
-    assert not list(family.root.glob(".*"))

@@ -379,6 +379,23 @@ def test_a_kill_at_any_moment_of_a_compute(family: Path, monkeypatch: pytest.Mon
     assert moment > 10
 
 
+def test_a_kill_while_other_work_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of it is still known as ours."""
+
+    def work() -> None:
+        with OutputFolder(tmp_path / "out", stamp="b"):
+            pass
+
+    for moment in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            fail_after_a_half(tmp_path / "out", KeyboardInterrupt(), whole=True)
+        assert killed_at(moment, work, monkeypatch)
+        work()
+        assert hidden(tmp_path) == []
+
+
 def test_an_output_that_only_looks_like_what_was_published(tmp_path: Path) -> None:
     """The user has removed it and made another directory, which may get the same inode."""
     out = tmp_path / "out"
