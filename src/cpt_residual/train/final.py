@@ -73,8 +73,8 @@ def write_model(
             if not math.isfinite(float(stored.float().sum())) and not stored.isfinite().all():
                 not_finite.append(name)
             if dtype != torch.float32 and name in weights.tensors:
-                start = tensor_of(reader.read_whole(weights.tensors[name]))
-                lost.add(start.float(), trained, stored)
+                before = tensor_of(reader.read_whole(weights.tensors[name]))
+                lost.add(before.float(), trained, stored)
     if not is_first:
         return None
     _refuse(not_finite)
