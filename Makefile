@@ -28,7 +28,8 @@ test: install ## the tests (minutes, offline)
 	$(PYTHON) -m pytest
 
 coverage: install ## branch coverage of core, config and weights, at least 95 %
-	$(PYTHON) -m pytest -q tests/unit/core tests/unit/config tests/unit/weights \
+	$(PYTHON) -m pytest -q tests/unit/core tests/unit/config tests/unit/weights tests/unit/cli \
+	  tests/unit/test_api.py tests/integration/test_common_tokens.py \
 	  tests/property/test_store_properties.py tests/property/test_config_properties.py \
 	  tests/property/test_residual_properties.py tests/integration/test_apply_models.py \
 	  --cov=cpt_residual.core \
@@ -37,6 +38,7 @@ coverage: install ## branch coverage of core, config and weights, at least 95 %
 bench: install ## every benchmark; results in benchmarks/results
 	$(PYTHON) benchmarks/plan.py
 	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/weights.py
 
 slow: install ## the tests marked slow
 	$(PYTHON) -m pytest -m slow
