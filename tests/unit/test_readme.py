@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.config.compose import compose
-from cpt_residual.config.schema import LocalCorpus
+from cpt_residual.config.corpora import LocalCorpus
 from cpt_residual.plan import main as plan
 from support.commands import REPOSITORY
 

@@ -6,17 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import isclose
 from pathlib import Path
 
+from cpt_residual.config.corpora import Corpus, WorldCorpus
 from cpt_residual.config.derived import rows_per_step
 from cpt_residual.config.schema import (
     AppliedModel,
-    Corpus,
     Experiment,
     HeldoutSuite,
     InitModel,
     Model,
     PretrainedModel,
     TrainedModel,
-    WorldCorpus,
     WorldSuite,
 )
 from cpt_residual.config.validate import invalid

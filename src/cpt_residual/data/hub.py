@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from cpt_residual.config.schema import HubCorpus
+from cpt_residual.config.corpora import HubCorpus
 from cpt_residual.data.documents import text_of
 from cpt_residual.data.problems import BadDocumentError, Problems
 from cpt_residual.errors import CorpusError

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cpt_residual.config.schema import Frozen, HubCorpus, LocalCorpus
+from cpt_residual.config.corpora import HubCorpus, LocalCorpus
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, ProgressReport, RunContext, Stage
 
 __all__ = ["DOCUMENTS_FILE", "HELDOUT_FILE", "Corpus", "HubRecipe", "LocalRecipe"]

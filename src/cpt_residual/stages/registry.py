@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cpt_residual.config.corpora import HubCorpus, LocalCorpus, WorldCorpus
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
     HeldoutSuite,
-    HubCorpus,
     InitModel,
-    LocalCorpus,
     Pack,
     PretrainedModel,
     TrainedModel,
-    WorldCorpus,
     WorldSuite,
 )
 from cpt_residual.core.graph import Graph

@@ -11,7 +11,8 @@ import pytest
 
 from cpt_residual.config import compose as compose_module
 from cpt_residual.config.compose import compose, conf_dir, expand_sweep, experiment_names
-from cpt_residual.config.schema import Experiment, HubCorpus, LocalCorpus, PretrainedModel
+from cpt_residual.config.corpora import HubCorpus, LocalCorpus
+from cpt_residual.config.schema import Experiment, PretrainedModel
 from cpt_residual.config.validate import validate
 from cpt_residual.errors import ConfigError
 

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.config.compose import compose
+from cpt_residual.config.corpora import LocalCorpus, WorldCorpus
 from cpt_residual.config.merging import Dare
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
     HarnessSuite,
-    LocalCorpus,
     PretrainedModel,
-    WorldCorpus,
 )
 from cpt_residual.errors import ConfigError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from cpt_residual.config.schema import HubCorpus
+from cpt_residual.config.corpora import HubCorpus
 from cpt_residual.data.hub import read_hub
 from cpt_residual.errors import CorpusError
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpt_residual.config.schema import HubCorpus, LocalCorpus, Pack
-from cpt_residual.config.schema import World as WorldConfig
+from cpt_residual.config.corpora import HubCorpus, LocalCorpus
+from cpt_residual.config.corpora import World as WorldConfig
+from cpt_residual.config.schema import Pack
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
 from cpt_residual.data.local import resolve_files
