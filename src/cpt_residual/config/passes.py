@@ -10,11 +10,13 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cpt_residual.config.frozen import Frozen, PositiveInt, Share
+from cpt_residual.errors import did_you_mean
 
 __all__ = [
+    "LANGUAGES",
     "Contamination",
     "DateRange",
     "ExactDedup",
@@ -34,7 +36,151 @@ def _written_date(value: object) -> object:
 
 
 Day = Annotated[date, BeforeValidator(_written_date)]
-LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+LANGUAGES = tuple(
+    [
+        "ace",
+        "af",
+        "am",
+        "an",
+        "ar",
+        "ary",
+        "arz",
+        "as",
+        "az",
+        "ba",
+        "bcl",
+        "be",
+        "bg",
+        "bn",
+        "br",
+        "bs",
+        "ca",
+        "crh",
+        "cs",
+        "cy",
+        "da",
+        "de",
+        "dz",
+        "el",
+        "en",
+        "eo",
+        "es",
+        "et",
+        "eu",
+        "ext",
+        "fa",
+        "fi",
+        "fo",
+        "fr",
+        "fuv",
+        "fy",
+        "ga",
+        "gcf",
+        "gcr",
+        "gd",
+        "gl",
+        "gom",
+        "grc",
+        "gu",
+        "gug",
+        "guw",
+        "ha",
+        "hbo",
+        "he",
+        "hi",
+        "hr",
+        "ht",
+        "hu",
+        "hy",
+        "id",
+        "ig",
+        "is",
+        "it",
+        "ja",
+        "jv",
+        "ka",
+        "kab",
+        "kik",
+        "kk",
+        "km",
+        "kn",
+        "ko",
+        "ku",
+        "ky",
+        "la",
+        "lb",
+        "lg",
+        "lij",
+        "ln",
+        "lo",
+        "lt",
+        "ltg",
+        "lv",
+        "mg",
+        "mk",
+        "ml",
+        "mn",
+        "mr",
+        "ms",
+        "mt",
+        "my",
+        "ne",
+        "nl",
+        "nn",
+        "no",
+        "nso",
+        "oc",
+        "om",
+        "or",
+        "pa",
+        "pcm",
+        "pl",
+        "ps",
+        "pt",
+        "qu",
+        "ro",
+        "ru",
+        "rw",
+        "sa",
+        "sdh",
+        "se",
+        "si",
+        "sk",
+        "sl",
+        "sn",
+        "so",
+        "sq",
+        "sr",
+        "st",
+        "sv",
+        "sw",
+        "ta",
+        "te",
+        "tg",
+        "th",
+        "tk",
+        "tl",
+        "tr",
+        "tt",
+        "ug",
+        "uk",
+        "ur",
+        "uz",
+        "uzs",
+        "vec",
+        "vi",
+        "vo",
+        "wa",
+        "wuu",
+        "xh",
+        "yo",
+        "yue",
+        "zh",
+        "zu",
+        "zxx",
+    ]
+)
+"""What py3langid 0.4 knows (ISO 639), and `zxx`: no language, such as tables or code."""
 
 
 class Normalise(Frozen):
@@ -100,9 +246,19 @@ class Language(Frozen):
     first_characters: it looks at the document's beginning only.
     """
 
-    keep: Annotated[list[LanguageCode], Field(min_length=1)]
+    keep: Annotated[list[str], Field(min_length=1)]
     min_probability: Share = 0.5
     first_characters: PositiveInt = 2000
+
+    @field_validator("keep")
+    @classmethod
+    def _known(cls, keep: list[str]) -> list[str]:
+        unknown = [
+            f"'{name}'.{did_you_mean(name, LANGUAGES)}" for name in keep if name not in LANGUAGES
+        ]
+        if unknown:
+            raise ValueError(f"unknown language {'; '.join(unknown)}")
+        return keep
 
 
 class ExactDedup(Frozen):
@@ -137,8 +293,8 @@ class Contamination(Frozen):
     (13 as in Brown et al. 2020).
     min_words: shorter questions than an n-gram are looked for as a whole, but those of fewer words
     are not looked for, only counted.
-    max_questions: an n-gram that more questions of one task share is the wording of the task, not of
-    a question, and is not looked for.
+    max_questions: an n-gram that more questions of one task share is the wording of the task, not
+    of a question, and is not looked for.
     """
 
     action: Literal["drop", "report"]
@@ -149,9 +305,7 @@ class Contamination(Frozen):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.min_words > self.ngram_words:
-            raise ValueError(
-                f"min_words {self.min_words} is above ngram_words {self.ngram_words}"
-            )
+            raise ValueError(f"min_words {self.min_words} is above ngram_words {self.ngram_words}")
         return self
 
 

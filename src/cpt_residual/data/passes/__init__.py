@@ -1,0 +1,1 @@
+"""What is done to documents between a reader and a corpus; `chain` is the way in."""
