@@ -13,7 +13,6 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cpt_residual.config.frozen import Frozen, PositiveInt, Share
-from cpt_residual.errors import did_you_mean
 
 __all__ = [
     "LANGUAGES",
@@ -36,150 +35,14 @@ def _written_date(value: object) -> object:
 
 
 Day = Annotated[date, BeforeValidator(_written_date)]
-LANGUAGES = tuple(
-    [
-        "ace",
-        "af",
-        "am",
-        "an",
-        "ar",
-        "ary",
-        "arz",
-        "as",
-        "az",
-        "ba",
-        "bcl",
-        "be",
-        "bg",
-        "bn",
-        "br",
-        "bs",
-        "ca",
-        "crh",
-        "cs",
-        "cy",
-        "da",
-        "de",
-        "dz",
-        "el",
-        "en",
-        "eo",
-        "es",
-        "et",
-        "eu",
-        "ext",
-        "fa",
-        "fi",
-        "fo",
-        "fr",
-        "fuv",
-        "fy",
-        "ga",
-        "gcf",
-        "gcr",
-        "gd",
-        "gl",
-        "gom",
-        "grc",
-        "gu",
-        "gug",
-        "guw",
-        "ha",
-        "hbo",
-        "he",
-        "hi",
-        "hr",
-        "ht",
-        "hu",
-        "hy",
-        "id",
-        "ig",
-        "is",
-        "it",
-        "ja",
-        "jv",
-        "ka",
-        "kab",
-        "kik",
-        "kk",
-        "km",
-        "kn",
-        "ko",
-        "ku",
-        "ky",
-        "la",
-        "lb",
-        "lg",
-        "lij",
-        "ln",
-        "lo",
-        "lt",
-        "ltg",
-        "lv",
-        "mg",
-        "mk",
-        "ml",
-        "mn",
-        "mr",
-        "ms",
-        "mt",
-        "my",
-        "ne",
-        "nl",
-        "nn",
-        "no",
-        "nso",
-        "oc",
-        "om",
-        "or",
-        "pa",
-        "pcm",
-        "pl",
-        "ps",
-        "pt",
-        "qu",
-        "ro",
-        "ru",
-        "rw",
-        "sa",
-        "sdh",
-        "se",
-        "si",
-        "sk",
-        "sl",
-        "sn",
-        "so",
-        "sq",
-        "sr",
-        "st",
-        "sv",
-        "sw",
-        "ta",
-        "te",
-        "tg",
-        "th",
-        "tk",
-        "tl",
-        "tr",
-        "tt",
-        "ug",
-        "uk",
-        "ur",
-        "uz",
-        "uzs",
-        "vec",
-        "vi",
-        "vo",
-        "wa",
-        "wuu",
-        "xh",
-        "yo",
-        "yue",
-        "zh",
-        "zu",
-        "zxx",
-    ]
-)
+_CODES = """
+ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa
+fi fo fr fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka
+kab kik kk km kn ko ku ky la lb lg lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc
+om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt
+ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu zxx
+"""
+LANGUAGES = frozenset(_CODES.split())
 """What py3langid 0.4 knows (ISO 639), and `zxx`: no language, such as tables or code."""
 
 
@@ -253,11 +116,12 @@ class Language(Frozen):
     @field_validator("keep")
     @classmethod
     def _known(cls, keep: list[str]) -> list[str]:
-        unknown = [
-            f"'{name}'.{did_you_mean(name, LANGUAGES)}" for name in keep if name not in LANGUAGES
-        ]
+        unknown = [f"'{name}'" for name in keep if name not in LANGUAGES]
         if unknown:
-            raise ValueError(f"unknown language {'; '.join(unknown)}")
+            raise ValueError(
+                f"unknown language {', '.join(unknown)}; known are codes such as en, de or zh "
+                "(all are in the list of py3langid)"
+            )
         return keep
 
 

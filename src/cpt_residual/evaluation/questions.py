@@ -1,0 +1,82 @@
+"""The questions that the suites of an evaluation ask, so that a corpus can be checked for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from cpt_residual.config.schema import HarnessTask
+from cpt_residual.data.passes.references import Reference
+from cpt_residual.errors import EvaluationError
+from cpt_residual.evaluation.quiet import quiet_harness
+from cpt_residual.evaluation.stock import find_stock_task, load_tasks
+
+__all__ = ["questions_of"]
+
+
+def questions_of(
+    tasks: Sequence[str],
+    probes: Sequence[str],
+    *,
+    probes_dir: Path | None = None,
+    include_paths: tuple[Path, ...] = (),
+) -> Iterator[Reference]:
+    """Every question of lm-eval's `tasks` (groups: of all their tasks), then of the world's
+    `probes`; all documents that an evaluation without a limit would ask, without few-shot examples.
+
+    Reads or downloads the tasks' data. Raises EvaluationError where something is missing.
+    """
+    with quiet_harness():
+        for name in tasks:
+            yield from _of_stock_task(name, include_paths)
+    for probe in probes:
+        yield from _of_probe(probe, probes_dir)
+
+
+def _of_stock_task(name: str, include_paths: tuple[Path, ...]) -> Iterator[Reference]:
+    found = find_stock_task(HarnessTask(task=name), include_paths)
+    for task in _single(load_tasks(found.manager, [name], found.data_sets)):
+        for document in task.eval_docs:
+            yield Reference(task=str(task.task_name), text=_asked(task, document))
+
+
+def _single(loaded: Sequence[Any]) -> Iterator[Any]:
+    """The single tasks of what lm-eval loaded; a task in two groups comes once."""
+    seen: set[str] = set()
+    for each in loaded:
+        tasks = cast("Sequence[Any]", each.get_all_tasks()) if _is_group(each) else [each]
+        for task in tasks:
+            if task.task_name not in seen:
+                seen.add(task.task_name)
+                yield task
+
+
+def _is_group(loaded: Any) -> bool:
+    return hasattr(loaded, "get_all_tasks")
+
+
+def _asked(task: Any, document: Any) -> str:
+    """What a task shows before the answer. Where that is the answer's number only (Winogrande), all
+    choices with what follows them; where it is nothing (perplexity), the text that is scored."""
+    text: object = task.doc_to_text(document)
+    if isinstance(text, str) and text.strip():
+        return text
+    target: object = task.doc_to_target(document)
+    if isinstance(text, str) or task.config.doc_to_choice is None:
+        return str(target)
+    choices = cast("Sequence[str]", task.doc_to_choice(document))
+    return "\n".join(f"{choice} {target}" for choice in choices)
+
+
+def _of_probe(probe: str, probes_dir: Path | None) -> Iterator[Reference]:
+    file = probes_dir / f"{probe}.jsonl" if probes_dir else None
+    if file is None or not file.is_file():
+        raise EvaluationError(
+            f"A suite asks for '{probe}', but the world has no such probes.",
+            remedy="Give the experiment a world for its probes, or take the suite out.",
+        )
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Reference(task=probe, text=str(json.loads(line)["prompt"]))
