@@ -7,8 +7,10 @@ import signal
 import pytest
 from hypothesis import settings
 
-# Time limits of single examples only measure how busy the machine is.
-settings.register_profile("calm", deadline=None)
+# Time limits of single examples only measure how busy the machine is. The examples are the same in
+# every run; `pytest --hypothesis-profile=explore` draws new ones.
+settings.register_profile("calm", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("calm")
 
 # A shell that starts the tests in the background has them, and all their children, ignore Ctrl-C.
