@@ -18,6 +18,13 @@ _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85]")
 # All but tab, LF and the line ends above.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
+_COUNTS = (
+    "documents_changed",
+    "line_ends_replaced",
+    "control_characters_removed",
+    "documents_recomposed",
+)
+
 
 class NormalisePass(Pass):
     """Doing it twice changes nothing more. `counts`: documents that changed, and of what."""
@@ -27,15 +34,7 @@ class NormalisePass(Pass):
 
     def __init__(self, settings: Normalise) -> None:
         self._settings = settings
-        self._counts = dict.fromkeys(
-            (
-                "documents_changed",
-                "line_ends_replaced",
-                "control_characters_removed",
-                "documents_recomposed",
-            ),
-            0,
-        )
+        self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
 
     def take(self, record: Record) -> Record | Dropped:
         text = self._rewritten(record.text)

@@ -1,0 +1,107 @@
+"""The chain: order, counting, nothing lost, nothing left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from itertools import pairwise
+
+import pytest
+
+from cpt_residual.config.passes import (
+    Contamination,
+    DateRange,
+    ExactDedup,
+    Language,
+    Length,
+    NearDedup,
+    Normalise,
+    Passes,
+)
+from cpt_residual.data.passes.chain import PassChain, library_versions
+from cpt_residual.data.passes.references import Reference
+from cpt_residual.data.records import Record
+from cpt_residual.errors import CorpusError
+from support.records import dropped, passed, records_of
+
+ALL = Passes(
+    contamination=Contamination(action="drop", ngram_words=5, min_words=3),
+    near_dedup=NearDedup(shingle_words=2),
+    exact_dedup=ExactDedup(),
+    language=Language(keep=["en"]),
+    length=Length(min_characters=20),
+    date=DateRange(not_before=date(2024, 1, 1)),
+    normalise=Normalise(),
+)
+NEWS = "The council of the town will meet on Monday to talk about the new bridge over the river."
+OTHER = "After many years of work the museum opened its doors and people came from everywhere."
+
+
+def test_without_passes_everything_goes_through_and_nothing_is_recorded() -> None:
+    records = records_of(["a", "a", "b\r\n"])
+    remaining, ledgers = passed(Passes(), records)
+    assert remaining == records
+    assert ledgers == ()
+
+
+def test_all_passes_in_their_order_each_with_its_counts() -> None:
+    texts = [
+        NEWS,
+        NEWS.replace(" ", "\r\n", 1),  # a copy once normalised, as white space is one blank
+        NEWS.replace("Monday", "Tuesday"),
+        "short",
+        "Der Rat der Stadt wird am Montag über die neue Brücke über den Fluss beraten.",
+        f"{OTHER} What is the name of the river?",
+        "Old: " + OTHER,
+        OTHER.replace("museum", "gallery").replace("people", "visitors"),
+    ]
+    dates = ["2024-05-01"] * 6 + ["2023-12-31", "2024-05-01"]
+    references = [Reference(task="rivers", text="What is the name of the river?")]
+    near = ALL.near_dedup.model_copy(update={"threshold": 0.6}) if ALL.near_dedup else None
+    passes = ALL.model_copy(update={"near_dedup": near})
+    remaining, ledgers = passed(passes, records_of(texts, dates), references)
+    assert [ledger.name for ledger in ledgers] == list(Passes.model_fields)
+    assert [dropped(ledger) for ledger in ledgers] == [
+        {},
+        {"before": 1},
+        {"too_short": 1},
+        {"other_language": 1},
+        {"copy": 1},
+        {"near_copy": 1},
+        {"holds_a_question": 1},
+    ]
+    assert [record.text for record in remaining] == [texts[0], texts[7]]
+    for before, after in pairwise(ledgers):
+        assert after.documents_in == before.documents_out
+        assert after.characters_in == before.characters_out
+
+
+def test_one_document_is_taken_at_a_time() -> None:
+    taken: list[str] = []
+
+    def source() -> Iterator[Record]:
+        for record in records_of(["one", "two", "three"]):
+            taken.append(record.text)
+            yield record
+
+    stream = PassChain(Passes(exact_dedup=ExactDedup()))(source())
+    next(stream)
+    assert taken == ["one"]
+    assert [record.text for record in stream] == ["two", "three"]
+
+
+def test_nothing_left_is_an_error_that_says_which_pass_took_it() -> None:
+    passes = Passes(length=Length(min_characters=5), exact_dedup=ExactDedup())
+    with pytest.raises(CorpusError) as error:
+        passed(passes, records_of(["abc", "d"]))
+    assert error.value.what == "the passes left none of 2 documents"
+    assert error.value.problems == ("length: 2 dropped (too short)",)
+
+
+def test_no_document_at_all_is_not_the_passes_business() -> None:
+    assert passed(ALL, [], [Reference(task="a", text="b")])[0] == []
+
+
+def test_libraries_are_named_only_where_they_decide() -> None:
+    assert library_versions(Passes(normalise=Normalise())) == {}
+    assert sorted(library_versions(ALL)) == ["py3langid", "rensa"]
