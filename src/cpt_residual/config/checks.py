@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import isclose
 from pathlib import Path
 
+from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, WorldCorpus
 from cpt_residual.config.derived import rows_per_step
 from cpt_residual.config.schema import (
@@ -16,6 +17,7 @@ from cpt_residual.config.schema import (
     Model,
     PretrainedModel,
     TrainedModel,
+    Suite,
     WorldSuite,
 )
 from cpt_residual.config.validate import invalid
@@ -81,9 +83,7 @@ def _references(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         yield f"residuals.{key}.base", residual.base, "models"
         yield f"residuals.{key}.instruct", residual.instruct, "models"
     for key, suite in experiment.suites.items():
-        if isinstance(suite, HeldoutSuite):
-            for index, corpus in enumerate(suite.corpora):
-                yield f"suites.{key}.corpora[{index}]", corpus, "corpora"
+        yield from _references_of_suite(f"suites.{key}", suite)
     yield from _references_of_evaluation(experiment)
 
 
@@ -99,6 +99,16 @@ def _references_of_model(place: str, model: Model) -> Iterator[tuple[str, str, s
 
 
 def _references_of_evaluation(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
+def _references_of_suite(place: str, suite: Suite) -> Iterator[tuple[str, str, str]]:
+    if isinstance(suite, HeldoutSuite):
+        for index, corpus in enumerate(suite.corpora):
+            yield f"{place}.corpora[{index}]", corpus, "corpora"
+    elif isinstance(suite, ClozeSuite):
+        yield f"{place}.corpus", suite.corpus, "corpora"
+        for index, corpus in enumerate(suite.references):
+            yield f"{place}.references[{index}]", corpus, "corpora"
+
+
     evaluation = experiment.evaluation
     for index, variant in enumerate(evaluation.variants):
         yield f"evaluation.variants[{index}]", variant, "models"
@@ -123,6 +133,11 @@ def _duplicates(experiment: Experiment) -> Iterator[str]:
             if isinstance(suite, HeldoutSuite)
         },
         **{
+        **{
+            f"suites.{key}.references": suite.references
+            for key, suite in experiment.suites.items()
+            if isinstance(suite, ClozeSuite)
+        },
             f"packs.{key}.sources": [f"{each.corpus} ({each.format})" for each in pack.sources]
             for key, pack in experiment.packs.items()
         },
@@ -314,6 +329,26 @@ def _without_heldout(corpus: Corpus) -> str:
     if isinstance(corpus, WorldCorpus):
         if corpus.part in _WITH_HELDOUT:
             return ""
+        if isinstance(suite, ClozeSuite):
+            yield from _cloze(f"suites.{key}", suite, experiment)
+
+
+def _cloze(place: str, suite: ClozeSuite, experiment: Experiment) -> Iterator[str]:
+    corpus = experiment.corpora[suite.corpus]
+    if isinstance(corpus, WorldCorpus) and corpus.part in _DIALOGUES:
+        yield f"{place}.corpus: {suite.corpus}: holds dialogues; questions are asked about text"
+    if suite.min_span_documents > suite.max_span_documents:
+        yield (
+            f"{place}.min_span_documents: {suite.min_span_documents}: must not be above "
+            f"max_span_documents={suite.max_span_documents}"
+        )
+    if suite.corpus in suite.references:
+        yield f"{place}.references: {suite.corpus}: the corpus itself knows all that is asked"
+    if not suite.references and not (suite.heldout_is_reference and not _without_heldout(corpus)):
+        yield (
+            f"{place}.references: empty: nothing tells new knowledge from old: name a corpus, or "
+            f"hold documents of {suite.corpus} out (heldout_is_reference)"
+        )
         return f"part {corpus.part} has no held-out documents; only {', '.join(_WITH_HELDOUT)} have"
     return "" if corpus.heldout_documents else "its heldout_documents is 0"
 

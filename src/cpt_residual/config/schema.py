@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, World
 from cpt_residual.config.frozen import Frozen, Name, PositiveInt, Share
 from cpt_residual.config.merging import (
@@ -164,7 +165,9 @@ class HeldoutSuite(Frozen):
     max_documents: PositiveInt
 
 
-Suite = Annotated[HarnessSuite | WorldSuite | HeldoutSuite, Field(discriminator="kind")]
+Suite = Annotated[
+    HarnessSuite | WorldSuite | HeldoutSuite | ClozeSuite, Field(discriminator="kind")
+]
 
 
 class Evaluation(Frozen):

@@ -15,6 +15,7 @@ __all__ = ["HarnessAnswer"]
 
 _TRANSFORMS = {"bits_per_byte": scoring.bits_of_nats, "token_perplexity": scoring.exp_of_nats}
 _TRANSFORMS["word_perplexity"] = scoring.exp_of_nats
+_TRANSFORMS["target_bits_per_byte"] = scoring.bits_of_nats
 
 
 @dataclass(frozen=True)

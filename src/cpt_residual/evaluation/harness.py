@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation import taskfiles
@@ -49,12 +50,14 @@ _COUNTS = {
 class EvaluationInputs:
     """Files an evaluation reads. template_dir: the model whose chat template all are asked
     through; base_dir: the family's base, at whose EOS ids every variant may stop as well;
-    probes_dir: `probes/` of the world; heldout: held-out documents by corpus."""
+    probes_dir: `probes/` of the world; heldout: held-out documents by corpus; questions: those of
+    a knowledge probe by `cloze` suite."""
 
     template_dir: Path
     base_dir: Path | None = None
     probes_dir: Path | None = None
     heldout: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    questions: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
 
 @dataclass(frozen=True)
@@ -134,20 +137,26 @@ def _own_plans(
     chat: ChatSide,
     settings: EvaluationSettings,
 ) -> Iterator[_Plan]:
-    """At most one plan with all world probes and held-out corpora of all suites."""
-    files = [file for suite in suites.values() for file in _task_files(suite, inputs, chat)]
+    """At most one plan with all world probes and held-out corpora of all suites, and one with all
+    cloze questions."""
+    files = [
+        file for key, suite in suites.items() for file in _task_files(key, suite, inputs, chat)
+    ]
     if not files:
         return
-    names = tuple(file.task for file in files)
-    _check_unique(names)
+    _check_unique([file.task for file in files])
     folder = taskfiles.write_task_files(files, settings.scratch / "tasks")
     manager = untyped("lm_eval.tasks").TaskManager(include_path=str(folder), include_defaults=False)
-    tasks = load_tasks(manager, names)
-    yield _Plan(names, tasks, manager, own=True, scorer_sha256=own_scorer_sha256())
+    for through_chat in (True, False):
+        names = tuple(file.task for file in files if file.chat == through_chat)
+        if names:
+            tasks = load_tasks(manager, names)
+            scorer = own_scorer_sha256(cloze=not through_chat)
+            yield _Plan(names, tasks, manager, own=True, scorer_sha256=scorer, chat=through_chat)
 
 
 def _task_files(
-    suite: Suite, inputs: EvaluationInputs, chat: ChatSide
+    key: str, suite: Suite, inputs: EvaluationInputs, chat: ChatSide
 ) -> Iterator[taskfiles.TaskFile]:
     if isinstance(suite, WorldSuite):
         for probe in suite.probes:
@@ -159,6 +168,9 @@ def _task_files(
         for corpus in suite.corpora:
             documents = _existing(inputs.heldout.get(corpus), f"held-out text of '{corpus}'")
             yield taskfiles.heldout_task(corpus, documents, max_documents=suite.max_documents)
+    elif isinstance(suite, ClozeSuite):
+        questions = _existing(inputs.questions.get(key), f"the cloze questions of '{key}'")
+        yield taskfiles.cloze_task(key, questions)
 
 
 def _stock_plans(suites: Mapping[str, Suite], settings: EvaluationSettings) -> Iterator[_Plan]:

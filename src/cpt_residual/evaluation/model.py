@@ -191,9 +191,15 @@ class RecordingLM(_HFLM):
 
     # --- likelihood ------------------------------------------------------------------------------
     def loglikelihood(self, requests: list[Any], **_options: object) -> list[Any]:
-        """As lm-eval does it, silently."""
+        """Log likelihood of answers after a context. Of stock tasks as lm-eval does it; of our own
+        the text is encoded as a document is, in one piece, and what touches the answer is scored.
+        """
         self._counter.start(len(requests))
-        answers = _HFLM.loglikelihood(self, requests, disable_tqdm=True)
+        if self.rolling == "stock":
+            answers = _HFLM.loglikelihood(self, requests, disable_tqdm=True)
+        else:
+            pairs = [self._encoded_pair(*request.args) for request in requests]
+            answers = self._loglikelihood_tokens(pairs, disable_tqdm=True)
         self._counter.add(len(requests))
         return answers
 
@@ -258,6 +264,13 @@ class RecordingLM(_HFLM):
             end = min(len(sizes), start + min(self._settings.batch_size, fitting))
             yield range(start, end)
             start = end
+
+    def _encoded_pair(self, context: str, answer: str) -> tuple[Any, list[int], list[int]]:
+        """Ids of the tokens that end within `context`, and of those after them."""
+        encoding = self._text_tokenizer.encode(context + answer, add_special_tokens=True)
+        ends = [end for _, end in encoding.offsets]
+        given = next(k for k, end in enumerate(ends) if end > len(context))
+        return (context, answer), encoding.ids[:given], encoding.ids[given:]
 
     def _encoded(self, text: str) -> _EncodedText:
         """As packs encode documents: text that looks like a special token stays text."""

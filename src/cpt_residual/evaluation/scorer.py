@@ -17,10 +17,12 @@ def harness_version() -> str:
     return version("lm_eval")
 
 
-def own_scorer_sha256() -> str:
-    """Hash of our task functions, their yaml files, and the verifiers of the world."""
+def own_scorer_sha256(*, cloze: bool = False) -> str:
+    """Hash of our task functions, their yaml files, and the verifiers of the world; with `cloze`
+    those of cloze questions too."""
     package = Path(__file__).parent
-    return hash_sources([package / "tasks", package.parent / "data" / "world" / "checks.py"])
+    sources = [package / "tasks", package.parent / "data" / "world" / "checks.py"]
+    return hash_sources([*sources, package / "cloze"] if cloze else sources)
 
 
 def hash_sources(roots: Iterable[Path]) -> str:

@@ -7,11 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["INSTRUCTION_PROBES", "TaskFile", "heldout_task", "probe_task", "write_task_files"]
+from cpt_residual.evaluation.cloze.scoring import METRICS
+
+__all__ = [
+    "INSTRUCTION_PROBES",
+    "TaskFile",
+    "cloze_task",
+    "heldout_task",
+    "probe_task",
+    "write_task_files",
+]
 
 INSTRUCTION_PROBES = frozenset({"instruction_following", "new_instructions"})
 
-_TEMPLATES = Path(__file__).parent / "tasks"
+_TEMPLATES = Path(__file__).parent
 _FUNCTIONS = "cpt_residual.evaluation.tasks.scoring"
 _INSTRUCTION_METRICS = (
     "prompt_level_strict_acc",
@@ -25,11 +34,13 @@ _INSTRUCTION_METRICS = (
     "closed_share",
 )
 _HELDOUT_METRICS = ("bits_per_byte", "token_perplexity", "word_perplexity")
+_LOWER_IS_BETTER = frozenset((*_HELDOUT_METRICS, "target_bits_per_byte"))
 
 
 @dataclass(frozen=True)
 class TaskFile:
-    """One generated task: template, the file with its documents, settings, metrics."""
+    """One generated task: template, the file with its documents, settings, metrics. `chat`: asked
+    through the chat template (generated answers); else the text as it stands."""
 
     task: str
     template: str
@@ -37,6 +48,7 @@ class TaskFile:
     dataset: Mapping[str, str | int]
     metrics: Sequence[str]
     max_new_tokens: int | None = None
+    chat: bool = True
 
     def yaml(self) -> str:
         """The task file's text (JSON scalars are YAML)."""
@@ -56,7 +68,7 @@ class TaskFile:
             lines += [
                 f"  - metric: {json.dumps(metric)}",
                 f"    aggregation: {_aggregation(metric)}",
-                f"    higher_is_better: {json.dumps(metric not in _HELDOUT_METRICS)}",
+                f"    higher_is_better: {json.dumps(metric not in _LOWER_IS_BETTER)}",
             ]
         return "\n".join(lines) + "\n"
 
@@ -73,7 +85,7 @@ def probe_task(probe: str, documents: Path, *, turn_end: str, max_new_tokens: in
         metrics += sorted({f"type/{row['type']}" for row in rows})
     return TaskFile(
         task=probe,
-        template="instructions.yaml" if probe in INSTRUCTION_PROBES else "facts.yaml",
+        template=f"tasks/{'instructions' if probe in INSTRUCTION_PROBES else 'facts'}.yaml",
         documents=documents,
         dataset={"turn_end": turn_end},
         metrics=metrics,
@@ -85,10 +97,22 @@ def heldout_task(corpus: str, documents: Path, *, max_documents: int) -> TaskFil
     """The task of the held-out documents of one corpus: `heldout_<corpus>`."""
     return TaskFile(
         task=f"heldout_{corpus}",
-        template="heldout.yaml",
+        template="tasks/heldout.yaml",
         documents=documents,
         dataset={"max_documents": max_documents},
         metrics=_HELDOUT_METRICS,
+    )
+
+
+def cloze_task(suite: str, documents: Path) -> TaskFile:
+    """The task of the questions of one `cloze` suite; its name begins with `cloze`."""
+    return TaskFile(
+        task=suite if suite.startswith("cloze") else f"cloze_{suite}",
+        template="cloze/cloze.yaml",
+        documents=documents,
+        dataset={},
+        metrics=METRICS,
+        chat=False,
     )
 
 
@@ -105,7 +129,7 @@ def write_task_files(tasks: Iterable[TaskFile], folder: Path) -> Path:
 def _aggregation(metric: str) -> str:
     if metric.startswith("inst_level_"):
         return f"!function {_FUNCTIONS}.flat_mean"
-    if metric == "bits_per_byte":
+    if metric in ("bits_per_byte", "target_bits_per_byte"):
         return f"!function {_FUNCTIONS}.bits_per_byte"
     if metric in _HELDOUT_METRICS:
         return f"!function {_FUNCTIONS}.perplexity"

@@ -92,6 +92,13 @@ def _comparison(facts: ReportFacts, scores: Scores, figures: dict[str, FigureNot
             "require the turn to be closed, and a response cut at its token limit counts like any "
             "other. Standard errors are in `results.csv`."
         )
+    chance = scores.cloze_chance()
+    if chance is not None:
+        body.append(
+            "cloze: share of rare spans of the new training text (names, numbers, dates that the "
+            "reference texts do not hold) that the model finds likelier, after the text before "
+            f"them, than look-alikes from other documents. A guess gets {percent(chance)}."
+        )
     body += _figures(figures, "comparison", "tradeoff", "per_type")
     other = other_tasks_markdown(facts, scores)
     if other is not None:

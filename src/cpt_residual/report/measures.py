@@ -17,6 +17,7 @@ MeasureKey = Literal[
     "closed",
     "new_facts",
     "obeyed_and_right",
+    "cloze",
     "new_strict",
     "old_facts",
     "bits_new",
@@ -50,6 +51,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "obeyed_and_right", "instruction obeyed and new fact right", "obeyed & right", share=True
     ),
+    Measure("cloze", "rare spans of the new text, cloze questions", "cloze", share=True),
     Measure("new_strict", "instruction following about new persons, strict", "new IF", share=True),
     Measure("old_facts", "old facts, asked in chat", "old facts", share=True),
     Measure(
@@ -73,6 +75,7 @@ MEASURES: tuple[Measure, ...] = (
 BY_KEY: dict[MeasureKey, Measure] = {measure.key: measure for measure in MEASURES}
 _NEW_INSTRUCTIONS = "new_instructions"
 _STRICT = "prompt_level_strict_acc"
+_OF_SPANS = "target_bits_per_byte"  # the knowledge probe alone has it
 _HEADLINES = (
     "acc_norm",
     "acc",
@@ -134,6 +137,12 @@ class Scores:
                 found.append((task, (named or rest)[0]))
         return tuple(found)
 
+    def cloze_chance(self) -> float | None:
+        """Accuracy of a guess at the cloze questions; None when none were asked."""
+        task = self.sources.get("cloze", ("", ""))[0]
+        found = (row.value for (_, t, m), row in self._rows.items() if (t, m) == (task, "chance"))
+        return next(found, None)
+
     def other(self, variant: str, task: str, metric: str) -> ResultRow | None:
         return self._rows.get((variant, task, metric))
 
@@ -158,6 +167,7 @@ def _sources(
     offer("old_facts", "old_facts", "accuracy")
     offer("obeyed_and_right", _NEW_INSTRUCTIONS, "obeyed_and_right")
     offer("new_strict", _NEW_INSTRUCTIONS, _STRICT)
+    offer("cloze", next((task for task, metric in tasks if metric == _OF_SPANS), None), "accuracy")
     new_task, general_task = _heldout_tasks(tasks, new_corpus)
     offer("bits_new", new_task, "bits_per_byte")
     offer("bits_general", general_task, "bits_per_byte")

@@ -9,7 +9,13 @@ from cpt_residual.evaluation.statistics import compare_paired, paired_scores
 from cpt_residual.report.facts import Difference, PromptScores, RoleNames, Variant
 from cpt_residual.report.measures import MeasureKey, Scores
 
-_PAIRED_MEASURES: tuple[MeasureKey, ...] = ("strict", "open", "new_facts", "obeyed_and_right")
+_PAIRED_MEASURES: tuple[MeasureKey, ...] = (
+    "strict",
+    "open",
+    "new_facts",
+    "obeyed_and_right",
+    "cloze",
+)
 
 
 def rivals(variants: Iterable[Variant]) -> tuple[str, ...]:

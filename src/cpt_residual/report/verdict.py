@@ -70,7 +70,7 @@ def judge(evidence: Evidence) -> Verdict:
     silent = instruct is not None and instruct < LEAST_INSTRUCT
     subjects = (
         [] if silent else [*_naive(evidence, outcome), *_turns(evidence)],
-        [*_bits(evidence), *_facts(evidence)],
+        [*_bits(evidence), *_cloze(evidence), *_facts(evidence)],
         *([] if silent else _rivals(evidence)),
         [*([] if silent else _alpha(evidence)), *_drift(evidence, outcome)],
         _limits(evidence),
@@ -214,6 +214,17 @@ def _bits(evidence: Evidence) -> list[str]:
     kept = (start - merged) / (start - best)
     share = percent(kept) if kept > 0 else "none"
     return [f"On held-out new-domain text {values}: {share} of the gain is kept."]
+
+
+def _cloze(evidence: Evidence) -> list[str]:
+    """What the training text left behind, asked as text (a base model can answer)."""
+    roles = evidence.roles
+    names = (roles.merged, roles.base_cpt, roles.base, roles.instruct)
+    values = {name: evidence.value("cloze", name) for name in dict.fromkeys(names)}
+    known = [f"{name} {percent(value)}" for name, value in values.items() if value is not None]
+    if values[roles.merged] is None or len(known) < 2:
+        return []
+    return [f"Rare spans of the new text, cloze: {', '.join(known)}."]
 
 
 def _facts(evidence: Evidence) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.schema import Frozen, HeldoutSuite, Launch, Suite, WorldSuite
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.data.questions import QUESTIONS_FILE
 from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
 from cpt_residual.stages.inputs import CorpusInput
@@ -46,8 +48,8 @@ class Evaluate:
 
     `template`: the model whose chat template every variant is asked through; `base`: the family's
     base, whose EOS ids end every variant's responses too; `corpora`: held-out text for `heldout`
-    suites; `world`: probes for `world` suites. `launch` is how it runs (batch size, device), never
-    part of the recipe.
+    suites; `world`: probes for `world` suites; `probes`: questions by `cloze` suite. `launch` is
+    how it runs (batch size, device), never part of the recipe.
     """
 
     variant: str
@@ -59,6 +61,7 @@ class Evaluate:
     world: Stage | None
     seed: int
     launch: Launch
+    probes: Mapping[str, Stage] = field(default_factory=dict[str, Stage])
     precision: Literal["fp32", "bf16"] = "fp32"
 
     name: ClassVar[str] = "evaluate"
@@ -76,7 +79,7 @@ class Evaluate:
             precision=self.precision,
             seed=self.seed,
             lm_eval=harness_version(),
-            scorer_sha256=own_scorer_sha256(),
+            scorer_sha256=own_scorer_sha256(cloze=bool(self._cloze())),
         )
 
     def inputs(self) -> Mapping[str, Stage]:
@@ -84,6 +87,7 @@ class Evaluate:
         inputs.update({f"heldout:{key}": given.stage for key, given in self._heldout().items()})
         if any(isinstance(suite, WorldSuite) for suite in self.suites.values()):
             inputs["world"] = self._world()
+        inputs.update({f"probe:{key}": stage for key, stage in self._cloze().items()})
         return inputs
 
     def describe(self) -> str:
@@ -132,6 +136,7 @@ class Evaluate:
             base_dir=inputs["base"].path,
             probes_dir=world.path / "probes" if world else None,
             heldout=heldout,
+            questions={key: inputs[f"probe:{key}"].path / QUESTIONS_FILE for key in self._cloze()},
         )
 
     def _settings(self, work: Path, *, has_gpu: bool) -> EvaluationSettings:
@@ -168,6 +173,11 @@ class Evaluate:
                 remedy="Set heldout_documents of the corpus above 0, or take it out of the suite.",
             )
         return {key: self.corpora[key] for key in wanted}
+
+    def _cloze(self) -> dict[str, Stage]:
+        """The knowledge probe of every `cloze` suite."""
+        wanted = [key for key, suite in self.suites.items() if isinstance(suite, ClozeSuite)]
+        return {key: self.probes[key] for key in sorted(wanted)}
 
     def _world(self) -> Stage:
         if self.world is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus, WorldCorpus
 from cpt_residual.config.schema import (
     AppliedModel,
@@ -28,6 +29,8 @@ from cpt_residual.stages.geometry import Geometry
 from cpt_residual.stages.init import Init
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.pack import PackStage
+from cpt_residual.stages.probe import Probe
+from cpt_residual.stages.references import References
 from cpt_residual.stages.report import Report
 from cpt_residual.stages.residual import ResidualStage
 from cpt_residual.stages.source import Source, source_files
@@ -99,6 +102,7 @@ class _Registry:
         self._packs: dict[str, PackStage] = {}
         self._residuals: dict[str, ResidualStage] = {}
         self._corpora: dict[str, CorpusInput] = {}
+        self._probes: dict[str, Probe] = {}
         self._world: World | None = None
 
     # --- data ------------------------------------------------------------------------------------
@@ -255,11 +259,23 @@ class _Registry:
             instruct=self.model(roles.instruct),
             base_cpt=self.model(roles.base_cpt),
             instruct_cpt=self.model(roles.instruct_cpt) if roles.instruct_cpt else None,
+            probes={
+                name: self.probe(name, suite)
+                for name, suite in suites.items()
+                if isinstance(suite, ClozeSuite)
+            },
         )
 
     def report(self) -> Report:
         variants = self._experiment.evaluation.variants
         evaluations = {variant: self._evaluate(variant) for variant in variants}
+    def probe(self, key: str, suite: ClozeSuite) -> Probe:
+        """The questions of a `cloze` suite: one artifact for all variants."""
+        if key not in self._probes:
+            corpora = {name: self.corpus(name) for name in (suite.corpus, *suite.references)}
+            self._probes[key] = Probe(key, suite, corpora, self._experiment.seed)
+        return self._probes[key]
+
         geometry = self._geometry()
         trainings = {key: stage for key, stage in self._models.items() if isinstance(stage, Train)}
         return Report.of(

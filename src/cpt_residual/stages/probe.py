@@ -1,0 +1,118 @@
+"""Cloze questions about one corpus: `questions.jsonl` and `ledger.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cpt_residual.config.cloze import ClozeSuite
+from cpt_residual.config.frozen import Frozen
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.data.questions import SPANS_PER_DOCUMENT
+from cpt_residual.errors import ConfigError
+from cpt_residual.stages.inputs import CorpusInput
+
+if TYPE_CHECKING:
+    from cpt_residual.data.probe import Reference
+
+__all__ = ["Probe", "ProbeRecipe"]
+
+_BYTES_PER_QUESTION = 1000
+_BYTES_PER_SPAN = 500
+_BYTES_PER_SECOND = 10e6
+
+
+class ProbeRecipe(Frozen):
+    """What is asked for, and the files inside the inputs: of the corpus and of every reference."""
+
+    suite: ClozeSuite
+    documents: str
+    references: dict[str, str]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The knowledge probe of a `cloze` suite, the same for all variants.
+
+    `corpora`: the suite's corpus and its references, by key.
+    """
+
+    key: str
+    suite: ClozeSuite
+    corpora: Mapping[str, CorpusInput]
+    seed: int
+
+    name: ClassVar[str] = "probe"
+    version: ClassVar[int] = 1
+
+    @property
+    def node(self) -> str:
+        return f"probe:{self.key}"
+
+    def recipe(self) -> ProbeRecipe:
+        return ProbeRecipe(
+            suite=self.suite,
+            documents=self.corpora[self.suite.corpus].documents,
+            references={name: file for name, (_, file) in self._references().items()},
+            seed=self.seed,
+        )
+
+    def inputs(self) -> Mapping[str, Stage]:
+        keys = [self.suite.corpus, *self.suite.references]
+        return {f"corpus:{key}": self.corpora[key].stage for key in keys}
+
+    def cost(self) -> Cost:
+        num_bytes = sum(stage.cost().disk_bytes for stage in set(self.inputs().values()))
+        return Cost(
+            seconds=2 * num_bytes / _BYTES_PER_SECOND,
+            memory_bytes=self.suite.max_documents * SPANS_PER_DOCUMENT * _BYTES_PER_SPAN,
+            disk_bytes=self.suite.num_questions * _BYTES_PER_QUESTION,
+        )
+
+    def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
+        from cpt_residual.data.probe import build_probe
+
+        suite = self.suite
+        ledger = build_probe(
+            work / "out",
+            inputs[f"corpus:{suite.corpus}"].path / self.corpora[suite.corpus].documents,
+            self._reference_files(inputs),
+            suite,
+            seed=self.seed,
+            progress=ctx.progress,
+        )
+        return {
+            "questions": ledger.questions,
+            "chance": ledger.chance,
+            "documents": ledger.documents,
+            "documents_sampled": ledger.documents_sampled,
+            "spans_found": ledger.spans_found,
+        }
+
+    def _reference_files(self, inputs: Mapping[str, ArtifactRef]) -> list[Reference]:
+        from cpt_residual.data.probe import Reference
+
+        return [
+            Reference(name, inputs[f"corpus:{key}"].path / file)
+            for name, (key, file) in self._references().items()
+        ]
+
+    def _references(self) -> dict[str, tuple[str, str]]:
+        """Name for messages -> (corpus, file inside its artifact); at least one."""
+        own = self.corpora[self.suite.corpus].heldout
+        found = {key: (key, self.corpora[key].documents) for key in self.suite.references}
+        if self.suite.heldout_is_reference and own is not None:
+            found[f"held-out {self.suite.corpus}"] = (self.suite.corpus, own)
+        if not found:
+            raise ConfigError(
+                f"{self.node} has nothing to tell new knowledge from old",
+                problems=[
+                    "references is empty, and no held-out documents that could stand in for them"
+                ],
+                remedy="Name a corpus of text that the models know, or give the corpus "
+                "heldout_documents above 0 with heldout_is_reference=true.",
+            )
+        return found

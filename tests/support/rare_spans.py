@@ -1,0 +1,36 @@
+"""Made-up records: each names one mill and its keeper, and no two share a name or a number."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+_STARTS = ("Ba", "Do", "Fe", "Ga", "Ki", "Lo", "Mu", "Ri", "Su", "Ta", "Ve", "Zo")
+_ENDS = ("lan", "ren", "mik", "dor", "sel", "tup", "gan", "vir", "kes", "pon", "bal", "rud")
+
+
+def records(num: int, *, seed: int) -> list[str]:
+    """`num` documents about strangers; different seeds of one test share no name (checked)."""
+    rng = random.Random(seed)
+    return [_record(rng) for _ in range(num)]
+
+
+def _record(rng: random.Random) -> str:
+    mill, first, last = (_word(rng) for _ in range(3))
+    return (
+        f"the record of the mill called {mill.lower()} says that the keeper there was "
+        f"{first} {last} and nobody else."
+    )
+
+
+def _word(rng: random.Random) -> str:
+    return rng.choice(_STARTS) + rng.choice(_ENDS) + rng.choice(_ENDS)
+
+
+def write_texts(path: Path, texts: Iterable[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
