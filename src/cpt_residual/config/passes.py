@@ -43,7 +43,7 @@ om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk sl sn so sq sr st sv sw ta te 
 ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu zxx
 """
 LANGUAGES = frozenset(_CODES.split())
-"""What py3langid 0.4 knows (ISO 639), and `zxx`: no language, such as tables or code."""
+"""What py3langid 0.4 knows (ISO 639), and `zxx`: no language, such as identifiers or markup."""
 
 
 class Normalise(Frozen):

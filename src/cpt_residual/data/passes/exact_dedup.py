@@ -19,7 +19,7 @@ _DIGEST_BYTES = 16
 
 class ExactDedupPass(Pass):
     """Which texts remain does not depend on the order of the documents, but for which of several
-    copies it is. Memory: a digest of 16 bytes per document kept, about 100 bytes with the set that
+    copies it is. Memory: a digest of 16 bytes per document kept, some 200 bytes with the set that
     holds it; with 1e9 documents two different ones share a digest with probability 1e-21."""
 
     name: ClassVar[str] = "exact_dedup"

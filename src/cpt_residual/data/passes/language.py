@@ -26,7 +26,7 @@ def detector() -> Any:
 
 class LanguagePass(Pass):
     """`counts`: documents by the language found, the most frequent by name (`zxx`: no language,
-    such as tables or code). About 2,500 documents a second."""
+    such as identifiers or markup). The model takes 90 MB; about 2,000 documents a second."""
 
     name: ClassVar[str] = "language"
     reasons: ClassVar[tuple[str, ...]] = ("other_language", "unsure")

@@ -14,16 +14,20 @@ from cpt_residual.data.records import Record
 
 __all__ = ["NearDedupPass", "num_bands_for", "shingles_of"]
 
-_RECALL = 0.99
+_RECALL = 0.9
 
 
 class NearDedupPass(Pass):
     """Keeps a document unless its signature and that of one kept before agree in `threshold` of
     their places. LSH only finds whom to compare with; it meets a pair at the threshold with a
-    probability of at least 0.99.
+    probability of at least 0.9 (0.947 with 16 bands of 8, as for the default settings; above
+    0.99 for pairs of similarity 0.85).
 
     The same documents in the same order give the same result on every machine. Which documents
     remain depends on their order: the first is kept. What remains would all remain again.
+
+    Memory: 4 bytes per place of the signature, some 100 bytes per band and 350 bytes besides for
+    each document kept: 2.5 kB by default. About 3,000 documents of 2,000 characters a second.
     """
 
     name: ClassVar[str] = "near_dedup"
@@ -68,7 +72,7 @@ def shingles_of(text: str, num_words: int) -> list[str]:
 
 def num_bands_for(threshold: float, num_perm: int) -> int:
     """The fewest bands, of equal size, whose chance to meet a pair of similarity `threshold`,
-    1 - (1 - threshold^rows)^bands, is at least 0.99."""
+    1 - (1 - threshold^rows)^bands, is at least 0.9."""
     for num_bands in range(1, num_perm):
         rows, rest = divmod(num_perm, num_bands)
         if rest == 0 and 1 - (1 - threshold**rows) ** num_bands >= _RECALL:

@@ -147,5 +147,5 @@ def test_bands_are_as_few_as_recall_allows(threshold: float, num_perm: int) -> N
 
     chosen = num_bands_for(threshold, num_perm)
     divisors = [each for each in range(1, num_perm + 1) if num_perm % each == 0]
-    assert recall(chosen) >= 0.99
-    assert all(recall(each) < 0.99 for each in divisors if each < chosen)
+    assert recall(chosen) >= 0.9
+    assert all(recall(each) < 0.9 for each in divisors if each < chosen)
