@@ -4,6 +4,7 @@
     python -m cpt_residual.run +experiment=llama3_500m
     python -m cpt_residual.run +experiment=tiny seed=3 paths.root=/data/outputs
     python -m cpt_residual.run -m +experiment=tiny seed=0,1,2,3,4
+    python -m cpt_residual.run +experiment=llama3_500m --prefetch   # for nodes without network
 
 What is ready is skipped; a run that was stopped or killed resumes where it was.
 What another run builds is waited for and used.
@@ -26,6 +27,7 @@ from cpt_residual.config.schema import Experiment
 from cpt_residual.core.files import copy_files
 from cpt_residual.errors import CptResidualError
 from cpt_residual.launch.stopping import TerminatedError, terminable
+from cpt_residual.stages.prefetch import prefetch_experiment
 from cpt_residual.stages.registry import localised
 from cpt_residual.stages.session import Finished, run_experiment
 from cpt_residual.stages.sweep import differing, heading, report_sweep
@@ -59,6 +61,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         for experiment in experiments:
             console.print_json(experiment.model_dump_json())
         return 0
+    if options.prefetch:
+        return _prefetch_all(experiments, console)
     finished = _run_all(experiments, differing(sweep), console)
     reports = [result.report_dir for result in finished if result.report_dir is not None]
     if len(experiments) > 1:
@@ -84,11 +88,28 @@ def _run_all(
     return finished
 
 
+def _prefetch_all(experiments: Sequence[Experiment], console: Console) -> int:
+    errors: list[CptResidualError] = []
+    for experiment in experiments:
+        errors.extend(prefetch_experiment(experiment, console))
+    if errors:
+        return _status_of(errors)
+    console.print(
+        "prefetched: where paths.root and the hub cache (HF_HOME) are these, the same command "
+        "without --prefetch needs no network (HF_HUB_OFFLINE=1 spares it the attempts)"
+    )
+    return 0
+
+
 def exit_status(finished: Sequence[Finished]) -> int:
     """0 when all runs are complete; else that of their errors when it is the same with all."""
     if all(result.complete for result in finished):
         return 0
-    codes = {error.exit_code for result in finished for error in result.errors}
+    return _status_of([error for result in finished for error in result.errors])
+
+
+def _status_of(errors: Sequence[CptResidualError]) -> int:
+    codes = {error.exit_code for error in errors}
     return codes.pop() if len(codes) == 1 else _FAILED
 
 
@@ -112,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         "--config-dir", type=Path, help="a folder with experiment/ files of your own"
     )
     parser.add_argument("--report-to", type=Path, help="also copy the final report to this folder")
+    parser.add_argument(
+        "--prefetch",
+        action="store_true",
+        help="only fetch what needs the network: models, hub data sets, data of the evaluation",
+    )
     parser.add_argument("--cfg", action="store_true", help="print the resolved config and stop")
     return parser
 

@@ -12,6 +12,7 @@ from cpt_residual.config.derived import rows_per_step
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
+    HarnessSuite,
     HeldoutSuite,
     InitModel,
     Model,
@@ -179,11 +180,17 @@ def _parents(model: Model, experiment: Experiment) -> list[str]:
 
 # --- corpora and packs ---------------------------------------------------------------------------
 def _corpora(experiment: Experiment) -> Iterator[str]:
-    if experiment.world is not None:
-        return
+    suites = [experiment.suites[key] for key in experiment.evaluation.suites]
+    asks = any(isinstance(suite, HarnessSuite | WorldSuite) for suite in suites)
     for key, corpus in experiment.corpora.items():
         if isinstance(corpus, WorldCorpus):
-            yield f"corpora.{key}: part={corpus.part}: needs `world`, which is not set"
+            if experiment.world is None:
+                yield f"corpora.{key}: part={corpus.part}: needs `world`, which is not set"
+        elif corpus.passes.contamination and not asks:
+            yield (
+                f"corpora.{key}.passes.contamination: none of evaluation.suites asks questions that"
+                " could be looked for; set it to null"
+            )
 
 
 def _packs(experiment: Experiment) -> Iterator[str]:

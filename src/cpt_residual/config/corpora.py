@@ -7,8 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cpt_residual.config.frozen import Frozen, PositiveInt
+from cpt_residual.config.passes import Passes
 
-__all__ = ["Corpus", "HubCorpus", "LocalCorpus", "World", "WorldCorpus"]
+__all__ = ["BadLines", "Corpus", "HubCorpus", "LocalCorpus", "World", "WorldCorpus"]
+
+BadLines = Literal["fail", "skip"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class World(Frozen):
@@ -37,16 +41,29 @@ class WorldCorpus(Frozen):
 
 
 class LocalCorpus(Frozen):
-    """The user's own files: JSON lines (`.jsonl`) or plain text (`.txt`), files or globs."""
+    """The user's own files: names, globs or folders (with all files of known kinds below them).
+
+    JSON lines, CSV and Parquet hold one document a row, in `text_field`; a `.txt` file is one
+    document. JSON lines, CSV and text may be compressed (`.gz`, `.zst`).
+    bad_lines: a line or row that holds no document is an error (`fail`), or is left out and
+    counted (`skip`). content_sha256: what the files have to be; the error of a mismatch says what
+    they are.
+    """
 
     kind: Literal["local"]
     files: Annotated[list[str], Field(min_length=1)]
+    content_sha256: Sha256 | None = None
     text_field: str = "text"
+    bad_lines: BadLines = "fail"
     heldout_documents: Annotated[int, Field(ge=0)] = 0
+    passes: Passes = Passes()
 
 
 class HubCorpus(Frozen):
-    """A data set of the Hugging Face hub, read by streaming, pinned to a commit."""
+    """A data set of the Hugging Face hub, read by streaming, pinned to a commit.
+
+    max_characters: reading stops before the document that would pass it; passes come after.
+    """
 
     kind: Literal["hub"]
     repo: str
@@ -54,8 +71,10 @@ class HubCorpus(Frozen):
     split: str = "train"
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     text_field: str = "text"
+    bad_lines: BadLines = "fail"
     heldout_documents: Annotated[int, Field(ge=0)] = 0
     max_characters: PositiveInt
+    passes: Passes = Passes()
 
 
 Corpus = Annotated[WorldCorpus | LocalCorpus | HubCorpus, Field(discriminator="kind")]

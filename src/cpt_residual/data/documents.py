@@ -21,6 +21,7 @@ __all__ = [
     "document_line",
     "not_utf8",
     "parse_messages",
+    "parse_object",
     "parse_text",
     "text_of",
 ]
@@ -34,7 +35,7 @@ Messages = Sequence[Message]
 
 def parse_text(line: bytes, place: str, *, text_field: str = "text", offset: int = 0) -> str:
     """The text of one JSON line. `place` is `file:line`; `offset` is the line's in its file."""
-    return text_of(_parse_object(line, place, offset=offset), place, text_field=text_field)
+    return text_of(parse_object(line, place, offset=offset), place, text_field=text_field)
 
 
 def text_of(record: Mapping[str, object], place: str, *, text_field: str) -> str:
@@ -49,7 +50,7 @@ def text_of(record: Mapping[str, object], place: str, *, text_field: str) -> str
 
 def parse_messages(line: bytes, place: str) -> Messages:
     """The dialogue of one JSON line; the roles and their order are the chat template's business."""
-    record = _parse_object(line, place, offset=0)
+    record = parse_object(line, place, offset=0)
     if "messages" not in record:
         raise BadDocumentError(
             f"{place}: no field 'messages'; fields present: {_names(record)}."
@@ -84,27 +85,30 @@ def _message(turn: object, place: str) -> Message:
     return {key: _string(fields[key], f"{place}.{key}") for key in ("role", "content")}
 
 
-def _parse_object(line: bytes, place: str, *, offset: int) -> Mapping[str, object]:
+def parse_object(
+    line: bytes, place: str, *, offset: int, where: str = "the file"
+) -> Mapping[str, object]:
+    """One JSON line as an object. `offset`: where the line begins in `where`."""
     if not line.strip():
         raise BadDocumentError(f"{place}: empty line")
     try:
         value: object = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadDocumentError(not_utf8(place, error, offset=offset)) from None
+        raise BadDocumentError(not_utf8(place, error, offset=offset, where=where)) from None
     except json.JSONDecodeError as error:
         what = error.msg.rstrip(": ").removesuffix(" at")  # "Invalid control character at"
         raise BadDocumentError(f"{place}: not JSON: {what} at column {error.colno}") from None
+    except RecursionError:
+        raise BadDocumentError(f"{place}: not JSON: nested too deeply") from None
     if not isinstance(value, dict):
         raise BadDocumentError(f"{place}: the line is {_kind(value)}, not a JSON object")
     return cast("dict[str, object]", value)
 
 
-def not_utf8(place: str, error: UnicodeDecodeError, *, offset: int) -> str:
+def not_utf8(place: str, error: UnicodeDecodeError, *, offset: int, where: str = "the file") -> str:
     """One line that names the first byte which is not UTF-8; `offset` is where the bytes begin."""
     byte = error.object[error.start]
-    return (
-        f"{place}: not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start} of the file"
-    )
+    return f"{place}: not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start} of {where}"
 
 
 def _string(value: object, place: str) -> str:

@@ -13,28 +13,11 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from cpt_residual.core.files import write_json_atomic
+from cpt_residual.data.corpus_ledger import SplitLedger
 from cpt_residual.data.documents import document_line
 from cpt_residual.errors import CorpusError
 
-__all__ = ["CorpusLedger", "write_corpus"]
-
-
-class CorpusLedger(BaseModel):
-    """Where every document went: read = documents + heldout_documents + heldout_copies_dropped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    documents_read: int
-    characters_read: int
-    documents: int
-    characters: int
-    heldout_documents: int
-    heldout_characters: int
-    heldout_copies_dropped: int
-    heldout_copies_dropped_characters: int
+__all__ = ["write_corpus"]
 
 
 def write_corpus(
@@ -44,8 +27,8 @@ def write_corpus(
     heldout_documents: int,
     seed: int,
     scratch: Path,
-) -> CorpusLedger:
-    """Write `documents.jsonl`, `heldout.jsonl` and `ledger.json` below `out`.
+) -> SplitLedger:
+    """Write `documents.jsonl` and `heldout.jsonl` below `out`.
 
     Exactly `heldout_documents` distinct documents are held out. Constant memory besides their
     hashes; the documents pass once through `scratch`, which costs their size again on disk.
@@ -67,9 +50,8 @@ def write_corpus(
             problems=[f"{num_read} documents, {num_characters} characters; copies count once"],
             remedy="At least one must remain for training: lower heldout_documents, or add some.",
         )
-    assert ledger.documents_read == num_read, "a document got lost between two passes"
-    assert ledger.characters_read == num_characters, "characters got lost between two passes"
-    write_json_atomic(out / "ledger.json", ledger)
+    assert ledger.documents_given == num_read, "a document got lost between two readings"
+    assert ledger.characters_given == num_characters, "characters got lost between two readings"
     return ledger
 
 
@@ -129,7 +111,7 @@ def _stage(staged: Path, texts: Iterable[str], lowest: _LowestRanks) -> tuple[in
     return num_read, num_characters
 
 
-def _split(staged: Path, out: Path, lowest: _LowestRanks) -> CorpusLedger:
+def _split(staged: Path, out: Path, lowest: _LowestRanks) -> SplitLedger:
     documents = {"training": 0, "heldout": 0, "copy": 0}
     characters = dict(documents)
     with (
@@ -142,9 +124,7 @@ def _split(staged: Path, out: Path, lowest: _LowestRanks) -> CorpusLedger:
             characters[part] += len(text)
             if part != "copy":
                 (training if part == "training" else heldout).write(line)
-    return CorpusLedger(
-        documents_read=sum(documents.values()),
-        characters_read=sum(characters.values()),
+    return SplitLedger(
         documents=documents["training"],
         characters=characters["training"],
         heldout_documents=documents["heldout"],

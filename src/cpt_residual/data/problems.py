@@ -26,6 +26,7 @@ class BadDocumentError(ValueError):
 class _Group:
     """Lines of one file with one problem; only the first numbers are kept."""
 
+    unit: str
     count: int = 0
     first: list[int] = field(default_factory=list[int])
 
@@ -33,11 +34,12 @@ class _Group:
         if not self.first:
             return what
         if self.count == 1:
-            return f"{file}:{self.first[0]}: {what}"
+            between = ":" if self.unit == "line" else f" {self.unit} "
+            return f"{file}{between}{self.first[0]}: {what}"
         numbers = ", ".join(map(str, self.first)) + (
             ", ..." if self.count > len(self.first) else ""
         )
-        return f"{file}: {self.count:,} lines ({numbers}): {what}"
+        return f"{file}: {self.count:,} {self.unit}s ({numbers}): {what}"
 
 
 class Problems:
@@ -51,14 +53,15 @@ class Problems:
 
     def add(self, line: str) -> None:
         """Remember one problem; raises when the list is full."""
-        self._groups[f"{len(self._groups)}", line] = _Group()
+        self._groups[f"{len(self._groups)}", line] = _Group("line")
         if len(self._groups) >= MAX_PROBLEMS:
             self._raise([_MORE])
 
-    def add_line(self, file: str, number: int, what: str) -> None:
-        """Remember what is wrong with line `number` of `file`; lines of one file that have the
-        same problem become one entry with their count. Raises when there are too many."""
-        group = self._groups.setdefault((file, what), _Group())
+    def add_line(self, file: str, number: int, what: str, *, unit: str = "line") -> None:
+        """Remember what is wrong with line (or other `unit`) `number` of `file`; those of one file
+        that have the same problem become one entry with their count. Raises when there are too
+        many."""
+        group = self._groups.setdefault((file, what), _Group(unit))
         group.count += 1
         if len(group.first) < _SHOWN_LINES:
             group.first.append(number)

@@ -15,8 +15,10 @@ from cpt_residual.errors import ArtifactError, ConfigError, LaunchError
 __all__ = [
     "MODEL_SUFFIXES",
     "HubModel",
+    "connection_errors",
     "hub_model",
     "is_hub_id",
+    "network_errors",
     "require_hub_id",
     "require_token",
     "snapshot",
@@ -76,7 +78,7 @@ def snapshot(model: HubModel, *, role: str) -> Path:
             allow_patterns=_PATTERNS,
             ignore_patterns=_OTHER_COPIES,
         )
-    except _network_errors() as error:
+    except network_errors() as error:
         _raise_hub(role, model, error)
     return Path(folder)
 
@@ -118,7 +120,7 @@ def upload(folder: Path, hub_id: str) -> str:
             allow_patterns=_UPLOADED,
             commit_message=f"Upload {folder.name}",
         )
-    except (*_network_errors(), ValueError) as error:
+    except (*network_errors(), ValueError) as error:
         raise LaunchError(
             f"{folder} is complete, but could not be uploaded to {hub_id}",
             problems=[_first_line(error)],
@@ -127,12 +129,20 @@ def upload(folder: Path, hub_id: str) -> str:
     return str(info)
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
+def network_errors() -> tuple[type[Exception], ...]:
     """What the hub's library raises when the hub refuses, or cannot be reached."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
     return (HfHubHTTPError, httpx2.HTTPError, OSError)
+
+
+def connection_errors() -> tuple[type[Exception], ...]:
+    """Those of `network_errors` that mean: the hub was not reached."""
+    import httpx2
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return (ConnectionError, httpx2.TransportError, LocalEntryNotFoundError)
 
 
 def _current_commit(hub_id: str, role: str) -> str:
@@ -148,7 +158,7 @@ def _current_commit(hub_id: str, role: str) -> str:
             problems=[_first_line(error)],
             remedy="Correct it, or `hf auth login` with an account that may read it.",
         ) from error
-    except _network_errors() as error:
+    except network_errors() as error:
         raise ArtifactError(
             f"{role}: {hub_id} is not a directory here, it names no commit, and the hub cannot be "
             "asked for the current one",

@@ -1,24 +1,45 @@
-"""Documents of the user's files or of a hub data set, checked, with some held out of training."""
+"""Documents of the user's files or of a hub data set, read and filtered, with some held out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from cpt_residual.config.corpora import HubCorpus, LocalCorpus
+from pydantic import JsonValue
+
+from cpt_residual.config.corpora import BadLines, HubCorpus, LocalCorpus
 from cpt_residual.config.frozen import Frozen
+from cpt_residual.config.passes import Passes
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, ProgressReport, RunContext, Stage
+from cpt_residual.data.files import suffix_of
 
-__all__ = ["DOCUMENTS_FILE", "HELDOUT_FILE", "Corpus", "HubRecipe", "LocalRecipe"]
+if TYPE_CHECKING:
+    from cpt_residual.data.corpus_ledger import CorpusLedger
+    from cpt_residual.data.hub import HubReader
+    from cpt_residual.data.local import LocalReader
+    from cpt_residual.data.passes.chain import PassChain
+    from cpt_residual.data.records import Record
+
+__all__ = ["DOCUMENTS_FILE", "HELDOUT_FILE", "LEDGER_FILE", "Corpus", "HubRecipe", "LocalRecipe"]
 
 DOCUMENTS_FILE = "documents.jsonl"
 HELDOUT_FILE = "heldout.jsonl"
+LEDGER_FILE = "ledger.json"
 
 _LOCAL_BYTES_PER_SECOND = 40e6
 _HUB_BYTES_PER_SECOND = 5e6
+_UNPACKED = 3
+"""Text is about so many times as large as its compressed file."""
 _REPORT_EVERY = 1000
+
+
+class PassesRecipe(Frozen):
+    """The passes that are on, with all their settings, and the versions of libraries that judge."""
+
+    settings: dict[str, JsonValue]
+    libraries: dict[str, str]
 
 
 class LocalRecipe(Frozen):
@@ -28,7 +49,9 @@ class LocalRecipe(Frozen):
     files: tuple[tuple[str, str], ...]  # (suffix, sha256)
     byte_order_mark: Literal["dropped"] = "dropped"  # it was part of a .txt file's text once
     text_field: str
+    bad_lines: BadLines
     heldout_documents: int
+    passes: PassesRecipe
     seed: int
 
 
@@ -41,8 +64,10 @@ class HubRecipe(Frozen):
     split: str
     revision: str
     text_field: str
+    bad_lines: BadLines
     heldout_documents: int
     max_characters: int
+    passes: PassesRecipe
     seed: int
 
 
@@ -51,82 +76,133 @@ class Corpus:
     """`documents.jsonl`, `heldout.jsonl` and `ledger.json` of one corpus.
 
     file_hashes: sha256 by path of every local file, in the order of
-    `data.local.resolve_files(corpus.files)`; empty for a hub corpus.
+    `data.files.resolve_files(corpus.files)`; empty for a hub corpus. references: the questions of
+    the evaluation, where the passes check for contamination.
     """
 
     key: str
     corpus: LocalCorpus | HubCorpus
     file_hashes: Mapping[str, str]
     seed: int
+    references: Stage | None = None
 
     name: ClassVar[str] = "corpus"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def node(self) -> str:
         return f"corpus:{self.key}"
 
+    @property
+    def needs_network(self) -> bool:
+        """Hub data sets are streamed while the corpus is built."""
+        return isinstance(self.corpus, HubCorpus)
+
     def recipe(self) -> LocalRecipe | HubRecipe:
         # Without held-out documents the seed changes nothing.
         seed = self.seed if self.corpus.heldout_documents else 0
+        passes = _passes_recipe(self.corpus.passes)
         if isinstance(self.corpus, HubCorpus):
-            fields = self.corpus.model_dump(exclude={"kind"})
-            return HubRecipe(**fields, seed=seed)
+            fields = self.corpus.model_dump(exclude={"kind", "passes"})
+            return HubRecipe(**fields, passes=passes, seed=seed)
         return LocalRecipe(
-            files=tuple((Path(name).suffix, value) for name, value in self.file_hashes.items()),
+            files=tuple((str(suffix_of(Path(p))), value) for p, value in self.file_hashes.items()),
             text_field=self.corpus.text_field,
+            bad_lines=self.corpus.bad_lines,
             heldout_documents=self.corpus.heldout_documents,
+            passes=passes,
             seed=seed,
         )
 
     def inputs(self) -> Mapping[str, Stage]:
-        return {}
+        return {} if self.references is None else {"references": self.references}
 
     def cost(self) -> Cost:
         num_bytes = self._expected_bytes()
-        hub = isinstance(self.corpus, HubCorpus)
-        rate = _HUB_BYTES_PER_SECOND if hub else _LOCAL_BYTES_PER_SECOND
-        return Cost(seconds=num_bytes / rate, disk_bytes=num_bytes)
+        rate = _HUB_BYTES_PER_SECOND if self.needs_network else _LOCAL_BYTES_PER_SECOND
+        return Cost(seconds=num_bytes / rate, disk_bytes=num_bytes, scratch_bytes=num_bytes)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        del inputs
+        from cpt_residual.core.files import write_json_atomic
+        from cpt_residual.data.corpus_ledger import CorpusLedger
         from cpt_residual.data.heldout import write_corpus
 
-        texts = _reported(self._texts(), self._expected_bytes(), ctx.progress)
-        ledger = write_corpus(
+        reader, chain = self._reader(), self._chain(inputs)
+        read = _reported(reader, self._expected_bytes(), ctx.progress)
+        split = write_corpus(
             work / "out",
-            texts,
+            (record.text for record in chain(read)),
             heldout_documents=self.corpus.heldout_documents,
             seed=self.seed,
             scratch=work / "scratch",
         )
-        return dict(ledger.model_dump())
+        ledger = CorpusLedger.of(reader.ledger(), chain.ledger(), split)
+        write_json_atomic(work / "out" / LEDGER_FILE, ledger)
+        return _metrics(ledger)
 
-    def _texts(self) -> Iterator[str]:
+    def _reader(self) -> HubReader | LocalReader:
+        from cpt_residual.data.readers.rows import Fields
+
+        date = self.corpus.passes.date
+        fields = Fields(text=self.corpus.text_field, date=date.field if date else None)
         if isinstance(self.corpus, HubCorpus):
-            from cpt_residual.data.hub import read_hub
+            from cpt_residual.data.hub import HubReader
 
-            return read_hub(self.corpus)
-        from cpt_residual.data.local import check_unchanged, read_local, resolve_files
+            return HubReader(self.corpus, fields=fields)
+        from cpt_residual.data.files import resolve_files
+        from cpt_residual.data.local import LocalReader
 
         files = resolve_files(self.corpus.files)
-        check_unchanged(files, self.file_hashes)
-        return read_local(files, text_field=self.corpus.text_field)
+        return LocalReader(files, self.file_hashes, fields=fields, bad_lines=self.corpus.bad_lines)
+
+    def _chain(self, inputs: Mapping[str, ArtifactRef]) -> PassChain:
+        from cpt_residual.data.passes.chain import PassChain
+        from cpt_residual.data.passes.references import REFERENCES_FILE, read_references
+
+        given = inputs.get("references")
+        references = read_references(given.path / REFERENCES_FILE) if given else None
+        return PassChain(self.corpus.passes, references=references)
 
     def _expected_bytes(self) -> int:
-        """About how much there is to read; a file that went away counts nothing."""
+        """About how much text there is to read; a file that went away counts nothing."""
         if isinstance(self.corpus, HubCorpus):
             return self.corpus.max_characters
         files = [Path(name) for name in self.file_hashes]
-        return sum(path.stat().st_size for path in files if path.is_file())
+        return sum(_text_bytes(path) for path in files if path.is_file())
 
 
-def _reported(texts: Iterable[str], expected: int, progress: ProgressReport) -> Iterator[str]:
-    """Pass `texts` on and report characters; the total is a guess until the end."""
+def _passes_recipe(passes: Passes) -> PassesRecipe:
+    from cpt_residual.data.passes.chain import library_versions
+
+    settings = passes.model_dump(mode="json", exclude_none=True)
+    return PassesRecipe(settings=settings, libraries=library_versions(passes))
+
+
+def _text_bytes(path: Path) -> int:
+    packed = path.suffix.lower() in (".gz", ".zst", ".parquet")
+    return path.stat().st_size * (_UNPACKED if packed else 1)
+
+
+def _reported(
+    records: Iterable[Record], expected: int, progress: ProgressReport
+) -> Iterator[Record]:
+    """Pass `records` on and report characters; the total is a guess until the end."""
     done = 0
-    for number, text in enumerate(texts, start=1):
-        done += len(text)
+    for number, record in enumerate(records, start=1):
+        done += len(record.text)
         if number % _REPORT_EVERY == 0:
             progress(done, max(done, expected), "characters")
-        yield text
+        yield record
     progress(done, done, "characters")
+
+
+def _metrics(ledger: CorpusLedger) -> Metrics:
+    """The ledger's own numbers, and per pass and task what went or was found."""
+    metrics: Metrics = {
+        name: value for name, value in ledger.model_dump().items() if isinstance(value, int)
+    }
+    for each in ledger.passes:
+        metrics[f"dropped/{each.name}"] = each.documents_in - each.documents_out
+        for task in each.tasks:
+            metrics[f"contaminated/{task.task}"] = task.documents
+    return metrics

@@ -46,6 +46,11 @@ class References:
     def node(self) -> str:
         return "references"
 
+    @property
+    def needs_network(self) -> bool:
+        """The data of stock tasks comes from the hub, unless its cache has it."""
+        return bool(self._tasks())
+
     def recipe(self) -> ReferencesRecipe:
         return ReferencesRecipe(
             tasks=self._tasks(),

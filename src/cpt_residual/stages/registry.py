@@ -6,21 +6,22 @@ from pathlib import Path
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus, WorldCorpus
+from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
     HeldoutSuite,
     InitModel,
-    Pack,
     PretrainedModel,
     TrainedModel,
     WorldSuite,
 )
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.hashing import HashCache
+from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.stage import Stage
 from cpt_residual.core.store import Store
-from cpt_residual.data.local import resolve_files
+from cpt_residual.data.files import check_pin, resolve_files
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.apply import Apply
 from cpt_residual.stages.corpus import DOCUMENTS_FILE, HELDOUT_FILE, Corpus
@@ -104,6 +105,7 @@ class _Registry:
         self._corpora: dict[str, CorpusInput] = {}
         self._probes: dict[str, Probe] = {}
         self._world: World | None = None
+        self._references: References | None = None
 
     # --- data ------------------------------------------------------------------------------------
     def world(self) -> World:
@@ -130,7 +132,18 @@ class _Registry:
         if isinstance(corpus, LocalCorpus):
             files = resolve_files(corpus.files)
             hashes = {str(path): self._hashes.sha256(path) for path in files}
-        return Corpus(key=key, corpus=corpus, file_hashes=hashes, seed=self._experiment.seed)
+            check_pin(key, corpus.content_sha256, hashes)
+        references = self.references() if corpus.passes.contamination else None
+        return Corpus(key, corpus, hashes, self._experiment.seed, references)
+
+    def references(self) -> References:
+        """What the evaluation asks, for the corpora that are checked for it."""
+        if self._references is None:
+            experiment = self._experiment
+            suites = {name: experiment.suites[name] for name in experiment.evaluation.suites}
+            needs_world = any(isinstance(suite, WorldSuite) for suite in suites.values())
+            self._references = References(suites, self.world() if needs_world else None)
+        return self._references
 
     def pack(self, key: str) -> PackStage:
         if key not in self._packs:
@@ -142,6 +155,7 @@ class _Registry:
                 template=self._pack_template(pack),
                 sources=tuple(self.corpus(source.corpus) for source in pack.sources),
                 seed=self._experiment.seed,
+                available_cores=self._experiment.launch.cores or usable_cores(),
             )
         return self._packs[key]
 
@@ -247,10 +261,22 @@ class _Registry:
             suites=suites,
             corpora={key: self.corpus(key) for suite in heldout for key in suite.corpora},
             world=self.world() if needs_world else None,
+            probes={
+                name: self.probe(name, suite)
+                for name, suite in suites.items()
+                if isinstance(suite, ClozeSuite)
+            },
             precision=experiment.evaluation.precision,
             seed=experiment.seed,
             launch=experiment.launch,
         )
+
+    def probe(self, key: str, suite: ClozeSuite) -> Probe:
+        """The questions of a `cloze` suite: one artifact for all variants."""
+        if key not in self._probes:
+            corpora = {name: self.corpus(name) for name in (suite.corpus, *suite.references)}
+            self._probes[key] = Probe(key, suite, corpora, self._experiment.seed)
+        return self._probes[key]
 
     def _geometry(self) -> Geometry:
         roles = self._experiment.roles
@@ -259,23 +285,11 @@ class _Registry:
             instruct=self.model(roles.instruct),
             base_cpt=self.model(roles.base_cpt),
             instruct_cpt=self.model(roles.instruct_cpt) if roles.instruct_cpt else None,
-            probes={
-                name: self.probe(name, suite)
-                for name, suite in suites.items()
-                if isinstance(suite, ClozeSuite)
-            },
         )
 
     def report(self) -> Report:
         variants = self._experiment.evaluation.variants
         evaluations = {variant: self._evaluate(variant) for variant in variants}
-    def probe(self, key: str, suite: ClozeSuite) -> Probe:
-        """The questions of a `cloze` suite: one artifact for all variants."""
-        if key not in self._probes:
-            corpora = {name: self.corpus(name) for name in (suite.corpus, *suite.references)}
-            self._probes[key] = Probe(key, suite, corpora, self._experiment.seed)
-        return self._probes[key]
-
         geometry = self._geometry()
         trainings = {key: stage for key, stage in self._models.items() if isinstance(stage, Train)}
         return Report.of(

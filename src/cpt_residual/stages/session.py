@@ -19,6 +19,7 @@ from cpt_residual.core.disk import FullDiskReport, check_free_space, format_byte
 from cpt_residual.core.files import append_line, copy_files
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.run_record import git_state, library_versions, new_run_dir, write_json_atomic
+from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
 from cpt_residual.launch.console import BuildConsole, duration, paragraph
 from cpt_residual.launch.environment import let_waiting_threads_sleep, require_gpus, uses_gpu
@@ -64,27 +65,40 @@ def run_experiment(experiment: Experiment, console: Console, *, overrides: str =
     """
     builder = Builder.of(experiment)
     overview = Overview.of(builder.graph, builder.store)
-    builder.store.require_usable((stage.node, stage.status) for stage in overview.stages)
+    require_store(builder.store, overview)
     check_tracking(experiment.tracking)
-    _require_writable(builder.store.root)
-    check_free_space(builder.store.root, overview.disk_bytes_needed)
     if any(stage.node.stage.name in GPU_STAGES for stage in overview.to_build):
         require_gpus(experiment.launch)
     with FullDiskReport(Path(experiment.paths.root), 0):
         return _run(builder, overview, console, overrides)
 
 
-def _run(builder: Builder, overview: Overview, console: Console, overrides: str) -> Finished:
-    experiment, run_dir = builder.experiment, _new_run(builder)
-    cores = experiment.launch.cores or usable_cores()
+def require_store(store: Store, overview: Overview) -> None:
+    """Raises where `overview` cannot be built: unusable artifacts, no right to write, no room."""
+    store.require_usable((stage.node, stage.status) for stage in overview.stages)
+    _require_writable(store.root)
+    check_free_space(store.root, overview.disk_bytes_needed)
+
+
+def build_all(
+    builder: Builder, overview: Overview, run_dir: Path, console: Console
+) -> tuple[CptResidualError, ...]:
+    """Build what `overview` misses, with bars and a log; what went wrong, if anything did."""
+    cores = builder.experiment.launch.cores or usable_cores()
     _announce(builder, overview, cores, console)
-    started = time.monotonic()
     with BuildConsole(console, total_stages=len(overview.stages)) as bars:
         session = _Session(builder, run_dir, bars)
         session.run(overview, cores)
+    return tuple(session.errors)
+
+
+def _run(builder: Builder, overview: Overview, console: Console, overrides: str) -> Finished:
+    experiment, run_dir = builder.experiment, new_run(builder)
+    started = time.monotonic()
+    errors = build_all(builder, overview, run_dir, console)
     if builder.store.status(builder.graph, REPORT_NODE).state != "ready":
-        _tell_unfinished(run_dir, console)
-        return Finished(experiment, None, tuple(session.errors), overrides)
+        tell_unfinished(run_dir, console)
+        return Finished(experiment, None, errors, overrides)
     report_dir = run_dir / "report"
     artifact = builder.store.path_of(builder.graph[REPORT_NODE])
     copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
@@ -93,7 +107,8 @@ def _run(builder: Builder, overview: Overview, console: Console, overrides: str)
     return Finished(experiment, report_dir, overrides=overrides)
 
 
-def _tell_unfinished(run_dir: Path, console: Console) -> None:
+def tell_unfinished(run_dir: Path, console: Console) -> None:
+    """Some stages failed: what to do, and where their output is."""
     kept = "What was built is kept; the same command goes on from there."
     paragraph(console, f"not finished: see the failures above. {kept}", style="bold red")
     log = run_dir / WORKERS_LOG
@@ -113,7 +128,8 @@ def _require_writable(store: Path) -> None:
         ) from error
 
 
-def _new_run(builder: Builder) -> Path:
+def new_run(builder: Builder) -> Path:
+    """A folder for a run: its plan, the state of the code, later its logs."""
     experiment = builder.experiment
     root = Path(experiment.paths.root)
     run_dir = new_run_dir(root / "runs", experiment.name, builder.graph.fingerprint)

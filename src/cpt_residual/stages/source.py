@@ -49,6 +49,11 @@ class Source:
     def node(self) -> str:
         return self.key
 
+    @property
+    def needs_network(self) -> bool:
+        """A model of the hub is downloaded while this is built."""
+        return self.model.revision is not None
+
     def num_parameters(self) -> int:
         """As configured, else from a local directory's headers; 0 when not known yet."""
         if self.model.num_parameters is not None:

@@ -10,21 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus
 from cpt_residual.config.corpora import World as WorldConfig
-from cpt_residual.config.schema import Pack
+from cpt_residual.config.passes import Contamination, Passes
+from cpt_residual.config.packs import Pack
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
-from cpt_residual.data.local import resolve_files
+from cpt_residual.data.files import resolve_files
 from cpt_residual.data.packing import open_pack
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.pack import PackStage
+from cpt_residual.stages.references import References
 from cpt_residual.stages.world import World
 from support.tiny_tokenizer import save, tiny_tokenizer
 
@@ -60,8 +63,11 @@ def local(folder: Path, *, heldout: int = 0, field: str = "text") -> LocalCorpus
 
 def corpus_stage(folder: Path, *, heldout: int = 0, seed: int = 0) -> Corpus:
     corpus = local(folder, heldout=heldout)
-    pinned = {str(path): file_sha256(path) for path in resolve_files(corpus.files)}
-    return Corpus("mine", corpus, pinned, seed)
+    return Corpus("mine", corpus, pins(corpus), seed)
+
+
+def pins(corpus: LocalCorpus) -> dict[str, str]:
+    return {str(path): file_sha256(path) for path in resolve_files(corpus.files)}
 
 
 @pytest.fixture
@@ -106,7 +112,9 @@ class TestCorpus:
         assert sorted(published) == ["documents.jsonl", "heldout.jsonl", "ledger.json"]
         assert published["documents.jsonl"].startswith(b'{"text": "the city of Anna ')
         assert (metrics["documents"], metrics["heldout_documents"]) == (26, 4)
-        assert json.loads(published["ledger.json"]) == metrics
+        ledger = json.loads(published["ledger.json"])
+        assert {name: ledger[name] for name in metrics} == metrics
+        assert [(file["kind"], file["documents"]) for file in ledger["files"]] == [(".jsonl", 30)]
 
     def test_progress_counts_characters(self, texts: Path, tmp_path: Path) -> None:
         seen: list[tuple[int, int, str]] = []
@@ -135,12 +143,82 @@ class TestCorpus:
         with pytest.raises(CorpusError, match="changed after they were pinned"):
             build(stage, tmp_path / "w")
 
+    def test_passes_are_applied_and_recorded(self, tmp_path: Path) -> None:
+        rows = ["one  two", "one two", "", "x", "three four five"]
+        lines = [json.dumps({"text": text, "date": "2025-01-02"}) for text in rows]
+        (tmp_path / "a.jsonl").write_text("\n".join(lines))
+        corpus = LocalCorpus.model_validate(
+            {
+                "kind": "local",
+                "files": [str(tmp_path)],
+                "bad_lines": "skip",
+                "passes": {
+                    "date": {"not_before": "2025-01-01"},
+                    "length": {"min_characters": 2},
+                    "exact_dedup": {},
+                },
+            }
+        )
+        stage = Corpus("mine", corpus, pins(corpus), 0)
+        metrics = build(stage, tmp_path / "w")
+        ledger = json.loads((tmp_path / "w/out/ledger.json").read_text())
+        assert (metrics["documents_read"], metrics["bad_rows_skipped"]) == (4, 1)
+        assert [each["name"] for each in ledger["passes"]] == ["date", "length", "exact_dedup"]
+        dropped = [metrics[f"dropped/{name}"] for name in ("date", "length", "exact_dedup")]
+        assert dropped == [0, 1, 1]
+        assert metrics["documents"] == 2
+        assert ledger["first_bad_rows"] == ["file 1 line 3: field 'text' is empty"]
+
+    def test_the_recipe_moves_with_every_choice(self, texts: Path) -> None:
+        changes: list[dict[str, object]] = [
+            {},
+            {"text_field": "id"},
+            {"bad_lines": "skip"},
+            {"heldout_documents": 1},
+            {"passes": {"length": {"min_characters": 1}}},
+            {"passes": {"length": {"min_characters": 2}}},
+            {"passes": {"near_dedup": {}}},
+        ]
+        corpora = [
+            LocalCorpus.model_validate({"kind": "local", "files": [str(texts)]} | change)
+            for change in changes
+        ]
+        recipes = [Corpus("mine", each, pins(each), 0).recipe() for each in corpora]
+        assert len({recipe.model_dump_json() for recipe in recipes}) == len(changes)
+        assert "rensa" in recipes[-1].passes.libraries
+        pinned = corpora[0].model_copy(update={"content_sha256": "0" * 64})
+        assert Corpus("mine", pinned, pins(pinned), 0).recipe() == recipes[0]
+
+    def test_contamination_reads_the_references(self, texts: Path, tmp_path: Path) -> None:
+        corpus = local(texts).model_copy(
+            update={"passes": Passes(contamination=Contamination(action="drop", min_words=3))}
+        )
+        references = References({}, None)
+        stage = Corpus("mine", corpus, pins(corpus), 0, references)
+        assert dict(stage.inputs()) == {"references": references}
+        given = tmp_path / "references"
+        given.mkdir()
+        line = {"task": "quiz", "text": "the city of Anna 7"}
+        (given / "references.jsonl").write_text(json.dumps(line) + "\n")
+        metrics = build(stage, tmp_path / "w", {"references": ref(references, given)})
+        assert metrics["contaminated/quiz"] == metrics["dropped/contamination"] == 1
+        assert metrics["documents"] == 29
+
     def test_cost_of_files_and_of_the_hub(self, texts: Path) -> None:
         assert corpus_stage(texts).cost().disk_bytes == (texts / "a.jsonl").stat().st_size
         assert Corpus("hub", hub(Path("x/y")), {}, 0).cost().disk_bytes == 1000
 
-    def test_hub(self, texts: Path, tmp_path: Path) -> None:
-        stage = Corpus("hub", hub(texts), {}, 0)
+    def test_hub(self, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = datasets.load_dataset_builder
+
+        def load(path: str, **_: object) -> object:
+            builder = real(str(texts))
+            builder.hash = "a" * 40
+            return builder
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", load)
+        stage = Corpus("hub", hub(Path("org/data")), {}, 0)
+        assert stage.needs_network
         assert stage.recipe().model_dump()["revision"] == "a" * 40
         assert stage.node == "corpus:hub"
         metrics = build(stage, tmp_path / "w")

@@ -1,0 +1,142 @@
+"""Which files a local corpus has: what their names say of their kind, in which order they are read,
+and that they are still the files that were pinned. Nothing heavy is imported: the plan asks too."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cpt_residual.core.hashing import file_sha256
+from cpt_residual.data.problems import Problems
+from cpt_residual.errors import CorpusError, did_you_mean
+
+__all__ = [
+    "COMPRESSIONS",
+    "SUFFIXES",
+    "check_pin",
+    "check_unchanged",
+    "content_sha256",
+    "resolve_files",
+    "suffix_of",
+]
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSIBLE = (".jsonl", ".csv", ".txt")
+SUFFIXES = (
+    *(kind + packed for kind in _COMPRESSIBLE for packed in ("", *COMPRESSIONS)),
+    ".parquet",
+)
+"""Every kind of file that can be read, by the end of its name (any case)."""
+
+_REMEDY = "Nothing was read. Mend the files, or name others in the corpus's `files`."
+
+
+def suffix_of(path: Path) -> str | None:
+    """The one of `SUFFIXES` that the file's name ends with; None: of no known kind."""
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def resolve_files(patterns: Sequence[str]) -> list[Path]:
+    """The files that `patterns` name: sorted by path, each once, none empty.
+
+    A pattern is a file, a folder or a glob of these (`**` is any depth). A folder stands for all
+    files of known kinds below it; hidden ones and other kinds in it do not belong to the corpus,
+    while a file that is named, also by a glob, has to be of a known kind.
+    """
+    problems = Problems("local corpus: the files cannot be read", _REMEDY)
+    found: set[Path] = set()
+    for pattern in patterns:
+        expanded = str(Path(pattern).expanduser())
+        # Path.glob does not take absolute patterns.
+        matches = [Path(match) for match in glob.glob(expanded, recursive=True)]  # noqa: PTH207
+        files = {match for match in matches if match.is_file()}
+        for folder in matches:
+            if folder.is_dir():
+                files.update(_below(folder))
+        if not files:
+            problems.add(_nothing_found(pattern, matches))
+        found.update(files)
+    for path in sorted(found):
+        if suffix_of(path) is None:
+            known = ", ".join(SUFFIXES)
+            problems.add(f"{path}: unknown kind '{path.suffix or path.name}'; known: {known}")
+        elif path.stat().st_size == 0:
+            problems.add(f"{path}: the file is empty (0 bytes)")
+    problems.raise_if_any()
+    return sorted(found)
+
+
+def content_sha256(file_hashes: Mapping[str, str]) -> str:
+    """One hash of all files in their order, by kind and content, not by name."""
+    lines = [f"{suffix_of(Path(name))} {value}\n" for name, value in file_hashes.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_pin(key: str, pinned: str | None, file_hashes: Mapping[str, str]) -> None:
+    """Raise when the files of corpus `key` are not those that its `content_sha256` pins."""
+    found = content_sha256(file_hashes)
+    if pinned in (None, found):
+        return
+    raise CorpusError(
+        f"corpora.{key}: the files are not those that were pinned",
+        problems=[
+            f"content_sha256 of the configuration: {pinned}",
+            f"of the {len(file_hashes)} files now:  {found}",
+            *(f"{name}: sha256 {value}" for name, value in list(file_hashes.items())[:20]),
+        ],
+        remedy="A file was changed, added, removed, or renamed to another place in the order. Bring"
+        " back what was pinned, or pin what is there now: it is another corpus.",
+    )
+
+
+def check_unchanged(files: Sequence[Path], file_hashes: Mapping[str, str]) -> None:
+    """Raise when `files` are not what `file_hashes` pinned: by order and content, not by name."""
+    names, pinned = list(file_hashes), list(file_hashes.values())
+    found = [file_sha256(path) for path in files]
+    if found == pinned:
+        return
+    problems = [
+        f"{path}: sha256 {now[:16]} now, {then[:16]} when the run was planned ({name})"
+        for path, now, name, then in zip(files, found, names, pinned, strict=False)
+        if now != then
+    ]
+    if len(found) != len(pinned):
+        problems.append(f"{len(found)} files now, {len(pinned)} when the run was planned")
+    raise CorpusError(
+        "local corpus: the files changed after they were pinned",
+        problems=problems,
+        remedy="The artifact would not hold what its fingerprint says. Start the run again.",
+    )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files of known kinds, at any depth; links are followed, each folder once."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        real = here.resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = here / name
+            if not name.startswith(".") and suffix_of(path) is not None and path.is_file():
+                yield path
+
+
+def _nothing_found(pattern: str, matches: Sequence[Path]) -> str:
+    if matches:
+        return f"{pattern}: no file of a known kind below this folder; known: {', '.join(SUFFIXES)}"
+    if glob.has_magic(pattern):
+        return f"{pattern}: no file matches"
+    folder = Path(pattern).expanduser().parent
+    if not folder.is_dir():
+        return f"{pattern}: no such file, and no folder {folder}"
+    siblings = [entry.name for entry in folder.iterdir() if suffix_of(entry) or entry.is_dir()]
+    return f"{pattern}: no such file.{did_you_mean(Path(pattern).name, siblings)}"

@@ -1,0 +1,36 @@
+"""What reading a corpus gave, counted; part of its ledger."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["FileLedger", "ReadLedger"]
+
+
+class _Counts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileLedger(_Counts):
+    """One file: rows = documents + bad_rows_skipped. kind: how its name ends."""
+
+    kind: str
+    sha256: str
+    documents: int
+    characters: int
+    bad_rows_skipped: int
+
+
+class ReadLedger(_Counts):
+    """What was read, before any pass.
+
+    first_bad_rows: where the first rows were that `bad_lines: skip` left out, and why; a file is
+    named by its number in `files`, from 1, as the ledger depends on the content of files alone.
+    files: empty for a hub data set.
+    """
+
+    documents: int
+    characters: int
+    bad_rows_skipped: int
+    first_bad_rows: tuple[str, ...] = ()
+    files: tuple[FileLedger, ...] = ()

@@ -1,0 +1,28 @@
+"""The data of lm-eval's own tasks, fetched ahead for machines without network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from cpt_residual.config.schema import HarnessSuite, HarnessTask, Suite
+from cpt_residual.evaluation.quiet import quiet_harness
+from cpt_residual.evaluation.stock import find_stock_task, load_tasks
+
+__all__ = ["fetch_task_data", "stock_tasks"]
+
+
+def stock_tasks(suites: Iterable[Suite]) -> list[HarnessTask]:
+    """The tasks whose data comes from the hub, each once."""
+    asked = (suite.tasks for suite in suites if isinstance(suite, HarnessSuite))
+    return list({task.task: task for tasks in asked for task in tasks}.values())
+
+
+def fetch_task_data(tasks: Iterable[HarnessTask]) -> Iterator[str]:
+    """Load each task as an evaluation does, which leaves its data in the cache of `datasets`;
+    yields the names of those that are there. Raises EvaluationError for what is missing (also
+    scorers' own data, such as nltk's for IFEval)."""
+    for task in tasks:
+        with quiet_harness():
+            found = find_stock_task(task)
+            load_tasks(found.manager, [task.task], found.data_sets)
+        yield task.task

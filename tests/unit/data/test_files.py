@@ -1,0 +1,124 @@
+"""Which files a corpus has: kinds by name, folders and globs, the order, and pins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpt_residual.core.hashing import file_sha256
+from cpt_residual.data.files import (
+    SUFFIXES,
+    check_pin,
+    check_unchanged,
+    content_sha256,
+    resolve_files,
+    suffix_of,
+)
+from cpt_residual.errors import CorpusError
+
+KNOWN = ".jsonl, .jsonl.gz, .jsonl.zst, .csv, .csv.gz, .csv.zst, .txt, .txt.gz, .txt.zst, .parquet"
+
+
+def write(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return [folder / name for name in names]
+
+
+def hashes(*paths: Path) -> dict[str, str]:
+    return {str(path): file_sha256(path) for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("a.jsonl", ".jsonl"),
+        ("a.b.jsonl.gz", ".jsonl.gz"),
+        ("A.CSV.ZST", ".csv.zst"),
+        ("a.parquet", ".parquet"),
+        ("a.parquet.gz", None),
+        ("a.json", None),
+        ("jsonl", None),
+    ],
+)
+def test_the_end_of_a_name_says_the_kind(name: str, suffix: str | None) -> None:
+    assert suffix_of(Path(name)) == suffix
+    assert suffix is None or suffix in SUFFIXES
+
+
+def test_files_globs_and_folders_are_sorted_and_each_is_there_once(tmp_path: Path) -> None:
+    b, a, deep = write(tmp_path, "b.jsonl", "a.txt", "deep/er/c.jsonl.gz")
+    patterns = [str(b), str(tmp_path / "*.jsonl"), str(tmp_path), str(a), str(tmp_path / "de*")]
+    assert resolve_files(patterns) == [a, b, deep]
+
+
+def test_a_folder_stands_for_the_known_kinds_below_it(tmp_path: Path) -> None:
+    found = write(tmp_path, "x/1.parquet", "x/y/2.csv", "z.txt.zst")
+    write(tmp_path, "README.md", ".hidden.txt", "x/.git/3.txt", "_SUCCESS")
+    assert resolve_files([str(tmp_path)]) == found
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    (inside,) = write(tmp_path, "elsewhere/a.txt")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "link").symlink_to(tmp_path / "elsewhere")
+    (corpus / "loop").symlink_to(corpus)
+    (corpus / "copy.txt").symlink_to(inside)
+    assert resolve_files([str(corpus)]) == [corpus / "copy.txt", corpus / "link/a.txt"]
+
+
+def test_everything_wrong_with_the_files_is_said_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "notes.md", "empty/x.log")
+    (tmp_path / "corpus.jsonl").write_text("")
+    patterns = ["corpus.jsnl", "corpus.jsonl", "notes.md", "*.parquet", "none/x.txt", "empty"]
+    with pytest.raises(CorpusError) as caught:
+        resolve_files([str(tmp_path / pattern) for pattern in patterns])
+    assert caught.value.problems == (
+        f"{tmp_path}/corpus.jsnl: no such file. Did you mean 'corpus.jsonl'?",
+        f"{tmp_path}/*.parquet: no file matches",
+        f"{tmp_path}/none/x.txt: no such file, and no folder {tmp_path}/none",
+        f"{tmp_path}/empty: no file of a known kind below this folder; known: {KNOWN}",
+        f"{tmp_path}/corpus.jsonl: the file is empty (0 bytes)",
+        f"{tmp_path}/notes.md: unknown kind '.md'; known: {KNOWN}",
+    )
+    assert caught.value.remedy.startswith("Nothing was read.")
+
+
+def test_files_that_changed_since_the_run_was_planned(tmp_path: Path) -> None:
+    a, b = write(tmp_path, "a.txt", "b.txt")
+    pinned = hashes(a, b)
+    check_unchanged([a, b], pinned)
+    b.write_text("three")
+    with pytest.raises(CorpusError, match="changed after they were pinned") as caught:
+        check_unchanged([a, b], pinned)
+    assert caught.value.problems[0].startswith(f"{b}: sha256 ")
+    with pytest.raises(CorpusError) as caught:
+        check_unchanged([a], pinned)
+    assert caught.value.problems == ("1 files now, 2 when the run was planned",)
+
+
+def test_a_renamed_file_is_still_the_pinned_one(tmp_path: Path) -> None:
+    (a,) = write(tmp_path, "a.txt")
+    pinned = hashes(a)
+    content = content_sha256(pinned)
+    z = a.rename(tmp_path / "z.txt")
+    check_unchanged([z], pinned)
+    assert content_sha256(hashes(z)) == content
+
+
+def test_a_pin_of_the_configuration_is_of_content_kind_and_order(tmp_path: Path) -> None:
+    a, b = write(tmp_path, "a.txt", "b.txt")
+    b.write_text("other")
+    pin = content_sha256(hashes(a, b))
+    check_pin("mine", pin, hashes(a, b))
+    check_pin("mine", None, hashes(a, b))
+    swapped = hashes(b, a)
+    kinds = hashes(a.rename(tmp_path / "a.jsonl"), b)
+    for changed in (swapped, kinds, hashes(b)):
+        with pytest.raises(CorpusError, match=r"corpora\.mine: the files are not those") as caught:
+            check_pin("mine", pin, changed)
+        assert caught.value.problems[0].endswith(pin)
+        assert caught.value.problems[1].endswith(content_sha256(changed))
