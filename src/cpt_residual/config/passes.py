@@ -7,6 +7,7 @@ contamination check last, so that it speaks of the documents that are really tra
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Literal, Self
 
@@ -29,11 +30,14 @@ __all__ = [
 
 def _written_date(value: object) -> object:
     """Only what is written as a date is one; pydantic would take numbers for seconds since 1970."""
-    if isinstance(value, str | date):
+    if isinstance(value, date):
         return value
-    raise ValueError('a date is written as "YYYY-MM-DD", in quotes')
+    if isinstance(value, str) and _DAY.fullmatch(value):
+        return date.fromisoformat(value)
+    raise ValueError("a day is written as YYYY-MM-DD")
 
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 Day = Annotated[date, BeforeValidator(_written_date)]
 _CODES = """
 ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa

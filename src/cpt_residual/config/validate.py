@@ -170,6 +170,7 @@ _WORDED: Mapping[str, Callable[[_Detail, type[BaseModel]], str]] = {
 
 
 def _reworded(message: str) -> str:
+    message = message.removeprefix("Value error, ")  # of a check of our own
     return message.replace("Input should be a valid", "must be a valid").replace(
         "Input should be", "must be"
     )
