@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 from cpt_residual.data.packing import PackView, chat_source, open_pack, text_source
 from cpt_residual.data.rows import PADDING, START
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, ChatEncoder
-from cpt_residual.modeling.tokenizer import TextEncoder
+from cpt_residual.modeling.tokenizer import text_encoder
 from support.packs import dialogue, pack, plan, write_dialogues, write_texts
 from support.tiny_tokenizer import texts, tiny_tokenizer
 
@@ -43,7 +43,7 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> PackView:
     chat = [one for one in chat if sum(len(turn["content"]) for turn in one) < LENGTH - 4]
     long = [" ".join(texts(30, seed=2)), *sentences]
     encode, encode_chat = (
-        TextEncoder(tiny_tokenizer()),
+        text_encoder(tiny_tokenizer()),
         ChatEncoder(tiny_tokenizer(), TINY_CHAT_TEMPLATE),
     )
     sources = [

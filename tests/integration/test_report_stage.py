@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import pytest
 
+from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
     Evaluation,
     Experiment,
-    Pack,
     Paths,
     PretrainedModel,
     Residual,

@@ -81,7 +81,7 @@ def build(
 ) -> PackView:
     folder.mkdir(exist_ok=True)
     asked = plan(case.length, budget or case.budget, repeat=True, seed=case.seed)
-    pack(folder, case.sources(folder), asked, batch_documents=batch or case.batch)
+    pack(folder, case.sources(folder), asked, batch_bytes=20 * (batch or case.batch))
     return open_pack(folder)
 
 

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from cpt_residual.core.stage import no_progress
+from cpt_residual.data.document_source import TextPacking
+from cpt_residual.data.documents import Messages
 from cpt_residual.data.packing import (
     PackLedger,
     PackPlan,
+    PhasePlan,
     Source,
+    Tokenising,
     build_pack,
     chat_source,
     text_source,
 )
-from cpt_residual.data.rows import Encoded
+from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 
 PAD, EOS, BOS = 0, 1, 2
 FIRST_BYTE = 10
@@ -24,14 +29,14 @@ FIRST_BYTE = 10
 Dialogue = list[dict[str, str]]
 
 
-def encode_bytes(documents: Sequence[str]) -> list[Encoded]:
+def encode_bytes(documents: Sequence[str]) -> EncodedDocuments:
     """BOS, one token a byte, EOS; loss on all but the first."""
-    return [
-        _encoded([BOS, *(FIRST_BYTE + byte for byte in text.encode()), EOS]) for text in documents
-    ]
+    return EncodedDocuments.of(
+        [_encoded([BOS, *(FIRST_BYTE + byte for byte in text.encode()), EOS]) for text in documents]
+    )
 
 
-def encode_dialogues(documents: Sequence[Sequence[dict[str, str]]]) -> list[Encoded]:
+def encode_dialogues(documents: Sequence[Messages]) -> EncodedDocuments:
     """One token a byte; loss on the answers only."""
     encoded: list[Encoded] = []
     for messages in documents:
@@ -42,7 +47,7 @@ def encode_dialogues(documents: Sequence[Sequence[dict[str, str]]]) -> list[Enco
             ids += content
             loss += [message["role"] == "assistant"] * len(content)
         encoded.append((np.array(ids, dtype=np.uint32), np.array(loss, dtype=np.bool_)))
-    return encoded
+    return EncodedDocuments.of(encoded)
 
 
 def _encoded(ids: list[int]) -> Encoded:
@@ -68,15 +73,33 @@ def _write(path: Path, rows: Sequence[object]) -> Path:
     return path
 
 
-def byte_texts(path: Path, name: str = "text", *, share: float = 1.0) -> Source:
-    return text_source(name, path, share=share, encode=encode_bytes)
+def byte_texts(
+    path: Path,
+    name: str = "text",
+    *,
+    share: float = 1.0,
+    packing: TextPacking = "concat_chunk",
+    max_passes: int | None = None,
+) -> Source:
+    return text_source(
+        name, path, share=share, encode=encode_bytes, packing=packing, max_passes=max_passes
+    )
 
 
-def byte_dialogues(path: Path, name: str = "chat", *, share: float = 1.0) -> Source:
-    return chat_source(name, path, share=share, encode=encode_dialogues)
+def byte_dialogues(
+    path: Path, name: str = "chat", *, share: float = 1.0, max_passes: int | None = None
+) -> Source:
+    return chat_source(name, path, share=share, encode=encode_dialogues, max_passes=max_passes)
 
 
-def plan(length: int, budget: int, *, repeat: bool = False, seed: int = 0) -> PackPlan:
+def plan(
+    length: int,
+    budget: int,
+    *,
+    repeat: bool = False,
+    seed: int = 0,
+    phases: Sequence[PhasePlan] = (),
+) -> PackPlan:
     return PackPlan(
         sequence_length=length,
         token_budget=budget,
@@ -86,12 +109,18 @@ def plan(length: int, budget: int, *, repeat: bool = False, seed: int = 0) -> Pa
         eos_id=EOS,
         pad_id=PAD,
         tokenizer_map_hash="bytes",
+        phases=tuple(phases),
     )
 
 
 def pack(
-    out: Path, sources: Sequence[Source], asked: PackPlan, *, batch_documents: int = 1024
+    out: Path,
+    sources: Sequence[Source],
+    asked: PackPlan,
+    *,
+    batch_bytes: int = 100_000,
+    tokenising: Tokenising | None = None,
 ) -> PackLedger:
-    return build_pack(
-        out, sources, asked, progress=lambda *_: None, batch_documents=batch_documents
-    )
+    """`batch_bytes`: encoded at a time in this process, unless `tokenising` says how."""
+    how = tokenising or Tokenising(batch_bytes=batch_bytes)
+    return build_pack(out, sources, asked, progress=no_progress, tokenising=how)

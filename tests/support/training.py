@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from cpt_residual.config.schema import Architecture, DeepSpeed, Launch, TrainRecipe
-from cpt_residual.data.pack_format import PackLedger, PackWriter, write_ledger
+from cpt_residual.data.pack_format import PackWriter
+from cpt_residual.data.pack_ledger import FORMAT_VERSION, PackLedger, write_ledger
+from cpt_residual.data.row_counts import SpecialIds
 from cpt_residual.data.rows import LOSS, PADDING, START, Row
 from cpt_residual.modeling.initialise import write_initial_model
 from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
@@ -48,16 +50,17 @@ def write_pack(
     last = length // 2 if last is None else last
     random = np.random.default_rng(seed)
     tokens = 0
-    with PackWriter(folder, sequence_length=length) as writer:
+    special = SpecialIds(bos=None, eos=1, pad=0)
+    with PackWriter(folder, sequence_length=length, num_sources=1, special=special) as writer:
         for number in range(num_rows):
             row = _row(random, length, real=last if number == num_rows - 1 else length)
             tokens += row.num_tokens
-            writer.append(row)
+            writer.append(row, 0)
         digest = writer.finish()
     write_ledger(
         folder,
         PackLedger(
-            format_version=1,
+            format_version=FORMAT_VERSION,
             num_rows=num_rows,
             sequence_length=length,
             token_budget=tokens,
@@ -71,6 +74,8 @@ def write_pack(
             pad_id=0,
             tokenizer_map_hash=token_map_hash(load_tokenizer(model)),
             rows_sha256=digest,
+            marks=(),
+            phases=(),
             sources=(),
         ),
     )

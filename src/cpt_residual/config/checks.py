@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from math import isclose
 from pathlib import Path
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, WorldCorpus
 from cpt_residual.config.derived import rows_per_step
+from cpt_residual.config.packs import problems_of_pack
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
@@ -17,8 +17,8 @@ from cpt_residual.config.schema import (
     InitModel,
     Model,
     PretrainedModel,
-    TrainedModel,
     Suite,
+    TrainedModel,
     WorldSuite,
 )
 from cpt_residual.config.validate import invalid
@@ -99,7 +99,6 @@ def _references_of_model(place: str, model: Model) -> Iterator[tuple[str, str, s
         yield f"{place}.residual", model.residual, "residuals"
 
 
-def _references_of_evaluation(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
 def _references_of_suite(place: str, suite: Suite) -> Iterator[tuple[str, str, str]]:
     if isinstance(suite, HeldoutSuite):
         for index, corpus in enumerate(suite.corpora):
@@ -110,6 +109,7 @@ def _references_of_suite(place: str, suite: Suite) -> Iterator[tuple[str, str, s
             yield f"{place}.references[{index}]", corpus, "corpora"
 
 
+def _references_of_evaluation(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
     evaluation = experiment.evaluation
     for index, variant in enumerate(evaluation.variants):
         yield f"evaluation.variants[{index}]", variant, "models"
@@ -134,11 +134,11 @@ def _duplicates(experiment: Experiment) -> Iterator[str]:
             if isinstance(suite, HeldoutSuite)
         },
         **{
-        **{
             f"suites.{key}.references": suite.references
             for key, suite in experiment.suites.items()
             if isinstance(suite, ClozeSuite)
         },
+        **{
             f"packs.{key}.sources": [f"{each.corpus} ({each.format})" for each in pack.sources]
             for key, pack in experiment.packs.items()
         },
@@ -195,10 +195,7 @@ def _corpora(experiment: Experiment) -> Iterator[str]:
 
 def _packs(experiment: Experiment) -> Iterator[str]:
     for key, pack in experiment.packs.items():
-        shares = [source.share for source in pack.sources]
-        if not isclose(sum(shares), 1.0, rel_tol=0.0, abs_tol=1e-9):
-            text = " + ".join(f"{share:g}" for share in shares)
-            yield f"packs.{key}.sources: shares {text} = {sum(shares):.12g}: must sum to 1"
+        yield from problems_of_pack(f"packs.{key}", pack)
         for index, source in enumerate(pack.sources):
             corpus = experiment.corpora[source.corpus]
             if not isinstance(corpus, WorldCorpus):
@@ -329,13 +326,6 @@ def _suites(experiment: Experiment) -> Iterator[str]:
                 reason = _without_heldout(experiment.corpora[name])
                 if reason:
                     yield f"suites.{key}.corpora[{index}]: {name}: {reason}"
-
-
-def _without_heldout(corpus: Corpus) -> str:
-    """Why `corpus` has no held-out documents; empty if it has."""
-    if isinstance(corpus, WorldCorpus):
-        if corpus.part in _WITH_HELDOUT:
-            return ""
         if isinstance(suite, ClozeSuite):
             yield from _cloze(f"suites.{key}", suite, experiment)
 
@@ -356,6 +346,13 @@ def _cloze(place: str, suite: ClozeSuite, experiment: Experiment) -> Iterator[st
             f"{place}.references: empty: nothing tells new knowledge from old: name a corpus, or "
             f"hold documents of {suite.corpus} out (heldout_is_reference)"
         )
+
+
+def _without_heldout(corpus: Corpus) -> str:
+    """Why `corpus` has no held-out documents; empty if it has."""
+    if isinstance(corpus, WorldCorpus):
+        if corpus.part in _WITH_HELDOUT:
+            return ""
         return f"part {corpus.part} has no held-out documents; only {', '.join(_WITH_HELDOUT)} have"
     return "" if corpus.heldout_documents else "its heldout_documents is 0"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cpt_residual.config.schema import Architecture, Pack, TrainRecipe
+from cpt_residual.config.packs import Pack
+from cpt_residual.config.schema import Architecture, TrainRecipe
 
 __all__ = [
     "accumulation_steps",

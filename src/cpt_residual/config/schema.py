@@ -13,7 +13,7 @@ from pydantic import Field
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, World
-from cpt_residual.config.frozen import Frozen, Name, PositiveInt, Share
+from cpt_residual.config.frozen import Frozen, Name, PositiveInt
 from cpt_residual.config.merging import (
     EXACT_STORAGE,
     PLAIN_ADDITION,
@@ -21,25 +21,7 @@ from cpt_residual.config.merging import (
     Storage,
     VocabPolicy,
 )
-
-# --- packs ---------------------------------------------------------------------------------------
-class PackSource(Frozen):
-    """One source of a pack. `format=text`: documents + EOS, concatenated and chunked.
-    `format=chat`: dialogues through the chat template, never split, loss on the answers only."""
-
-    corpus: Name
-    share: Share = 1.0
-    format: Literal["text", "chat"] = "text"
-
-
-class Pack(Frozen):
-    """Token ids ready for training. `token_budget` counts training tokens, padding excluded."""
-
-    tokenizer: Name  # a key of `models`: whose tokenizer is used
-    sequence_length: PositiveInt
-    token_budget: PositiveInt
-    sources: Annotated[list[PackSource], Field(min_length=1)]
-    repeat: bool = False  # False: too few tokens is an error; True: whole passes in a new order
+from cpt_residual.config.packs import Pack
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -30,6 +30,16 @@ class LineIndex:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
+    @property
+    def begins(self) -> Offsets:
+        """Where each line begins in the file."""
+        return self._starts[:-1]
+
+    @property
+    def ends(self) -> Offsets:
+        """Where each line ends, its line feed included."""
+        return self._starts[1:]
+
     def line(self, number: int) -> bytes:
         """Line `number`, counted from 0, without its line feed."""
         start, end = int(self._starts[number]), int(self._starts[number + 1])

@@ -1,18 +1,30 @@
 """The files of a pack, and how to open one.
 
-`ids.npy`    uint32 (num_rows, sequence_length): token ids.
-`flags.npy`  uint8, same shape: bit 0 segment start, bit 1 loss-bearing label, bit 2 padding,
-             bit 3 (column 0 only) the segment continues a document of an earlier row.
-`pack.json`  the ledger.
+`ids.npy`      uint32 (num_rows, sequence_length): token ids.
+`flags.npy`    uint8, same shape: bit 0 segment start, bit 1 loss-bearing label, bit 2 padding,
+               bit 3 (only with bit 0) the segment continues a document of an earlier row.
+`sources.npy`  uint8 (num_rows,): which of the ledger's `sources` a row is from.
+`pack.json`    the ledger (`pack_ledger`).
 
 Rows are in training order. Positions restart at every bit 0; the padding tail is a segment of its
-own. The label of token t is t itself (the model shifts). All three are readable with numpy alone.
+own. The label of token t is t itself (the model shifts). All arrays are little endian, in C order,
+readable with numpy alone and from any row on:
+
+    ids, flags = (np.load(name, mmap_mode="r")[row] for name in ("ids.npy", "flags.npy"))
+    columns = np.arange(len(ids))
+    position_ids = columns - np.maximum.accumulate(np.where(flags & 1, columns, 0))
+    labels = np.where(flags & 2, ids.astype(np.int64), -100)
+
+A model that is given these positions, no attention mask and `use_cache=False` attends within
+segments only. A document is one segment, or several when it is longer than a row or cut by one:
+its parts are in the order of the rows of their source.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +33,19 @@ from typing import BinaryIO, Self, cast
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cpt_residual.core.files import write_json_atomic
+from cpt_residual.data.pack_ledger import PackLedger, RowMark, read_ledger
+from cpt_residual.data.row_counts import RowCounts, SpecialIds
 from cpt_residual.data.rows import LOSS, PADDING, START, Flags, Ids, Row
 from cpt_residual.errors import CorruptArtifactError
 
 __all__ = [
     "IGNORED_LABEL",
-    "PackLedger",
+    "MAX_SOURCES",
     "PackView",
     "PackWriter",
-    "SourceLedger",
+    "hashed_bytes",
     "open_pack",
-    "write_ledger",
 ]
 
 Int64s = npt.NDArray[np.int64]
@@ -42,84 +53,63 @@ Int64s = npt.NDArray[np.int64]
 IGNORED_LABEL = -100
 """The label that torch's cross entropy leaves out."""
 
+MAX_SOURCES = 256
+"""A source's number is one byte."""
+
+_FILES = ("ids.npy", "flags.npy", "sources.npy")
+_DTYPES = ("<u4", "|u1", "|u1")
+_BUFFERED_TOKENS = 1 << 18
+
 _REMEDY = "Delete the artifact and run again; it will be rebuilt."
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceLedger(_Frozen):
-    """Where the tokens of one source went.
-
-    tokens_read = tokens + tokens_cut + tokens_left_over, and tokens = loss_tokens +
-    masked_tokens. Documents, characters and tokens "read" count every pass over the source.
-    """
-
-    corpus: str
-    format: str
-    share: float
-    documents_available: int
-    documents_read: int
-    characters_read: int
-    tokens_read: int
-    passes: int
-    rows: int
-    documents: int  # documents that begin in the pack
-    tokens: int
-    loss_tokens: int
-    masked_tokens: int
-    bos_tokens: int
-    eos_tokens: int
-    padding: int
-    continuations: int  # rows that begin inside a document
-    tokens_cut: int  # of the last row, beyond the budget
-    tokens_left_over: int  # read, but in no row: the rest of a document, or rows not needed
-
-
-class PackLedger(_Frozen):
-    """Counts over the whole pack; `tokens` equals `token_budget` exactly."""
-
-    format_version: int
-    num_rows: int
-    sequence_length: int
-    token_budget: int
-    tokens: int
-    loss_tokens: int
-    padding: int
-    repeat: bool
-    seed: int
-    bos_id: int | None
-    eos_id: int
-    pad_id: int
-    tokenizer_map_hash: str
-    rows_sha256: str  # over every row's ids (little endian), then its flags, in order
-    sources: tuple[SourceLedger, ...]
-
-
 class PackWriter:
-    """Writes rows one after the other in constant memory; a context manager."""
+    """Writes rows one after the other in constant memory, and counts them; a context manager."""
 
-    def __init__(self, out: Path, *, sequence_length: int) -> None:
+    def __init__(
+        self, out: Path, *, sequence_length: int, num_sources: int, special: SpecialIds
+    ) -> None:
+        assert num_sources <= MAX_SOURCES, "checked by whoever makes the pack"
         out.mkdir(parents=True, exist_ok=True)
         self._length = sequence_length
-        self._ids = (out / "ids.npy").open("wb", buffering=1 << 20)
-        self._flags = (out / "flags.npy").open("wb", buffering=1 << 20)
+        self._special = special
+        self._files = [(out / name).open("wb", buffering=0) for name in _FILES]
         self._sha256 = hashlib.sha256()
-        self.num_rows = 0
+        capacity = max(_BUFFERED_TOKENS // sequence_length, 2)
+        self._ids = np.empty((capacity, sequence_length), dtype="<u4")
+        self._flags = np.empty((capacity, sequence_length), dtype=np.uint8)
+        self._sources = np.empty(capacity, dtype=np.uint8)
+        self._num_tokens = np.empty(capacity, dtype=np.int64)
+        self._buffered = 0
+        self._written = RowMark(rows=0, tokens=0, sha256=self._sha256.hexdigest())
+        self.marks: list[RowMark] = []
+        self.counts = [RowCounts() for _ in range(num_sources)]
         self._headers()
 
-    def append(self, row: Row) -> None:
-        """Write one row."""
-        ids, flags = row.ids.astype("<u4", copy=False).tobytes(), row.flags.tobytes()
-        self._ids.write(ids)
-        self._flags.write(flags)
-        self._sha256.update(ids)
-        self._sha256.update(flags)
-        self.num_rows += 1
+    @property
+    def num_rows(self) -> int:
+        """Rows so far."""
+        return self._written.rows + self._buffered
+
+    def append(self, row: Row, source: int) -> None:
+        """Write one row of source number `source`."""
+        if self._buffered == len(self._ids):
+            self._write(self._buffered - 1)  # the last row is held back until it is not the last
+        place = self._buffered
+        self._ids[place] = row.ids
+        self._flags[place] = row.flags
+        self._sources[place] = source
+        self._num_tokens[place] = row.num_tokens
+        self._buffered += 1
 
     def finish(self) -> str:
-        """Complete the headers; returns `rows_sha256`. No row may follow."""
+        """Complete files, counts and marks; returns `rows_sha256`. No row may follow."""
+        if self._buffered:
+            self._write(self._buffered - 1)
+            if self._written.rows and self._written not in self.marks:
+                self.marks.append(self._written)
+            self._write(1)
+            self.marks = [mark for mark in self.marks if mark.rows < self._written.rows]
         self._headers()
         return self._sha256.hexdigest()
 
@@ -127,16 +117,68 @@ class PackWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._ids.close()
-        self._flags.close()
+        for file in self._files:
+            file.close()
+
+    def _write(self, num_rows: int) -> None:
+        """Write the first rows of the buffer."""
+        if not num_rows:
+            return
+        ids, flags = self._ids[:num_rows], self._flags[:num_rows]
+        sources = self._sources[:num_rows]
+        for file, part in zip(self._files, (ids, flags, sources), strict=True):
+            _write_all(file, part.data)
+        for source in np.unique(sources).tolist():
+            mine = sources == source
+            some = (ids, flags) if mine.all() else (ids[mine], flags[mine])
+            self.counts[source] += RowCounts.of(*some, self._special)
+        self._hash(num_rows)
+        kept = slice(num_rows, self._buffered)
+        self._buffered -= num_rows
+        for buffer in (self._ids, self._flags, self._sources, self._num_tokens):
+            buffer[: self._buffered] = buffer[kept]
+
+    def _hash(self, num_rows: int) -> None:
+        """Hash the first rows of the buffer, and make a mark at every power of two."""
+        first = 0
+        while first < num_rows:
+            rows = self._written.rows
+            to_mark = (1 << rows.bit_length()) - rows
+            last = min(first + to_mark, num_rows)
+            self._sha256.update(hashed_bytes(self._ids[first:last], self._flags[first:last]))
+            self._written = RowMark(
+                rows=rows + last - first,
+                tokens=self._written.tokens + int(self._num_tokens[first:last].sum()),
+                sha256=self._sha256.hexdigest(),
+            )
+            if last - first == to_mark:  # dropped again by `finish` if it is the last row
+                self.marks.append(self._written)
+            first = last
 
     def _headers(self) -> None:
-        for file, descr in ((self._ids, "<u4"), (self._flags, "|u1")):
+        shape = (self._written.rows, self._length)
+        for file, dtype, axes in zip(self._files, _DTYPES, (2, 2, 1), strict=True):
             file.seek(0)
-            file.write(_npy_header(descr, (self.num_rows, self._length)))
+            _write_all(file, _npy_header(dtype, shape[:axes]))
 
 
-def _npy_header(descr: str, shape: tuple[int, int]) -> bytes:
+def hashed_bytes(ids: Ids, flags: Flags) -> memoryview:
+    """What hashes of rows are over, for ids_BL and flags_BL: row by row its ids, then its flags."""
+    num_rows, length = ids.shape
+    joined = np.empty((num_rows, 5 * length), dtype=np.uint8)
+    joined[:, : 4 * length] = np.ascontiguousarray(ids).astype("<u4", copy=False).view(np.uint8)
+    joined[:, 4 * length :] = flags
+    return joined.data
+
+
+def _write_all(file: io.FileIO, content: bytes | memoryview) -> None:
+    """An unbuffered write may write a part only."""
+    rest = memoryview(content).cast("B")
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     """A .npy header; numpy leaves room for the first axis to grow, so its length never changes."""
     header = io.BytesIO()
     npy_format.write_array_header_1_0(
@@ -160,6 +202,7 @@ class PackView:
     path: Path
     ids: Ids
     flags: Flags
+    row_sources: npt.NDArray[np.uint8]
     ledger: PackLedger
 
     def __len__(self) -> int:
@@ -194,43 +237,38 @@ class PackView:
 def open_pack(path: Path) -> PackView:
     """Map the pack in directory `path` after checking that files, shapes and ledger agree.
 
-    Reads no row. Raises `CorruptArtifactError` with every disagreement.
+    Reads no row. Raises `CorruptArtifactError` with every disagreement, and `CompatibilityError`
+    for a pack of another format version.
     """
-    ledger = _read_ledger(path)
+    ledger = read_ledger(path)
     shape = (ledger.num_rows, ledger.sequence_length)
     problems: list[str] = []
-    ids = _map(path / "ids.npy", np.dtype("<u4"), shape, problems)
-    flags = _map(path / "flags.npy", np.dtype("|u1"), shape, problems)
+    ids, flags, sources = (
+        _map(path / name, np.dtype(dtype), shape[:axes], problems)
+        for name, dtype, axes in zip(_FILES, _DTYPES, (2, 2, 1), strict=True)
+    )
     if ledger.tokens != ledger.token_budget:
         problems.append(f"pack.json: {ledger.tokens} tokens, but a budget of {ledger.token_budget}")
     if ledger.tokens + ledger.padding != ledger.num_rows * ledger.sequence_length:
         problems.append("pack.json: tokens + padding is not num_rows x sequence_length")
-    if problems or ids is None or flags is None:
+    if problems or ids is None or flags is None or sources is None:
         raise CorruptArtifactError(f"pack {path} is damaged", problems=problems, remedy=_REMEDY)
-    return PackView(path=path, ids=cast("Ids", ids), flags=cast("Flags", flags), ledger=ledger)
-
-
-def write_ledger(out: Path, ledger: PackLedger) -> None:
-    """Write `pack.json`."""
-    write_json_atomic(out / "pack.json", ledger)
-
-
-def _read_ledger(path: Path) -> PackLedger:
-    try:
-        return PackLedger.model_validate_json((path / "pack.json").read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CorruptArtifactError(
-            f"pack {path} has no readable ledger", problems=[f"pack.json: {error}"], remedy=_REMEDY
-        ) from error
+    return PackView(
+        path=path,
+        ids=cast("Ids", ids),
+        flags=cast("Flags", flags),
+        row_sources=cast("Flags", sources),
+        ledger=ledger,
+    )
 
 
 def _map(
-    file: Path, dtype: np.dtype[np.generic], shape: tuple[int, int], problems: list[str]
+    file: Path, dtype: np.dtype[np.generic], shape: tuple[int, ...], problems: list[str]
 ) -> np.memmap[tuple[int, ...], np.dtype[np.generic]] | None:
     if not file.is_file():
         problems.append(f"{file.name}: missing")
         return None
-    expected = _HEADER_BYTES + shape[0] * shape[1] * dtype.itemsize
+    expected = _HEADER_BYTES + math.prod(shape) * dtype.itemsize
     if file.stat().st_size != expected:
         problems.append(f"{file.name}: {file.stat().st_size} bytes, not {expected}")
         return None

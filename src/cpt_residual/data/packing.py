@@ -1,41 +1,44 @@
 """Build a pack: documents in a seeded order, encoded, mixed by shares, to an exact token budget.
 
-Guarantees: the sum of real tokens is exactly `token_budget` (the last row is cut and padded);
-every token read is in the pack or counted as cut or left over; the bytes depend on the documents,
-the encoders and the plan only, never on batch sizes; the pack of a smaller budget is a prefix of
-the pack of a larger one, but for the padding of its last row. Constant memory besides about 16
-bytes a document. The format is in `pack_format`.
+Guarantees: the sum of real tokens is exactly `token_budget`. The rule for the last row: it is the
+next row in order, cut after the last token that the budget allows and padded. Every token read is
+in the pack or counted as cut or left over. The bytes depend on the documents, the encoders and the
+plan only, never on workers, shards or kills. Without phases, the pack of a smaller budget is the
+beginning of the pack of a larger one, but for the padding of its last row. Constant memory besides
+about 16 bytes a document. The format is in `pack_format`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from cpt_residual.core.stage import ProgressReport
-from cpt_residual.data.documents import Messages
+from cpt_residual.data.document_source import DocumentSource, Source, chat_source, text_source
 from cpt_residual.data.index import LineIndex
-from cpt_residual.data.mixture import Mixture
+from cpt_residual.data.mixture import Curriculum, PhasePlan
 from cpt_residual.data.pack_format import (
     IGNORED_LABEL,
-    PackLedger,
+    MAX_SOURCES,
     PackView,
     PackWriter,
-    SourceLedger,
     open_pack,
+)
+from cpt_residual.data.pack_ledger import (
+    FORMAT_VERSION,
+    PackLedger,
+    PhaseLedger,
+    SourceLedger,
     write_ledger,
 )
+from cpt_residual.data.row_counts import SpecialIds
 from cpt_residual.data.rows import Row, cut_row
-from cpt_residual.data.source_rows import (
-    DocumentSource,
-    PackPlan,
-    Source,
-    SourceRows,
-    chat_source,
-    text_source,
-)
-from cpt_residual.errors import CorpusError
+from cpt_residual.data.source_rows import RowShape, SourceRows
+from cpt_residual.data.supply import Reading, Supplier, Tokenising
+from cpt_residual.errors import ConfigError, CorpusError
 
 __all__ = [
     "IGNORED_LABEL",
@@ -43,19 +46,47 @@ __all__ = [
     "PackLedger",
     "PackPlan",
     "PackView",
+    "PhasePlan",
     "Source",
     "SourceLedger",
+    "Tokenising",
     "build_pack",
     "chat_source",
     "open_pack",
     "text_source",
 ]
 
-FORMAT_VERSION = 1
-
-AnySourceRows = SourceRows[str] | SourceRows[Messages]
-
 _REPORT_EVERY_ROWS = 256
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """What is asked for. Ids come from the tokenizer whose `token_map_hash` is given.
+
+    `phases`: mixtures one after the other, each with shares in the order of the sources; without
+    any, the sources' own shares hold throughout.
+    """
+
+    sequence_length: int
+    token_budget: int
+    repeat: bool
+    seed: int
+    bos_id: int | None
+    eos_id: int
+    pad_id: int
+    tokenizer_map_hash: str
+    phases: tuple[PhasePlan, ...] = ()
+
+    @property
+    def special(self) -> SpecialIds:
+        """The ids with a meaning of their own."""
+        return SpecialIds(bos=self.bos_id, eos=self.eos_id, pad=self.pad_id)
+
+    def max_passes(self, source: Source) -> int | None:
+        """How often `source` may be read; None: as often as wanted."""
+        if source.max_passes is not None:
+            return source.max_passes
+        return None if self.repeat else 1
 
 
 def build_pack(
@@ -64,78 +95,122 @@ def build_pack(
     plan: PackPlan,
     *,
     progress: ProgressReport,
-    batch_documents: int = 1024,
+    tokenising: Tokenising = Tokenising(),  # noqa: B008  a frozen value
 ) -> PackLedger:
     """Write the pack below `out` and return its ledger.
 
     Raises `CorpusError` for documents that cannot be used, for chat documents longer than a row,
-    and when a source has fewer tokens than its share needs and `repeat` is off.
+    and when a source has fewer tokens than its share needs in as many passes as it may have.
     """
-    names = [source.name for source in sources]
-    mixture = Mixture([source.share for source in sources], names=names)
+    curriculum = _curriculum(sources, plan)
     with ExitStack() as stack:
         indexes = [stack.enter_context(LineIndex(source.documents)) for source in sources]
-        streams = [
-            source.rows(plan, index, batch_documents=batch_documents)
-            for source, index in zip(sources, indexes, strict=True)
+        _require_documents(sources, indexes)
+        readings = [
+            Reading(index, plan.seed, plan.max_passes(source), curriculum.needed(number))
+            for number, (source, index) in enumerate(zip(sources, indexes, strict=True))
         ]
-        writer = stack.enter_context(PackWriter(out, sequence_length=plan.sequence_length))
-        for row in _mixed_rows(streams, mixture, plan):
-            writer.append(row)
+        supplier = Supplier(sources, readings, tokenising, identity=plan.tokenizer_map_hash)
+        blocks = stack.enter_context(supplier).blocks()
+        shape = RowShape(plan.sequence_length, plan.pad_id)
+        streams = [
+            SourceRows(source, index, its_blocks, shape)
+            for source, index, its_blocks in zip(sources, indexes, blocks, strict=True)
+        ]
+        writer = stack.enter_context(
+            PackWriter(
+                out,
+                sequence_length=plan.sequence_length,
+                num_sources=len(sources),
+                special=plan.special,
+            )
+        )
+        for number, row in _mixed_rows(streams, curriculum, plan):
+            writer.append(row, number)
             if writer.num_rows % _REPORT_EVERY_ROWS == 0:
-                progress(sum(mixture.tokens), plan.token_budget, "tokens")
-        progress(sum(mixture.tokens), plan.token_budget, "tokens")
-        ledger = _ledger(plan, writer.num_rows, writer.finish(), [s.ledger() for s in streams])
+                progress(curriculum.num_tokens, plan.token_budget, "tokens")
+        progress(curriculum.num_tokens, plan.token_budget, "tokens")
+        ledger = _ledger(plan, writer, curriculum, streams)
     write_ledger(out, ledger)
     return ledger
 
 
+def _curriculum(sources: Sequence[Source], plan: PackPlan) -> Curriculum:
+    if len(sources) > MAX_SOURCES:
+        raise ConfigError(
+            f"a pack has {len(sources)} sources; at most {MAX_SOURCES} can be told apart",
+            remedy="Join corpora before they are packed.",
+        )
+    shares = tuple(source.share for source in sources)
+    return Curriculum(
+        plan.phases or [PhasePlan(1.0, shares)],
+        names=[source.name for source in sources],
+        token_budget=plan.token_budget,
+    )
+
+
+def _require_documents(sources: Sequence[Source], indexes: Sequence[LineIndex]) -> None:
+    for source, index in zip(sources, indexes, strict=True):
+        if len(index) == 0:
+            raise CorpusError(
+                f"source {source.name}: {index.path.name} holds no document",
+                remedy="Take it out of the pack's `sources`, or give its corpus documents.",
+            )
+
+
 def _mixed_rows(
-    streams: Sequence[AnySourceRows], mixture: Mixture, plan: PackPlan
-) -> Iterator[Row]:
-    """Rows in training order, the last one cut to the budget."""
+    streams: Sequence[SourceRows], curriculum: Curriculum, plan: PackPlan
+) -> Iterator[tuple[int, Row]]:
+    """(source, row) in training order, the last one cut to the budget."""
     remaining = plan.token_budget
     while remaining:
-        for number in mixture.by_deficit(row_tokens=plan.sequence_length):
+        for number in curriculum.by_deficit(row_tokens=plan.sequence_length):
             row = streams[number].next_row()
             if row is not None:
                 break
-            needed = mixture.needed(number, token_budget=plan.token_budget)
-            if mixture.tokens[number] < needed:
-                raise _too_few_tokens(streams[number], needed, plan)
+            if curriculum.still_needs(number):
+                raise _too_few_tokens(streams[number], curriculum.needed(number), plan)
         else:
             raise AssertionError("every source gave its share, yet the budget is not met")
         kept = min(remaining, row.num_tokens)
         if kept < row.num_tokens:
             streams[number].num_cut += row.num_tokens - kept
             row = cut_row(row, kept, pad_id=plan.pad_id)
-        streams[number].count(row)
-        mixture.add(number, kept)
+        curriculum.add(number, kept)
         remaining -= kept
-        yield row
+        yield number, row
 
 
-def _too_few_tokens(stream: AnySourceRows, needed: int, plan: PackPlan) -> CorpusError:
-    source, found = stream.source, stream.num_tokens_read
+def _too_few_tokens(stream: SourceRows, needed: int, plan: PackPlan) -> CorpusError:
+    source, found = stream.source, stream.num_tokens_read()
+    passes = stream.num_passes
+    times = "one pass" if passes == 1 else f"{passes} passes"
+    if source.max_passes is None:
+        remedy = (
+            f"set repeat: true to pass over the source about {needed * passes / found:.1f} times."
+        )
+    else:
+        remedy = f"raise max_passes from {source.max_passes} to {-(-needed * passes // found)}."
     return CorpusError(
         f"source {source.name} has too few tokens: {found} found, {needed} needed",
         problems=[
             f"needed: share {source.share:g} of token_budget {plan.token_budget}",
-            f"found: one pass over the {stream.num_documents} documents of {source.documents.name}",
+            f"found: {times} over the {stream.num_documents} documents of {source.documents.name}",
         ],
-        remedy="Add documents, lower token_budget, or set repeat: true to pass over the source"
-        f" about {needed / found:.1f} times.",
+        remedy=f"Add documents, lower token_budget, or {remedy}",
     )
 
 
 def _ledger(
-    plan: PackPlan, num_rows: int, rows_sha256: str, sources: Sequence[SourceLedger]
+    plan: PackPlan, writer: PackWriter, curriculum: Curriculum, streams: Sequence[SourceRows]
 ) -> PackLedger:
+    rows_sha256 = writer.finish()
+    sources = [s.ledger(counts) for s, counts in zip(streams, writer.counts, strict=True)]
     num_tokens = sum(source.tokens for source in sources)
     assert num_tokens == plan.token_budget, "the budget was not met exactly"
     return PackLedger(
         format_version=FORMAT_VERSION,
-        num_rows=num_rows,
+        num_rows=writer.num_rows,
         sequence_length=plan.sequence_length,
         token_budget=plan.token_budget,
         tokens=num_tokens,
@@ -148,5 +223,22 @@ def _ledger(
         pad_id=plan.pad_id,
         tokenizer_map_hash=plan.tokenizer_map_hash,
         rows_sha256=rows_sha256,
+        marks=tuple(writer.marks),
+        phases=_phases(plan, curriculum),
         sources=tuple(sources),
+    )
+
+
+def _phases(plan: PackPlan, curriculum: Curriculum) -> tuple[PhaseLedger, ...]:
+    firsts = accumulate(curriculum.num_rows, initial=0)
+    facts = zip(plan.phases, firsts, curriculum.num_rows, curriculum.tokens, strict=False)
+    return tuple(
+        PhaseLedger(
+            share=phase.share,
+            first_row=first,
+            rows=num_rows,
+            tokens=sum(tokens),
+            tokens_by_source=tuple(tokens),
+        )
+        for phase, first, num_rows, tokens in facts
     )

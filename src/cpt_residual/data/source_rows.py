@@ -2,257 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
-import numpy as np
-
-from cpt_residual.data.documents import Messages, chat_characters, parse_messages, parse_text
-from cpt_residual.data.index import LineIndex, seeded_order
-from cpt_residual.data.pack_format import SourceLedger
+from cpt_residual.data.document_source import DocumentSource, Packing
+from cpt_residual.data.index import LineIndex
+from cpt_residual.data.pack_ledger import SourceLedger
 from cpt_residual.data.problems import MAX_PROBLEMS, BadDocumentError, Problems
+from cpt_residual.data.row_counts import RowCounts
 from cpt_residual.data.rows import (
-    CONTINUATION,
-    LOSS,
-    PADDING,
-    START,
+    BestFit,
     ConcatChunk,
-    Encoded,
+    DocumentTooLongError,
     Row,
     RowPacker,
     WholeDocuments,
 )
+from cpt_residual.data.supply import Blocks
+from cpt_residual.data.tokens import TokenBlock
 from cpt_residual.errors import CorpusError
 
-__all__ = ["DocumentSource", "PackPlan", "Source", "SourceRows", "chat_source", "text_source"]
+__all__ = ["RowShape", "SourceRows"]
 
-Document = TypeVar("Document")
+_ENCODED_AT_ONCE = 256
 
-_BATCH_CHARACTERS = 4_000_000
-
-_COUNTED = (
-    "rows",
-    "tokens",
-    "padding",
-    "loss_tokens",
-    "documents",
-    "continuations",
-    "bos_tokens",
-    "eos_tokens",
-)
+_PACKERS: dict[Packing, type[ConcatChunk | BestFit]] = {
+    "concat_chunk": ConcatChunk,
+    "best_fit": BestFit,
+    "whole": WholeDocuments,
+}
 
 
 @dataclass(frozen=True)
-class PackPlan:
-    """What is asked for. Ids come from the tokenizer whose `token_map_hash` is given."""
+class RowShape:
+    """Rows of `length` tokens, filled up with `pad_id`."""
 
-    sequence_length: int
-    token_budget: int
-    repeat: bool
-    seed: int
-    bos_id: int | None
-    eos_id: int
+    length: int
     pad_id: int
-    tokenizer_map_hash: str
 
 
-@dataclass(frozen=True)
-class DocumentSource(Generic[Document]):
-    """One source of a pack. Make it with `text_source` or `chat_source`.
+@dataclass
+class _Read:
+    """Documents, characters and tokens that were taken into rows."""
 
-    `encode` turns documents into (ids, loss) one by one: a document's ids must not depend on the
-    others in the call. `whole`: documents are never split over rows.
-    """
+    documents: int = 0
+    characters: int = 0
+    tokens: int = 0
 
-    name: str
-    format: str
-    documents: Path
-    share: float
-    whole: bool
-    parse: Callable[[bytes, str], Document]
-    characters: Callable[[Document], int]
-    encode: Callable[[Sequence[Document]], Sequence[Encoded]]
-
-    def rows(
-        self, plan: PackPlan, index: LineIndex, *, batch_documents: int
-    ) -> SourceRows[Document]:
-        """The rows of this source, made when asked for. `index` is over `documents`."""
-        return SourceRows(self, plan, index, batch_documents)
+    def plus(self, block: TokenBlock, num_documents: int) -> _Read:
+        """With the first documents of a block."""
+        return _Read(
+            self.documents + num_documents,
+            self.characters + int(block.characters[:num_documents].sum()),
+            self.tokens + int(block.documents.lengths[:num_documents].sum()),
+        )
 
 
-def text_source(
-    name: str,
-    documents: Path,
-    *,
-    share: float,
-    encode: Callable[[Sequence[str]], Sequence[Encoded]],
-) -> DocumentSource[str]:
-    """Lines of `{"text": str}`, concatenated and chunked."""
-    return DocumentSource(
-        name=name,
-        format="text",
-        documents=documents,
-        share=share,
-        whole=False,
-        parse=parse_text,
-        characters=len,
-        encode=encode,
-    )
-
-
-def chat_source(
-    name: str,
-    documents: Path,
-    *,
-    share: float,
-    encode: Callable[[Sequence[Messages]], Sequence[Encoded]],
-) -> DocumentSource[Messages]:
-    """Lines of `{"messages": [...]}`, kept whole."""
-    return DocumentSource(
-        name=name,
-        format="chat",
-        documents=documents,
-        share=share,
-        whole=True,
-        parse=parse_messages,
-        characters=chat_characters,
-        encode=encode,
-    )
-
-
-Source = DocumentSource[str] | DocumentSource[Messages]
-
-
-class SourceRows(Generic[Document]):
-    """The rows of one source, and its counts."""
+class SourceRows:
+    """The rows of one source, and its books."""
 
     def __init__(
-        self,
-        source: DocumentSource[Document],
-        plan: PackPlan,
-        index: LineIndex,
-        batch_documents: int,
+        self, source: DocumentSource[Any], index: LineIndex, blocks: Blocks, shape: RowShape
     ) -> None:
-        if len(index) == 0:
-            raise CorpusError(
-                f"source {source.name}: {index.path.name} holds no document",
-                remedy="Take it out of the pack's `sources`, or give its corpus documents.",
-            )
         self.source = source
-        self._plan = plan
         self._index = index
-        self._batch_documents = batch_documents
-        packer = WholeDocuments if source.whole else ConcatChunk
-        self._packer: RowPacker = packer(plan.sequence_length, pad_id=plan.pad_id)
-        self._documents = self._encoded()
+        self._blocks = blocks
+        self._shape = shape
+        packer: RowPacker = _PACKERS[source.packing](shape.length, pad_id=shape.pad_id)
+        self._packer = packer
+        self._before = _Read()  # all blocks but the last
+        self._last: TokenBlock | None = None
+        self._has_ended = False
         self.num_cut = 0
-        self.num_tokens_read = 0
-        self._documents_read = self._characters_read = self._passes = 0
-        self._counts = np.zeros(len(_COUNTED), dtype=np.int64)
 
     @property
     def num_documents(self) -> int:
         """Documents in one pass."""
         return len(self._index)
 
+    @property
+    def num_passes(self) -> int:
+        """Passes begun."""
+        return self._blocks.num_passes
+
     def next_row(self) -> Row | None:
-        """The next row, or None when the source has no more tokens."""
-        while (row := self._packer.next_row()) is None:
-            entry = next(self._documents, None)
-            if entry is None:
-                self._packer.finish()
-                return self._packer.next_row()
-            document, num_characters = entry
-            self._packer.add(document)
-            self._documents_read += 1
-            self._characters_read += num_characters
-            self.num_tokens_read += len(document[0])
+        """The next row, or None when the source has no more tokens. The row's arrays may be parts
+        of larger ones."""
+        try:
+            while (row := self._packer.next_row()) is None and not self._has_ended:
+                self._take_block()
+        except DocumentTooLongError:
+            raise self._too_long() from None
         return row
 
-    def count(self, row: Row) -> None:
-        """Book a row as it is published."""
-        flags = row.flags
-        real = (flags & PADDING) == 0
-        starts = real & ((flags & START) != 0)
-        continued = starts & ((flags & CONTINUATION) != 0)
-        loss = (flags & LOSS) != 0
-        bos_id = -1 if self._plan.bos_id is None else self._plan.bos_id
-        is_bos = starts & (row.ids.astype(np.int64) == bos_id)
-        is_eos = real & (row.ids == self._plan.eos_id)
-        counted = (real, ~real, loss, starts & ~continued, continued, is_bos, is_eos)
-        self._counts += [1, *(int(np.count_nonzero(part)) for part in counted)]
+    def num_tokens_read(self) -> int:
+        """Tokens of all documents taken."""
+        return self._read().tokens
 
-    def ledger(self) -> SourceLedger:
+    def ledger(self, counts: RowCounts) -> SourceLedger:
         """The books of this source; they balance, or the program is wrong."""
-        counts = dict(zip(_COUNTED, (int(count) for count in self._counts), strict=True))
-        left_over = self._packer.pending_tokens
-        assert self.num_tokens_read == counts["tokens"] + self.num_cut + left_over, (
-            "tokens got lost"
-        )
+        read, left_over = self._read(), self._packer.pending_tokens
+        assert read.tokens == counts.tokens + self.num_cut + left_over, "tokens got lost"
         return SourceLedger(
             corpus=self.source.name,
             format=self.source.format,
+            packing=self.source.packing,
             share=self.source.share,
+            max_passes=self.source.max_passes,
             documents_available=len(self._index),
-            documents_read=self._documents_read,
-            characters_read=self._characters_read,
-            tokens_read=self.num_tokens_read,
-            passes=self._passes,
-            masked_tokens=counts["tokens"] - counts["loss_tokens"],
+            documents_read=read.documents,
+            characters_read=read.characters,
+            tokens_read=read.tokens,
+            passes=self.num_passes,
+            masked_tokens=counts.tokens - counts.loss_tokens,
             tokens_cut=self.num_cut,
             tokens_left_over=left_over,
-            **counts,
+            **counts.as_dict(),
         )
 
-    def _encoded(self) -> Iterator[tuple[Encoded, int]]:
-        """Encoded documents with their characters: one pass, or endless passes in new orders."""
-        while self._passes == 0 or self._plan.repeat:
-            order = seeded_order(
-                len(self._index), seed=self._plan.seed, name=self.source.name, epoch=self._passes
-            )
-            self._passes += 1
-            for numbers, documents in self._batches(order.tolist()):
-                encoded = self.source.encode(documents)
-                for number, document, one in zip(numbers, documents, encoded, strict=True):
-                    if self.source.whole and len(one[0]) > self._plan.sequence_length:
-                        raise self._too_long(number, len(one[0]))
-                    yield one, self.source.characters(document)
+    def _read(self) -> _Read:
+        if self._last is None:
+            return self._before
+        return self._before.plus(self._last, self._packer.num_documents - self._before.documents)
 
-    def _batches(self, order: Sequence[int]) -> Iterator[tuple[list[int], list[Document]]]:
-        """Parsed documents in `order`, bounded in number and in characters."""
+    def _take_block(self) -> None:
+        block = self._blocks.next_block()
+        if not self._blocks.is_usable:
+            self._raise_bad_documents()
+        if block is None:
+            self._packer.finish()
+            self._has_ended = True
+            return
+        if self._last is not None:
+            self._before = self._before.plus(self._last, len(self._last.documents))
+        self._last = block
+        self._packer.add(block.documents)
+
+    def _raise_bad_documents(self) -> None:
+        """The error that names all documents which cannot be used."""
         problems = Problems(
             f"source {self.source.name}: some documents cannot be used", "Nothing was packed."
         )
-        numbers: list[int] = []
-        documents: list[Document] = []
-        num_characters = 0
-        for number in order:
+        for number in range(len(self._index)):
             try:
-                document = self.source.parse(self._index.line(number), self._index.place(number))
+                self.source.parse(self._index.line(number), self._index.place(number))
             except BadDocumentError as problem:
                 problems.add(str(problem))
-                continue
-            numbers.append(number)
-            documents.append(document)
-            num_characters += self.source.characters(document)
-            if len(documents) >= self._batch_documents or num_characters >= _BATCH_CHARACTERS:
-                if not problems:
-                    yield numbers, documents
-                numbers, documents, num_characters = [], [], 0
         problems.raise_if_any()
-        if documents:
-            yield numbers, documents
+        raise AssertionError("a document could not be used, and now all can")
 
-    def _too_long(self, first: int, num_tokens: int) -> CorpusError:
+    def _too_long(self) -> CorpusError:
         """The error for chat documents that no row can hold; counts them all."""
-        length = self._plan.sequence_length
-        found = {first: num_tokens}
-        for numbers, documents in self._batches(range(len(self._index))):
-            for number, (ids, _) in zip(numbers, self.source.encode(documents), strict=True):
-                if len(ids) > length:
-                    found[number] = len(ids)
+        length = self._shape.length
+        found: dict[int, int] = {}
+        for first in range(0, len(self._index), _ENCODED_AT_ONCE):
+            numbers = range(first, min(first + _ENCODED_AT_ONCE, len(self._index)))
+            documents = [
+                self.source.parse(self._index.line(number), self._index.place(number))
+                for number in numbers
+            ]
+            lengths = self.source.encode(documents).lengths.tolist()
+            found |= {n: size for n, size in zip(numbers, lengths, strict=True) if size > length}
         longest_first = sorted(found, key=lambda number: (-found[number], number))
         listed = longest_first[:MAX_PROBLEMS]
         return CorpusError(

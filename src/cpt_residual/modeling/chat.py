@@ -19,8 +19,9 @@ from transformers.utils import chat_template_utils
 
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, read_json_object
-from cpt_residual.modeling.tokenizer import Encoded, Tokenizer, backend_of, special_tokens_of
+from cpt_residual.modeling.tokenizer import Tokenizer, backend_of, special_tokens_of
 
 __all__ = [
     "CHAT_FOLDER",
@@ -139,19 +140,21 @@ class ChatEncoder:
         self._is_special = np.zeros(len(tokenizer), dtype=np.bool_)
         self._is_special[list(self._specials)] = True
 
-    def __call__(self, documents: Sequence[Messages]) -> list[Encoded]:
+    def __call__(self, documents: Sequence[Messages]) -> EncodedDocuments:
         self._refuse_special_tokens(documents)
         texts = _render(self._tokenizer, self._template, documents, add_generation_prompt=False)
         starts = self._answer_starts(documents, texts)
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [
-            self._with_loss(
-                np.array(encoding.ids, dtype=np.uint32),
-                np.array(encoding.offsets, dtype=np.int64)[:, 0],
-                answers,
-            )
-            for encoding, answers in zip(encodings, starts, strict=True)
-        ]
+        return EncodedDocuments.of(
+            [
+                self._with_loss(
+                    np.array(encoding.ids, dtype=np.uint32),
+                    np.array(encoding.offsets, dtype=np.int64)[:, 0],
+                    answers,
+                )
+                for encoding, answers in zip(encodings, starts, strict=True)
+            ]
+        )
 
     def _with_loss(
         self, ids: npt.NDArray[np.uint32], begins: npt.NDArray[np.int64], answers: Sequence[int]

@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
-import numpy.typing as npt
 import tokenizers
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.modeling.text_encoder import FastTextEncoder
 
 __all__ = [
-    "TextEncoder",
     "Tokenizer",
     "Vocabulary",
     "backend_of",
@@ -28,12 +26,12 @@ __all__ = [
     "load_tokenizer",
     "pad_id_of",
     "special_tokens_of",
+    "text_encoder",
     "token_map_hash",
     "train_bpe_tokenizer",
 ]
 
 Tokenizer = PreTrainedTokenizerFast
-Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]
 
 
 class Vocabulary(Protocol):
@@ -130,33 +128,16 @@ def backend_of(tokenizer: Tokenizer, *, specials_as_text: bool = False) -> token
     return copy
 
 
-class TextEncoder:
-    """Documents to (ids, loss): BOS where the tokenizer adds it, EOS exactly once, at the end.
+def text_encoder(tokenizer: Tokenizer) -> FastTextEncoder:
+    """Encodes documents for packs: BOS where the tokenizer adds it, EOS exactly once, at the end.
 
     Text that looks like a special token stays text. Loss is on every token but the first.
     """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._backend = backend_of(tokenizer, specials_as_text=True)
-        self._eos_id = eos_id_of(tokenizer)
-
-    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=True)
-        return [self._document(encoding.ids) for encoding in encodings]
-
-    def _document(self, ids: list[int]) -> Encoded:
-        if not ids or ids[-1] != self._eos_id:
-            ids.append(self._eos_id)
-        array = np.array(ids, dtype=np.uint32)
-        if np.count_nonzero(array == self._eos_id) != 1:
-            raise CompatibilityError(
-                f"the tokenizer makes its EOS id {self._eos_id} out of plain text",
-                remedy="Document ends could not be told from text: use a tokenizer whose EOS is an"
-                " added special token.",
-            )
-        loss = np.ones(len(array), dtype=np.bool_)
-        loss[0] = False
-        return array, loss
+    return FastTextEncoder(
+        backend=backend_of(tokenizer, specials_as_text=True),
+        bos_id=bos_id_of(tokenizer),
+        eos_id=eos_id_of(tokenizer),
+    )
 
 
 def train_bpe_tokenizer(

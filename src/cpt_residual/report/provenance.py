@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from cpt_residual.config.schema import Model, Pack, PretrainedModel, TrainRecipe
+from cpt_residual.config.packs import Pack
+from cpt_residual.config.schema import Model, PretrainedModel, TrainRecipe
 
 Line = tuple[str, str]
 
@@ -33,7 +34,11 @@ def data_lines(packs: Mapping[str, Pack], recipes: Mapping[str, TrainRecipe]) ->
     found: list[Line] = []
     for name, pack in packs.items():
         if name in used:
-            sources = " + ".join(f"{s.share:g} {s.corpus} ({s.format})" for s in pack.sources)
+            sources = " + ".join(
+                f"{share:.6g} {source.corpus} ({source.format})"
+                for share, source in zip(pack.shares, pack.sources, strict=True)
+            )
+            sources += f", in {len(pack.phases)} phases" if pack.phases else ""
             found.append(
                 (
                     f"pack {name}",

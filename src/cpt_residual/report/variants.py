@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
     Model,
-    Pack,
     Residual,
     Roles,
     TrainedModel,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from cpt_residual.config.schema import Frozen, Pack
+from cpt_residual.config.frozen import Frozen
+from cpt_residual.config.packs import Pack
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.inputs import CorpusInput
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     from cpt_residual.data.packing import PackLedger, PackPlan, Source
     from cpt_residual.modeling.tokenizer import Tokenizer
 
-__all__ = ["PackRecipe", "PackSourceRecipe", "PackStage"]
+__all__ = ["PackPhaseRecipe", "PackRecipe", "PackSourceRecipe", "PackStage"]
 
 _BYTES_PER_TOKEN = 5  # uint32 id + uint8 flags
-_TOKENS_PER_SECOND = 400_000
-_PADDED_CHAT_ROWS = 1.1
+_SCRATCH_BYTES_PER_TOKEN = 5  # ids that wait in token files, and those encoded ahead
+_TOKENS_PER_SECOND_AND_CORE = 600_000
+_PARALLEL_TOKENS = 4_000_000
+"""From here on it pays to have processes that encode; it takes seconds to begin anew."""
+_PADDED_ROWS = 1.1
 
 
 class PackSourceRecipe(Frozen):
@@ -30,6 +34,15 @@ class PackSourceRecipe(Frozen):
     documents: str
     share: float
     format: Literal["text", "chat"]
+    packing: Literal["concat_chunk", "best_fit"]
+    max_passes: int | None
+
+
+class PackPhaseRecipe(Frozen):
+    """One phase; `shares` in the order of the sources."""
+
+    share: float
+    shares: tuple[float, ...]
 
 
 class PackRecipe(Frozen):
@@ -39,6 +52,7 @@ class PackRecipe(Frozen):
     token_budget: int
     repeat: bool
     sources: tuple[PackSourceRecipe, ...]
+    phases: tuple[PackPhaseRecipe, ...]
     seed: int
 
 
@@ -54,9 +68,10 @@ class PackStage:
     template: Stage | None
     sources: tuple[CorpusInput, ...]
     seed: int
+    available_cores: int = 1
 
     name: ClassVar[str] = "pack"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def node(self) -> str:
@@ -76,10 +91,18 @@ class PackStage:
                 PackSourceRecipe(
                     corpus=source.corpus,
                     documents=given.documents,
-                    share=source.share,
+                    share=share,
                     format=source.format,
+                    packing=source.packing,
+                    max_passes=source.max_passes,
                 )
-                for source, given in zip(self.pack.sources, self.sources, strict=True)
+                for source, given, share in zip(
+                    self.pack.sources, self.sources, self.pack.shares, strict=True
+                )
+            ),
+            phases=tuple(
+                PackPhaseRecipe(share=phase.share, shares=self.pack.phase_shares(phase))
+                for phase in self.pack.phases
             ),
             seed=self.seed,
         )
@@ -91,30 +114,40 @@ class PackStage:
             inputs["template"] = self._template()
         return inputs
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it is encoded by several processes, and resumed after a kill."""
+        return self.pack.token_budget >= _PARALLEL_TOKENS
+
     def cost(self) -> Cost:
         tokens = self.pack.token_budget
-        padded = _PADDED_CHAT_ROWS if self.has_chat else 1.0
+        cores = self.available_cores if self.is_large else 1
+        pads = any(s.format == "chat" or s.packing == "best_fit" for s in self.pack.sources)
         return Cost(
             tokens=tokens,
-            seconds=tokens / _TOKENS_PER_SECOND,
-            disk_bytes=int(tokens * _BYTES_PER_TOKEN * padded),
+            seconds=tokens / (_TOKENS_PER_SECOND_AND_CORE * cores),
+            disk_bytes=int(tokens * _BYTES_PER_TOKEN * (_PADDED_ROWS if pads else 1.0)),
+            scratch_bytes=_SCRATCH_BYTES_PER_TOKEN * tokens if self.is_large else 0,
+            cores=cores,
         )
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.data.packing import build_pack
+        from cpt_residual.data.packing import Tokenising, build_pack
         from cpt_residual.modeling.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(inputs["tokenizer"].path)
+        scratch = work / "tokens" if self.is_large else None
         ledger = build_pack(
             work / "out",
             self._document_sources(inputs, tokenizer),
             self._plan(tokenizer),
             progress=ctx.progress,
+            tokenising=Tokenising(scratch=scratch, num_workers=ctx.threads),
         )
         return _metrics(ledger)
 
     def _plan(self, tokenizer: Tokenizer) -> PackPlan:
-        from cpt_residual.data.packing import PackPlan
+        from cpt_residual.data.packing import PackPlan, PhasePlan
         from cpt_residual.modeling.tokenizer import bos_id_of, eos_id_of, pad_id_of, token_map_hash
 
         return PackPlan(
@@ -126,6 +159,9 @@ class PackStage:
             eos_id=eos_id_of(tokenizer),
             pad_id=pad_id_of(tokenizer),
             tokenizer_map_hash=token_map_hash(tokenizer),
+            phases=tuple(
+                PhasePlan(phase.share, self.pack.phase_shares(phase)) for phase in self.pack.phases
+            ),
         )
 
     def _document_sources(
@@ -133,18 +169,31 @@ class PackStage:
     ) -> list[Source]:
         from cpt_residual.data.packing import chat_source, text_source
         from cpt_residual.modeling.chat import ChatEncoder, chat_template_of
-        from cpt_residual.modeling.tokenizer import TextEncoder
+        from cpt_residual.modeling.tokenizer import text_encoder
 
         sources: list[Source] = []
-        for number, (source, given) in enumerate(zip(self.pack.sources, self.sources, strict=True)):
-            documents = inputs[_role(number)].path / given.documents
+        for number, (source, share) in enumerate(
+            zip(self.pack.sources, self.pack.shares, strict=True)
+        ):
+            documents = inputs[_role(number)].path / self.sources[number].documents
             if source.format == "chat":
-                encode = ChatEncoder(tokenizer, chat_template_of(inputs["template"].path))
-                chat = chat_source(source.corpus, documents, share=source.share, encode=encode)
+                chat = chat_source(
+                    source.corpus,
+                    documents,
+                    share=share,
+                    encode=ChatEncoder(tokenizer, chat_template_of(inputs["template"].path)),
+                    max_passes=source.max_passes,
+                )
                 sources.append(chat)
             else:
-                encode_text = TextEncoder(tokenizer)
-                text = text_source(source.corpus, documents, share=source.share, encode=encode_text)
+                text = text_source(
+                    source.corpus,
+                    documents,
+                    share=share,
+                    encode=text_encoder(tokenizer),
+                    packing=source.packing,
+                    max_passes=source.max_passes,
+                )
                 sources.append(text)
         return sources
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     Experiment,
     Frozen,
     Goals,
     Model,
-    Pack,
     PretrainedModel,
     Residual,
     Roles,

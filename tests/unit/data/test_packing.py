@@ -109,7 +109,7 @@ def test_dialogues_longer_than_a_row_are_counted(tmp_path: Path) -> None:
     chat = [dialogue("q", "a" * length) for length in (3, 9, 4, 20, 3)]
     path = write_dialogues(tmp_path / "c.jsonl", chat)
     with pytest.raises(CorpusError) as caught:
-        pack(tmp_path, [byte_dialogues(path, "mine")], plan(8, 10), batch_documents=2)
+        pack(tmp_path, [byte_dialogues(path, "mine")], plan(8, 10), batch_bytes=150)
     assert str(caught.value) == (
         "source mine: 2 of 5 chat documents are longer than a row of 8 tokens\n"
         "  c.jsonl:4: 21 tokens\n"

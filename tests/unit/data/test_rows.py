@@ -9,12 +9,12 @@ from cpt_residual.data.rows import (
     PADDING,
     START,
     ConcatChunk,
-    Encoded,
     Row,
     RowPacker,
     WholeDocuments,
     cut_row,
 )
+from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 
 
 def document(number: int, length: int) -> Encoded:
@@ -25,13 +25,24 @@ def document(number: int, length: int) -> Encoded:
 
 
 def rows_of(packer: RowPacker, lengths: list[int]) -> list[Row]:
-    for number, length in enumerate(lengths, start=1):
-        packer.add(document(number, length))
+    """Rows of documents that are handed over in two parts."""
+    documents = [document(number, length) for number, length in enumerate(lengths, start=1)]
+    half = len(documents) // 2
+    rows: list[Row] = []
+    for part in (documents[:half], documents[half:]):
+        packer.add(EncodedDocuments.of(part))
+        rows += all_of(packer)
     packer.finish()
+    rows += all_of(packer)
+    assert packer.pending_tokens == 0
+    assert packer.num_documents == len(documents)
+    return rows
+
+
+def all_of(packer: RowPacker) -> list[Row]:
     rows: list[Row] = []
     while (row := packer.next_row()) is not None:
         rows.append(row)
-    assert packer.pending_tokens == 0
     return rows
 
 
@@ -58,8 +69,8 @@ def test_a_document_as_long_as_the_row_is_a_row() -> None:
 
 def test_pending_tokens_are_those_in_no_row_given() -> None:
     packer = ConcatChunk(4, pad_id=0)
-    packer.add(document(1, 11))
-    assert packer.pending_tokens == 11
+    packer.add(EncodedDocuments.of([document(1, 11), document(2, 3)]))
+    assert packer.pending_tokens == 0, "nothing was asked for"
     assert packer.next_row() is not None
     assert packer.pending_tokens == 7
 
@@ -67,7 +78,8 @@ def test_pending_tokens_are_those_in_no_row_given() -> None:
 def test_a_loss_at_the_start_of_a_segment_is_never_kept() -> None:
     ids = np.ones(3, dtype=np.uint32)
     packer = WholeDocuments(4, pad_id=0)
-    packer.add((ids, np.ones(3, dtype=np.bool_)))
+    packer.add(EncodedDocuments.of([(ids, np.ones(3, dtype=np.bool_))]))
+    assert packer.next_row() is None
     packer.finish()
     row = packer.next_row()
     assert row is not None

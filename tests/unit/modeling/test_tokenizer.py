@@ -13,7 +13,6 @@ from tokenizers.processors import TemplateProcessing
 
 from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.tokenizer import (
-    TextEncoder,
     Tokenizer,
     backend_of,
     bos_id_of,
@@ -22,6 +21,7 @@ from cpt_residual.modeling.tokenizer import (
     load_tokenizer,
     pad_id_of,
     special_tokens_of,
+    text_encoder,
     token_map_hash,
     train_bpe_tokenizer,
 )
@@ -107,14 +107,14 @@ def test_a_corpus_too_small_for_the_vocabulary() -> None:
 
 def test_text_gets_eos_exactly_once_and_no_bos() -> None:
     documents = texts(20, seed=5)
-    for text, (ids, loss) in zip(documents, TextEncoder(tiny_tokenizer())(documents), strict=True):
+    for text, (ids, loss) in zip(documents, text_encoder(tiny_tokenizer())(documents), strict=True):
         assert ids.tolist() == [*tiny_tokenizer().encode(text), 1]
         assert ids.dtype == np.uint32
         assert loss.tolist() == [False] + [True] * (len(ids) - 1)
 
 
 def test_text_gets_the_bos_that_the_tokenizer_adds() -> None:
-    (ids, _), (bos, eos) = TextEncoder(bos_tokenizer())(["the city"])[0], (2, 1)
+    (ids, _), (bos, eos) = text_encoder(bos_tokenizer())(["the city"])[0], (2, 1)
     assert ids[0] == bos_id_of(bos_tokenizer()) == bos
     assert ids[-1] == eos
     assert (ids == bos).sum() == (ids == eos).sum() == 1
@@ -126,14 +126,14 @@ def test_an_eos_that_the_tokenizer_adds_is_not_doubled() -> None:
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 1)]
     )
     tokenizer = Tokenizer(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<pad>")
-    ids, _ = TextEncoder(tokenizer)(["the city"])[0]
+    ids, _ = text_encoder(tokenizer)(["the city"])[0]
     assert (ids == 1).sum() == 1
     assert ids[-1] == 1
 
 
 def test_special_tokens_in_text_stay_text() -> None:
     text = "the <|endoftext|> token <|end|>"
-    ids, _ = TextEncoder(tiny_tokenizer())([text])[0]
+    ids, _ = text_encoder(tiny_tokenizer())([text])[0]
     assert (ids < len(SPECIAL_TOKENS)).sum() == 1
     assert tiny_tokenizer().decode(ids[:-1].tolist()) == text
     assert 1 in tiny_tokenizer().encode(text), "encoding leaves the tokenizer itself as it was"
@@ -142,20 +142,20 @@ def test_special_tokens_in_text_stay_text() -> None:
 def test_a_truncating_tokenizer_truncates_nothing() -> None:
     tokenizer = train()
     tokenizer.backend_tokenizer.enable_truncation(4)
-    ids, _ = TextEncoder(tokenizer)(["the city of Anna Berg likes bread and new boats"])[0]
+    ids, _ = text_encoder(tokenizer)(["the city of Anna Berg likes bread and new boats"])[0]
     assert len(ids) > 8
 
 
 def test_a_plain_token_as_eos_is_refused() -> None:
     tokenizer = Tokenizer(tokenizer_object=backend_of(train()), pad_token="<pad>")
     with pytest.raises(CompatibilityError, match="names no EOS token"):
-        TextEncoder(tokenizer)
+        text_encoder(tokenizer)
     backend = json.loads(backend_of(train()).to_str())
     backend["added_tokens"] = []
     plain = Tokenizer(tokenizer_object=type(backend_of(train())).from_str(json.dumps(backend)))
     plain._special_tokens_map["eos_token"] = "t"
     with pytest.raises(CompatibilityError, match=r"EOS id .* out of plain text"):
-        TextEncoder(plain)(["q t q t q"])
+        text_encoder(plain)(["q t q t q"])
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
     InitModel,
     Model,
-    Pack,
     Residual,
     Roles,
     TrainedModel,

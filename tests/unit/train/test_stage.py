@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.config.corpora import World
-from cpt_residual.config.schema import DeepSpeed, Launch, Pack, PackSource, TrainRecipe
+from cpt_residual.config.packs import Pack, PackSource
+from cpt_residual.config.schema import DeepSpeed, Launch, TrainRecipe
 from cpt_residual.core.stage import Stage
 from cpt_residual.launch.environment import child_environment
 from cpt_residual.stages.init import Init

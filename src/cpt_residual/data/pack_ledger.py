@@ -1,0 +1,144 @@
+"""The books of a pack: `pack.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cpt_residual.core.files import write_json_atomic
+from cpt_residual.errors import CompatibilityError, CorruptArtifactError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "PackLedger",
+    "PhaseLedger",
+    "RowMark",
+    "SourceLedger",
+    "read_ledger",
+    "write_ledger",
+]
+
+FORMAT_VERSION = 2
+"""Of the files of a pack. 2: `sources.npy`, marks and phases in the ledger, continuations in any
+column."""
+
+_LEDGER = "pack.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceLedger(_Frozen):
+    """Where the tokens of one source went.
+
+    tokens_read = tokens + tokens_cut + tokens_left_over, and tokens = loss_tokens +
+    masked_tokens. Documents, characters and tokens "read" count every pass over the source.
+
+    The price of packing: `padding` (tokens of rows that hold nothing) and `continuations` (tokens
+    that lost their label and their context to a cut).
+    """
+
+    corpus: str
+    format: str
+    packing: str  # concat_chunk, best_fit; whole: best fit, never split
+    share: float  # of the token budget, over all phases
+    max_passes: int | None
+    documents_available: int
+    documents_read: int
+    characters_read: int
+    tokens_read: int
+    passes: int  # begun
+    rows: int
+    documents: int  # documents that begin in the pack
+    tokens: int
+    loss_tokens: int
+    masked_tokens: int
+    bos_tokens: int
+    eos_tokens: int
+    padding: int
+    continuations: int  # segments that continue the document of an earlier row
+    tokens_cut: int  # of the last row, beyond the budget
+    tokens_left_over: int  # read, but in no row: the rest of a document, or rows not needed
+
+
+class PhaseLedger(_Frozen):
+    """One phase: `tokens_by_source` in the order of the sources. `share` is what was asked for."""
+
+    share: float
+    first_row: int
+    rows: int
+    tokens: int
+    tokens_by_source: tuple[int, ...]
+
+
+class RowMark(_Frozen):
+    """The first `rows` rows hold `tokens` real tokens; `sha256` is over these rows."""
+
+    rows: int
+    tokens: int
+    sha256: str
+
+
+class PackLedger(_Frozen):
+    """Counts over the whole pack; `tokens` equals `token_budget` exactly.
+
+    Hashes are over every row's ids (uint32, little endian), then its flags, in order. `marks` are
+    at 1, 2, 4, ... rows and at the last but one, so packs of different budgets can be compared
+    without their rows: equal hashes at the same number of rows mean equal rows up to there.
+    """
+
+    format_version: int
+    num_rows: int
+    sequence_length: int
+    token_budget: int
+    tokens: int
+    loss_tokens: int
+    padding: int
+    repeat: bool
+    seed: int
+    bos_id: int | None
+    eos_id: int
+    pad_id: int
+    tokenizer_map_hash: str
+    rows_sha256: str
+    marks: tuple[RowMark, ...]
+    phases: tuple[PhaseLedger, ...]  # none where the mixture is the same throughout
+    sources: tuple[SourceLedger, ...]
+
+
+def write_ledger(out: Path, ledger: PackLedger) -> None:
+    """Write `pack.json`."""
+    write_json_atomic(out / _LEDGER, ledger)
+
+
+def read_ledger(path: Path) -> PackLedger:
+    """The ledger of the pack in directory `path`.
+
+    Raises CompatibilityError for a pack of another format version, and CorruptArtifactError.
+    """
+    try:
+        content = (path / _LEDGER).read_bytes()
+        _check_version(path, json.loads(content))
+        return PackLedger.model_validate_json(content)
+    except (OSError, ValueError, ValidationError) as error:
+        raise CorruptArtifactError(
+            f"pack {path} has no readable ledger",
+            problems=[f"{_LEDGER}: {error}"],
+            remedy="Delete the artifact and run again; it will be rebuilt.",
+        ) from error
+
+
+def _check_version(path: Path, ledger: object) -> None:
+    if not isinstance(ledger, dict):
+        return
+    found = cast("dict[str, object]", ledger).get("format_version")
+    if isinstance(found, int) and found != FORMAT_VERSION:
+        raise CompatibilityError(
+            f"pack {path} has format version {found}; this version of cpt_residual reads"
+            f" {FORMAT_VERSION}",
+            remedy="Run the experiment again: the pack is built anew beside the old one.",
+        )

@@ -1,0 +1,129 @@
+"""Documents in their order, cut into shards, and the encoding of one shard.
+
+A shard is a run of documents of about the same number of bytes. Where shards are cut decides only
+what is encoded at a time, never what comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpt_residual.data.document_source import DocumentSource
+from cpt_residual.data.index import LineIndex, Offsets
+from cpt_residual.data.problems import BadDocumentError
+from cpt_residual.data.tokens import TokenBlock, tokens_are_whole, write_tokens
+
+__all__ = ["Shard", "ShardEncoder", "cut_into_shards"]
+
+_ENCODING_VERSION = 1
+"""Raise it when the same documents give other token files: old ones are then not used again."""
+
+_BATCH_BYTES = 500_000
+"""Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some documents of source number `source`: their numbers and where their lines lie.
+
+    `path`: the token file they shall be in, or None to have them handed over."""
+
+    source: int
+    numbers: Offsets
+    begins: Offsets
+    ends: Offsets
+    path: Path | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the lines."""
+        return int((self.ends - self.begins).sum())
+
+    def key(self, identity: str) -> str:
+        """What a token file of these documents answers to; `identity` says how they are encoded."""
+        digest = hashlib.sha256(f"{_ENCODING_VERSION}/{identity}".encode())
+        for part in (self.numbers, self.begins, self.ends):
+            digest.update(part.astype("<i8", copy=False).data)
+        return digest.hexdigest()
+
+
+def cut_into_shards(
+    index: LineIndex, order: Offsets, *, source: int, shard_bytes: int
+) -> Iterator[Shard]:
+    """All documents of `order`; a shard ends with the document that makes it `shard_bytes`."""
+    begins, ends = index.begins[order], index.ends[order]
+    grown = np.cumsum(ends - begins)
+    first = 0
+    while first < len(order):
+        before = int(grown[first - 1]) if first else 0
+        last = min(int(np.searchsorted(grown, before + shard_bytes)) + 1, len(order))
+        part = slice(first, last)
+        yield Shard(source, order[part], begins[part], ends[part])
+        first = last
+
+
+class ShardEncoder:
+    """Encodes shards of several sources. Holds one open file a source."""
+
+    def __init__(self, sources: Sequence[DocumentSource[Any]], identity: str) -> None:
+        self._sources = sources
+        self._identity = identity
+        self._files: dict[int, int] = {}
+
+    def __call__(self, shard: Shard) -> bool:
+        """Make sure that the shard's token file is there, whole. False: it cannot be made, because
+        some documents cannot be used."""
+        assert shard.path is not None, "a shard without a place for its tokens"
+        key = shard.key(self._identity)
+        if tokens_are_whole(shard.path, key=key):
+            return True
+        block = self.block(shard)
+        if block is not None:
+            write_tokens(shard.path, block, key=key)
+        return block is not None
+
+    def block(self, shard: Shard) -> TokenBlock | None:
+        """The shard's documents, encoded; None when some cannot be used."""
+        try:
+            parts = [self._encoded(shard.source, batch) for batch in self._batches(shard)]
+        except BadDocumentError:
+            return None
+        return TokenBlock.joined(parts)
+
+    def _encoded(self, number: int, lines: Sequence[bytes]) -> TokenBlock:
+        source = self._sources[number]
+        documents = [source.parse(line, "") for line in lines]
+        characters = [source.characters(document) for document in documents]
+        return TokenBlock(source.encode(documents), np.array(characters, dtype=np.int64))
+
+    def _batches(self, shard: Shard) -> Iterator[list[bytes]]:
+        """The lines of a shard, bounded in bytes."""
+        file = self._file(shard.source)
+        lines: list[bytes] = []
+        num_bytes = 0
+        for begin, end in zip(shard.begins.tolist(), shard.ends.tolist(), strict=True):
+            lines.append(os.pread(file, end - begin, begin).rstrip(b"\n"))
+            num_bytes += end - begin
+            if num_bytes >= _BATCH_BYTES:
+                yield lines
+                lines, num_bytes = [], 0
+        if lines:
+            yield lines
+
+    def _file(self, source: int) -> int:
+        if source not in self._files:
+            self._files[source] = os.open(self._sources[source].documents, os.O_RDONLY)
+        return self._files[source]
+
+    def close(self) -> None:
+        """Give the open files back."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()

@@ -1,0 +1,209 @@
+"""Where the encoded documents of a pack come from: this process, or a crew that works ahead.
+
+A small pack is encoded here, a batch at a time. A large one is encoded by processes that put
+shard after shard into files, some ahead of the assembly; a file that is already there, from a
+build that was killed, is used again after its hash was checked. The documents and their order are
+the same either way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from cpt_residual.data.document_source import DocumentSource
+from cpt_residual.data.index import LineIndex, seeded_order
+from cpt_residual.data.shards import Shard, ShardEncoder, cut_into_shards
+from cpt_residual.data.tokens import TokenBlock, read_tokens
+from cpt_residual.launch.crew import Crew
+
+__all__ = ["Blocks", "Supplier", "Tokenising"]
+
+_BYTES_PER_TOKEN = 4.0
+"""Of English and code, roughly: how far to work ahead before anything was counted."""
+
+
+@dataclass(frozen=True)
+class Tokenising:
+    """How documents are encoded; never what comes out.
+
+    Packs that need more than `small_bytes` of documents are encoded by `num_workers` processes
+    into files below `scratch`, in shards of `shard_bytes`: what a kill loses is the shards in
+    work. Without `scratch`, and for small packs, it is done in this process.
+    """
+
+    scratch: Path | None = None
+    num_workers: int = 1
+    shard_bytes: int = 4_000_000
+    small_bytes: int = 16_000_000
+    batch_bytes: int = 500_000  # encoded at a time in this process
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one source is read: in which order, how often, and about how much of it."""
+
+    index: LineIndex
+    seed: int
+    max_passes: int | None  # None: as often as wanted
+    needed_tokens: int
+
+    @property
+    def likely_bytes(self) -> float:
+        """Bytes of documents that will be encoded, give or take."""
+        wanted = self.needed_tokens * _BYTES_PER_TOKEN
+        most = float("inf") if self.max_passes is None else self.max_passes * self.num_bytes
+        return min(wanted, most)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one pass."""
+        return int(self.index.ends[-1])
+
+
+class Supplier:
+    """Makes the blocks of all sources; a context manager. `identity`: whose token ids they are."""
+
+    def __init__(
+        self,
+        sources: Sequence[DocumentSource[Any]],
+        readings: Sequence[Reading],
+        how: Tokenising,
+        *,
+        identity: str,
+    ) -> None:
+        self._sources, self._readings, self._how = sources, readings, how
+        self._encoder = ShardEncoder(sources, identity)
+        self._crew: Crew[Shard, bool] | None = None
+        self._stack = ExitStack()
+        large = sum(reading.likely_bytes for reading in readings) > how.small_bytes
+        if how.scratch is not None and large:
+            how.scratch.mkdir(parents=True, exist_ok=True)
+            crew: Crew[Shard, bool] = Crew(
+                ShardEncoder, sources, identity, num_workers=how.num_workers
+            )
+            self._crew = self._stack.enter_context(crew)
+
+    def blocks(self) -> list[Blocks]:
+        """One stream of encoded documents a source."""
+        return [self._blocks_of(number) for number in range(len(self._sources))]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._encoder.close()
+        self._stack.close()
+
+    def _blocks_of(self, number: int) -> Blocks:
+        name, reading = self._sources[number].name, self._readings[number]
+        if self._crew is None:
+            size = self._how.batch_bytes
+            return _HereBlocks(_shards(name, number, reading, size), self._encoder)
+        assert self._how.scratch is not None
+        shards = _shards(name, number, reading, self._how.shard_bytes, self._how.scratch)
+        ahead = self._how.num_workers + 1
+        return _CrewBlocks(shards, self._crew, reading.needed_tokens, ahead)
+
+
+def _shards(
+    name: str, number: int, reading: Reading, shard_bytes: int, folder: Path | None = None
+) -> Iterator[tuple[int, Shard]]:
+    """(pass, shard) of one source, for as many passes as it may have."""
+    num_pass = 0
+    while reading.max_passes is None or num_pass < reading.max_passes:
+        order = seeded_order(len(reading.index), seed=reading.seed, name=name, epoch=num_pass)
+        shards = cut_into_shards(reading.index, order, source=number, shard_bytes=shard_bytes)
+        for position, shard in enumerate(shards):
+            path = folder and folder / f"{number}-{num_pass:04}-{position:06}.tokens"
+            yield num_pass, replace(shard, path=path)
+        num_pass += 1
+
+
+class Blocks:
+    """Encoded documents of one source, block after block."""
+
+    num_passes = 0
+    """Passes begun by the blocks given."""
+
+    is_usable = True
+    """False once a block could not be made, because some documents cannot be used."""
+
+    def next_block(self) -> TokenBlock | None:
+        """The next block, or None at the end of the last pass or where documents are unusable."""
+        raise NotImplementedError
+
+
+class _HereBlocks(Blocks):
+    """Encodes in this process."""
+
+    def __init__(self, shards: Iterator[tuple[int, Shard]], encoder: ShardEncoder) -> None:
+        self._shards, self._encoder = shards, encoder
+
+    def next_block(self) -> TokenBlock | None:
+        following = next(self._shards, None)
+        if following is None:
+            return None
+        number, shard = following
+        self.num_passes = number + 1
+        block = self._encoder.block(shard)
+        self.is_usable = block is not None
+        return block
+
+
+class _CrewBlocks(Blocks):
+    """Has a crew encode up to `ahead` shards more, as long as their tokens seem to be needed."""
+
+    def __init__(
+        self,
+        shards: Iterator[tuple[int, Shard]],
+        crew: Crew[Shard, bool],
+        needed_tokens: int,
+        ahead: int,
+    ) -> None:
+        self._shards, self._crew = shards, crew
+        self._needed_tokens, self._ahead = needed_tokens, ahead
+        self._waiting: deque[tuple[int, Shard, Future[bool]]] = deque()
+        self._waiting_bytes = self._num_bytes = self._num_tokens = 0
+
+    def next_block(self) -> TokenBlock | None:
+        self._work_ahead()
+        if not self._waiting and not self._begin():
+            return None
+        number, shard, done = self._waiting.popleft()
+        self.num_passes = number + 1
+        self.is_usable = done.result()
+        self._waiting_bytes -= shard.num_bytes
+        if not self.is_usable:
+            return None
+        assert shard.path is not None
+        block = read_tokens(shard.path)
+        self._num_bytes += shard.num_bytes
+        self._num_tokens += len(block.documents.ids)
+        self._work_ahead()
+        return block
+
+    def _work_ahead(self) -> None:
+        while len(self._waiting) <= self._ahead and self._expected() < self._needed_tokens:
+            if not self._begin():
+                return
+
+    def _expected(self) -> float:
+        """Tokens of everything begun."""
+        rate = self._num_tokens / self._num_bytes if self._num_bytes else 1 / _BYTES_PER_TOKEN
+        return self._num_tokens + self._waiting_bytes * rate
+
+    def _begin(self) -> bool:
+        """Hand in the next shard, if there is one."""
+        following = next(self._shards, None)
+        if following is None:
+            return False
+        number, shard = following
+        self._waiting.append((number, shard, self._crew.submit(shard)))
+        self._waiting_bytes += shard.num_bytes
+        return True

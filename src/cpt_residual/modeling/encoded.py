@@ -1,0 +1,92 @@
+"""Documents as token ids, end to end: what encoders give and packs are made of (numpy only).
+
+N tokens of D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Encoded", "EncodedDocuments", "Ids", "Lengths", "Loss"]
+
+Ids = npt.NDArray[np.uint32]
+Loss = npt.NDArray[np.bool_]
+Lengths = npt.NDArray[np.int64]
+
+Encoded = tuple[Ids, Loss]
+"""One document's ids and, for each, whether its label bears loss (never the first)."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedDocuments(Sequence[Encoded]):
+    """ids_N of all documents, lengths_D, and loss_N (None: all but each document's first token).
+
+    No document is empty."""
+
+    ids: Ids
+    lengths: Lengths
+    loss: Loss | None = None
+
+    @classmethod
+    def of(cls, documents: Sequence[Encoded]) -> EncodedDocuments:
+        """Join documents that were encoded one by one."""
+        if not documents:
+            return cls(np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64))
+        return cls(
+            ids=np.concatenate([ids for ids, _ in documents]),
+            lengths=np.array([len(ids) for ids, _ in documents], dtype=np.int64),
+            loss=np.concatenate([loss for _, loss in documents]),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[EncodedDocuments]) -> EncodedDocuments:
+        """The documents of all parts (at least one), in order."""
+        if len(parts) == 1:
+            return parts[0]
+        plain = all(part.loss is None for part in parts)
+        return cls(
+            ids=np.concatenate([part.ids for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            loss=None if plain else np.concatenate([part.loss_or_default() for part in parts]),
+        )
+
+    @property
+    def starts(self) -> Lengths:
+        """starts_D: where each document begins in `ids`."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def loss_or_default(self) -> Loss:
+        """loss_N, made when it is the default."""
+        if self.loss is not None:
+            return self.loss
+        loss = np.ones(len(self.ids), dtype=np.bool_)
+        loss[self.starts] = False
+        return loss
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Encoded]: ...
+
+    def __getitem__(self, index: int | slice) -> Encoded | Sequence[Encoded]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        first = int(self.lengths[:number].sum())
+        last = first + int(self.lengths[number])
+        return self.ids[first:last], self.loss_or_default()[first:last]
+
+    def __iter__(self) -> Iterator[Encoded]:
+        loss, first = self.loss_or_default(), 0
+        for length in self.lengths.tolist():
+            yield self.ids[first : first + length], loss[first : first + length]
+            first += length
