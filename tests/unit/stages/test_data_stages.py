@@ -16,8 +16,8 @@ import pytest
 
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus
 from cpt_residual.config.corpora import World as WorldConfig
-from cpt_residual.config.passes import Contamination, Passes
 from cpt_residual.config.packs import Pack
+from cpt_residual.config.passes import Contamination, Passes
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
 from cpt_residual.data.files import resolve_files
