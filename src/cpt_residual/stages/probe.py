@@ -65,7 +65,8 @@ class Probe:
         return {f"corpus:{key}": self.corpora[key].stage for key in keys}
 
     def cost(self) -> Cost:
-        num_bytes = sum(stage.cost().disk_bytes for stage in set(self.inputs().values()))
+        stages = {stage.node: stage for stage in self.inputs().values()}
+        num_bytes = sum(stage.cost().disk_bytes for stage in stages.values())
         return Cost(
             seconds=2 * num_bytes / _BYTES_PER_SECOND,
             memory_bytes=self.suite.max_documents * SPANS_PER_DOCUMENT * _BYTES_PER_SPAN,
