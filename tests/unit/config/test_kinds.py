@@ -102,7 +102,8 @@ def test_what_the_user_gave_for_the_present_kind_is_never_dropped(
         composed(tmp_path, *layers, overrides=overrides)
     assert caught.value.problems == (
         "corpora.new_domain.part: 'new_domain': kind local has no such key, kind world has: give "
-        "that kind too, or leave the key out. Known: kind, files, text_field, heldout_documents.",
+        "that kind too, or leave the key out. Known: kind, files, content_sha256, text_field, "
+        "bad_lines, heldout_documents, passes.",
     )
 
 
