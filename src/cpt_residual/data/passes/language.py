@@ -38,7 +38,8 @@ class LanguagePass(Pass):
         self._found: Counter[str] = Counter()
 
     def take(self, record: Record) -> Record | Dropped:
-        beginning = record.text[: self._settings.first_characters]
+        # One word a line is no language to the detector; where lines end says nothing about it.
+        beginning = " ".join(record.text[: self._settings.first_characters].split())
         language, probability = cast("tuple[str, float]", self._detector.classify(beginning))
         self._found[language] += 1
         if language not in self._keep:
