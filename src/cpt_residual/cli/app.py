@@ -5,6 +5,7 @@ cpt-residual apply --target T --residual R --alpha 1.0 --out O
 cpt-residual apply --target T --base B --instruct I --out O
 cpt-residual inspect | verify | geometry | card | export
 cpt-residual lineage | gc
+cpt-residual data inspect ARTIFACT
 
 Exit status: 0 only when the output is complete and checked, 1 when a stored artifact differs from
 its manifest, 2 bad input, 130 interrupted. Heavy libraries are imported by the verb that needs
@@ -17,7 +18,7 @@ import sys
 
 import typer
 
-from cpt_residual.cli import export, look, make, store
+from cpt_residual.cli import data, export, look, make, store
 from cpt_residual.errors import CptResidualError
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.command()(look.card)
 app.command()(export.export)
 app.command()(store.lineage)
 app.command()(store.gc)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ MARKERS: Mapping[Kind, str] = {
     "sft": "X",
     "control": "h",
 }
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#B8A46A", "#5C5C5C")
+"""Colours of things that are no variant, such as the sources of a pack (the same palette)."""
 INK = "#222222"
 FAINT = "#8A8A8A"
 _DPI = 130

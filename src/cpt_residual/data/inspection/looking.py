@@ -1,0 +1,69 @@
+"""What an artifact of data is, and how closely to look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cpt_residual.core.artifact import Manifest
+from cpt_residual.core.stage import ProgressReport, no_progress
+from cpt_residual.errors import ArtifactError, CorruptArtifactError
+
+__all__ = ["DataKind", "Looking", "kind_of", "read_manifest"]
+
+DataKind = Literal["pack", "corpus", "world"]
+
+LEDGER_FILE = "ledger.json"
+DOCUMENTS_FILE = "documents.jsonl"
+PACK_FILES = ("pack.json", "ids.npy", "flags.npy")
+
+
+@dataclass(frozen=True)
+class Looking:
+    """rows: how many rows (documents of a corpus) to show; seed: which ones; verify: also read and
+    hash every file."""
+
+    rows: int = 0
+    seed: int = 0
+    verify: bool = False
+    report: ProgressReport = no_progress
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest beside the files, or None. Raises CorruptArtifactError for one that is not ours
+    or was edited."""
+    try:
+        return Manifest.read(path)
+    except ValueError as error:
+        raise CorruptArtifactError(
+            f"the manifest of {path} cannot be trusted",
+            problems=[" ".join(str(error).split())[:400]],
+            remedy="Delete the artifact and run again; it will be rebuilt. To look at the files "
+            "alone, copy them to a folder without manifest.json.",
+        ) from error
+
+
+def kind_of(path: Path, manifest: Manifest | None) -> DataKind:
+    """What lies in `path`, by its files. Raises ArtifactError when it is nothing of ours."""
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{path} is not a folder",
+            problems=["a file" if path.exists() else "no such file or folder"],
+            remedy="Give the folder of a pack or of a corpus: what holds pack.json or ledger.json.",
+        )
+    if any((path / name).exists() for name in PACK_FILES):
+        return "pack"
+    if (path / LEDGER_FILE).is_file() and (path / DOCUMENTS_FILE).is_file():
+        return "corpus"
+    if manifest is not None and manifest.stage == "world":
+        return "world"
+    names = sorted(entry.name for entry in path.iterdir())
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    what = f"artifact of stage {manifest.stage}" if manifest else "no manifest"
+    raise ArtifactError(
+        f"{path} is neither a pack nor a corpus",
+        problems=[f"{what}; it holds {listed or 'nothing'}"],
+        remedy=f"A pack has {', '.join(PACK_FILES)}; a corpus {DOCUMENTS_FILE} and {LEDGER_FILE}."
+        " `cpt-residual inspect` looks at models and residuals.",
+    )
