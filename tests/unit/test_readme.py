@@ -33,8 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_readme_shows_a_file_for_the_tiny_family_and_one_for_a_released_pair() -> None:
-    assert sorted(FILES) == ["mine", "mine_qwen"]
+def test_the_readme_shows_files_for_the_tiny_family_and_for_a_released_pair() -> None:
+    assert sorted(FILES) == ["mine", "mine_filtered", "mine_qwen"]
     for name in FILES:
         assert f"my_conf/experiment/{name}.yaml" in README
 
@@ -47,6 +47,7 @@ def test_the_files_of_the_readme_can_be_planned(
     stages = {stage["node"] for stage in json.loads(capsys.readouterr().out)["stages"]}
     assert "corpus:new_domain" in stages
     assert ("world" in stages) == (name == "mine")
+    assert ("references" in stages) == (name == "mine_filtered")
     corpus = compose([f"+experiment={name}"], config_dir=folder / "my_conf").corpora["new_domain"]
     assert isinstance(corpus, LocalCorpus)
     assert corpus.files == ["data/*.jsonl"]
