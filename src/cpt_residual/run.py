@@ -37,7 +37,7 @@ _FAILED, _INTERRUPTED, _TERMINATED = 1, 130, 143
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     try:
         with terminable():
