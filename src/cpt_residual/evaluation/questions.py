@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.quiet import quiet_harness
 from cpt_residual.evaluation.stock import find_stock_task, load_tasks
 
-__all__ = ["questions_of"]
+__all__ = ["questions_of", "without_labels"]
 
 
 def questions_of(
@@ -24,7 +25,8 @@ def questions_of(
     include_paths: tuple[Path, ...] = (),
 ) -> Iterator[Reference]:
     """Every question of lm-eval's `tasks` (groups: of all their tasks), then of the world's
-    `probes`; all documents that an evaluation without a limit would ask, without few-shot examples.
+    `probes`; all documents that an evaluation without a limit would ask, without few-shot examples
+    and the labels that a task sets before and after each. A prompt with choices counts with them.
 
     Reads or downloads the tasks' data. Raises EvaluationError where something is missing.
     """
@@ -38,8 +40,9 @@ def questions_of(
 def _of_stock_task(name: str, include_paths: tuple[Path, ...]) -> Iterator[Reference]:
     found = find_stock_task(HarnessTask(task=name), include_paths)
     for task in _single(load_tasks(found.manager, [name], found.data_sets)):
-        for document in task.eval_docs:
-            yield Reference(task=str(task.task_name), text=_asked(task, document))
+        asked = [_asked(task, document) for document in task.eval_docs]
+        for text in without_labels(asked):
+            yield Reference(task=str(task.task_name), text=text)
 
 
 def _single(loaded: Sequence[Any]) -> Iterator[Any]:
@@ -68,6 +71,28 @@ def _asked(task: Any, document: Any) -> str:
         return str(target)
     choices = cast("Sequence[str]", task.doc_to_choice(document))
     return "\n".join(f"{choice} {target}" for choice in choices)
+
+
+def without_labels(texts: Sequence[str]) -> list[str]:
+    """`texts` without what all of them begin with, up to a colon or line end (`Question:`), and end
+    with, from a line end on (`Answer:`). A corpus that holds the question need not have these."""
+    if len(set(texts)) < 2:
+        return [*texts]
+    begins = _common_beginning(texts)
+    begin = 1 + max(begins.rfind(":"), begins.rfind("\n"))
+    rest = [text[begin:] for text in texts]
+    ends = _common_beginning([text[::-1] for text in rest])[::-1]
+    end = ends.find("\n")
+    size = 0 if end < 0 else len(ends) - end
+    cut = [text[: len(text) - size].strip() for text in rest]
+    return cut if all(cut) else [*texts]
+
+
+def _common_beginning(texts: Sequence[str]) -> str:
+    """What all texts begin with: what the first and the last in order of the alphabet do."""
+    first, last = min(texts), max(texts)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(pair[0] for pair in same)
 
 
 def _of_probe(probe: str, probes_dir: Path | None) -> Iterator[Reference]:

@@ -26,7 +26,8 @@ def detector() -> Any:
 
 class LanguagePass(Pass):
     """`counts`: documents by the language found, the most frequent by name (`zxx`: no language,
-    such as identifiers or markup). The model takes 90 MB; about 2,000 documents a second."""
+    such as identifiers or markup). The model takes 90 MB; about 2,000 documents a second. Another
+    processor may round the last digits of a probability in another way."""
 
     name: ClassVar[str] = "language"
     reasons: ClassVar[tuple[str, ...]] = ("other_language", "unsure")

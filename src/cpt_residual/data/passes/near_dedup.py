@@ -23,7 +23,7 @@ class NearDedupPass(Pass):
     probability of at least 0.9 (0.947 with 16 bands of 8, as for the default settings; above
     0.99 for pairs of similarity 0.85).
 
-    The same documents in the same order give the same result on every machine. Which documents
+    The same documents in the same order give the same result in every process. Which documents
     remain depends on their order: the first is kept. What remains would all remain again.
 
     Memory: 4 bytes per place of the signature, some 100 bytes per band and 350 bytes besides for
