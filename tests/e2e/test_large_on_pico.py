@@ -38,7 +38,11 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "recipes.cpt.warmup_steps=2",
         "recipes.cpt.learning_rate=1.0e-3",
         "recipes.cpt.precision=fp32",
-        "evaluation.suites=[heldout]",
+        "suite=[ifeval,paper,heldout,cloze]",
+        "evaluation.suites=[heldout,cloze]",
+        "suites.cloze.num_questions=12",
+        "suites.cloze.questions_per_document=4",
+        "suites.cloze.context_characters=32",  # a pico model has 64 positions
         "evaluation.precision=fp32",
         "launch=local",
         "launch.device=cpu",
@@ -76,4 +80,9 @@ def test_two_zero2_ranks_lose_what_one_process_loses(overrides: list[str], tmp_p
         assert losses[-1] < losses[0]
         assert double[fingerprint] == pytest.approx(losses, abs=1e-5)
     report = Path(many.stdout.strip().splitlines()[-1].removeprefix("report: "))
-    assert "bits/byte" in report.read_text(encoding="utf-8")
+    text = report.read_text(encoding="utf-8")
+    assert "bits/byte" in text
+    assert "cloze %" in text
+    assert "A guess gets 25.0 %" in text
+    (probe,) = (tmp_path / "two/store/probe").iterdir()
+    assert len((probe / "questions.jsonl").read_text().splitlines()) == 12
