@@ -189,6 +189,20 @@ def test_one_probe_for_all_variants_and_beside_other_suites(lab: Lab, tmp_path: 
     assert "heldout_new/bits_per_byte" in metrics
 
 
+def test_nothing_of_the_held_out_documents_is_asked(lab: Lab) -> None:
+    corpus, probe = lab.paths["corpus:new"], lab.paths["probe:cloze"]
+    training, heldout = (
+        [json.loads(line)["text"] for line in (corpus / name).read_text().splitlines()]
+        for name in ("documents.jsonl", "heldout.jsonl")
+    )
+    assert (len(training), len(heldout)) == (NUM_DOCUMENTS, 6)
+    for line in (probe / "questions.jsonl").read_text().splitlines():
+        question = json.loads(line)
+        target = question["choices"][question["answer"]]
+        assert f"{question['context']}{target}" in training[question["document"]]
+        assert not any(target in text for text in heldout)
+
+
 def test_identity(lab: Lab) -> None:
     plain = evaluation(lab, "read", suites={}, probes={})
     assert evaluation(lab, "read").recipe().scorer_sha256 != plain.recipe().scorer_sha256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,28 @@ def test_the_same_again_and_another_with_another_seed(tmp_path: Path) -> None:
 def test_the_right_choice_stands_anywhere(tmp_path: Path) -> None:
     questions, _ = build(tmp_path, NEW, OLD, num_questions=60)
     assert set(Counter(question.answer for question in questions)) == {0, 1, 2, 3}
+
+
+GUESSERS: dict[str, Callable[[str], object]] = {
+    "longest": lambda choice: -len(choice),
+    "shortest": len,
+    "first of the alphabet": str,
+    "last letter": lambda choice: choice[::-1],
+    "most common letters": lambda choice: (
+        -sum("abcdefghijklmnopqrstuvwxyz".find(c) for c in choice)
+    ),
+}
+
+
+@pytest.mark.parametrize("guesser", GUESSERS)
+def test_who_does_not_read_the_context_is_right_by_chance(tmp_path: Path, guesser: str) -> None:
+    """400 questions: the share right is within 0.08 of 1/4 with odds of thousands to one."""
+    questions, _ = build(tmp_path, records(440, seed=5), OLD, num_questions=400)
+    right = sum(
+        min(question.choices, key=GUESSERS[guesser]) == question.choices[question.answer]
+        for question in questions
+    )
+    assert abs(right / 400 - 0.25) < 0.08
 
 
 def test_what_a_reference_holds_is_not_asked_nor_offered(tmp_path: Path) -> None:
