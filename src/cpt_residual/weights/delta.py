@@ -50,6 +50,10 @@ High, Low = Exact, Exact
 class OpenDelta(Protocol):
     """A residual whose files are open."""
 
+    def fetch(self, block: Block) -> None:
+        """Reads elements of which this thread then asks for the blocks."""
+        ...
+
     def parts(self, block: Block) -> tuple[High, Low | None]:
         """The residual as high + low (see arithmetic.exact_sum); None: all low parts are 0."""
         ...
@@ -234,6 +238,10 @@ class _OpenStored:
         self._factors: dict[str, tuple[npt.NDArray[np.float32], Exact]] = {}
         self._lock = threading.Lock()
 
+    def fetch(self, block: Block) -> None:
+        if self._artifact.manifest.tensors[block.name].rank is None:
+            self._reader.fetch(self._artifact.tensors[block.name], block.start, block.stop)
+
     def parts(self, block: Block) -> tuple[High, Low | None]:
         record = self._artifact.manifest.tensors[block.name]
         if record.rank is not None:
@@ -286,6 +294,11 @@ class OpenPair:
     def __init__(self, pair: PairDelta, base: ShardReader, instruct: ShardReader) -> None:
         self.base, self.instruct, self.plan = pair.base, pair.instruct, pair.plan
         self._base, self._instruct = base, instruct
+
+    def fetch(self, block: Block) -> None:
+        self._instruct.fetch(self.instruct.tensors[block.name], block.start, block.stop)
+        if self.plan.identity or not is_vocabulary_tensor(block.name):
+            self._base.fetch(self.base.tensors[block.name], block.start, block.stop)
 
     def parts(self, block: Block) -> tuple[High, Low | None]:
         base, instruct = self.read(block)

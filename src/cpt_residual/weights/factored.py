@@ -22,7 +22,7 @@ from cpt_residual.weights.methods import LowRankFactors, low_rank, low_rank_rows
 from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, Streaming, blocks_of, map_in_order, require_finite
 from cpt_residual.weights.residual_format import LEFT, RIGHT
-from cpt_residual.weights.subtraction import Tally, lossy_tally, subtract_block
+from cpt_residual.weights.subtraction import Tally, lossy_tally, store_exactly
 from cpt_residual.weights.writer import ShardWriter
 
 _SCRATCH = ".factors"
@@ -68,7 +68,7 @@ def factor_matrices(
         factors.left.tofile(files[LEFT])
         factors.right.tofile(files[RIGHT])
         _measure(pair, entry, factors, tally, threads=streaming.threads)
-        factored[entry.name] = Factored(int(factors.left.shape[1]), tally, files)
+        factored[entry.name] = Factored(factors.rank, tally, files)
         num_done += entry.num_elements
         streaming.progress(num_done, num_all, "parameters factored")
     return factored
@@ -85,9 +85,7 @@ def _difference(
     flat, total = np.empty(entry.num_elements, dtype=np.float32), Tally()
 
     def fill(block: Block) -> Tally:
-        difference, _, tally = subtract_block(*pair.read(block), entry.dtype)
-        flat[block.start : block.stop] = difference
-        return tally
+        return store_exactly(*pair.read(block), entry.dtype, flat[block.start : block.stop])[0]
 
     for tally in map_in_order(fill, blocks_of([entry]), threads=threads):
         total.add(tally)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Self
 
 import numpy as np
@@ -16,17 +17,19 @@ from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shar
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
 from cpt_residual.weights.delta import DeltaSource, Exact
+from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import scale_of
 from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import (
+    FETCHED,
     Block,
-    Scratch,
     ShardReader,
     Streaming,
     blocks_of,
     map_in_order,
+    parts_of,
     require_finite,
 )
 from cpt_residual.weights.rows import gather, mean_of_rows, width_of
@@ -36,7 +39,6 @@ from cpt_residual.weights.vocabulary import Mean, RowPlan
 from cpt_residual.weights.writer import ShardWriter
 
 Rule = TensorRule | AlignedRule
-_FLUSHED_TOGETHER = 1 << 26  # elements; the disk then writes while others read and compute
 _VERSION = 1  # bump when the same inputs and recipe would give other bytes
 
 
@@ -86,7 +88,7 @@ class MergePass:
                 num_shard = sum(entry.num_elements for entry in shard.tensors)
                 if missing:
                     report = _progress_from(self._streaming, num_done, num_all)
-                    for done in self._write_shard(shard, missing, sources, report, flusher):
+                    for done in self._write_shard(shard, missing, sources, report):
                         flusher.complete(*done)
                 num_done += num_shard
                 self._streaming.progress(num_done, num_all, "parameters")
@@ -112,9 +114,16 @@ class MergePass:
             entry = self._base.tensors[self._owner(block.name)]
             return base.read_reusing(entry, block.start, block.stop)
 
+        def fetch(block: Block) -> None:
+            if not self._plan.identity and is_vocabulary_tensor(block.name):
+                return  # its rows lie elsewhere
+            target.fetch(self._target.tensors[block.name], block.start, block.stop)
+            delta.fetch(replace(block, name=self._owner(block.name)))
+
         return Sources(
             target=read_target,
             base=read_base if base else None,
+            fetch=fetch,
             delta=delta,
             owner=self._owner,
             special_ids=self._source.tokens.special_ids,
@@ -158,7 +167,6 @@ class MergePass:
         missing: Sequence[tuple[float, OutputFolder]],
         sources: Sources,
         report: Callable[[int], None],
-        flusher: _Flusher,
     ) -> list[tuple[OutputFolder, str, ShardWriter, MergeSums]]:
         writers = [
             ShardWriter(folder.start(shard.name), header=shard.header, num_bytes=shard.num_bytes)
@@ -171,29 +179,38 @@ class MergePass:
         def items() -> Iterator[tuple[Block, Rule]]:
             for entry in shard.tensors:
                 rule = self._rule(entry, sources)
-                yield from ((block, rule) for block in blocks_of([entry]))
+                yield from ((run, rule) for run in blocks_of([entry], FETCHED))
 
-        def merge_block(item: tuple[Block, Rule]) -> tuple[Block, list[MergeSums], str]:
-            block, rule = item
-            raw, entry = sources.target(block), self._entries[block.name]
-            out = scratch.array(raw.size, raw.dtype)
-            parts: list[MergeSums] = []
+        def merge_run(item: tuple[Block, Rule]) -> tuple[Block, list[list[MergeSums]], list[str]]:
+            run, rule = item
+            entry = self._entries[run.name]
+            sources.fetch(run)
+            offset = entry.offset + run.start * entry.item_size
+            out = scratch.array(run.num_elements, RAW_DTYPES[entry.dtype], offset=offset)
+            sums: list[list[MergeSums]] = []
+            bad: set[Block] = set()
             for (alpha, _), writer in zip(missing, writers, strict=True):
-                parts.append(rule.merge(block, raw, alpha, out, sources))
-                writer.write(entry, block.start, out)
-            bad = any(part.num_not_finite for part in parts)
-            return block, parts, _broken(block, raw, sources, self._plan) if bad else ""
+                sums.append([])
+                for block in parts_of(run):
+                    merged = out[block.start - run.start : block.stop - run.start]
+                    found = rule.merge(block, sources.target(block), alpha, merged, sources)
+                    sums[-1].append(found)
+                    bad |= {block} if found.num_not_finite else set()
+                writer.write(entry, run.start, out)
+            return run, sums, [_broken(block, sources, self._plan) for block in bad]
 
         try:
-            for block, parts, line in map_in_order(
-                merge_block, items(), threads=self._streaming.threads
+            for run, sums, lines in map_in_order(
+                merge_run, items(), threads=self._streaming.threads
             ):
-                if block.name not in self._target.aliases:
-                    totals = [total.plus(part) for total, part in zip(totals, parts, strict=True)]
-                broken.extend([line] if line else [])
-                num_done += block.num_elements
+                if run.name not in self._target.aliases:
+                    totals = [
+                        reduce(MergeSums.plus, parts, total)
+                        for total, parts in zip(totals, sums, strict=True)
+                    ]
+                broken.extend(lines)
+                num_done += run.num_elements
                 report(num_done)
-                flusher.write_out(num_done, writers)
             require_finite(broken)
         except BaseException:
             for writer in writers:
@@ -207,27 +224,18 @@ class MergePass:
 
 
 class _Flusher:
-    """Puts bytes on the disk in the background, so that the disk writes while others read and
-    compute, and records what is there for good."""
+    """Waits in the background until a finished file is on the disk, and records it, while others
+    read and compute."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
         self._pending: list[Future[None]] = []
-        self._num_flushed = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()  # what is complete is recorded, whatever came after
-
-    def write_out(self, num_done: int, writers: Sequence[ShardWriter]) -> None:
-        """Flushes the files in work when enough has been written since the last time."""
-        if num_done < self._num_flushed:  # another shard
-            self._num_flushed = 0
-        if num_done - self._num_flushed >= _FLUSHED_TOGETHER:
-            self._num_flushed = num_done
-            self._pending += [self._pool.submit(writer.flush) for writer in writers]
 
     def complete(
         self, folder: OutputFolder, shard: str, writer: ShardWriter, sums: MergeSums
@@ -251,8 +259,8 @@ def _progress_from(streaming: Streaming, start: int, num_all: int) -> Callable[[
     return lambda num_done: streaming.progress(start + num_done, num_all, "parameters")
 
 
-def _broken(block: Block, target: Raw, sources: Sources, plan: RowPlan) -> str:
-    if not bool(np.isfinite(to_float64(target)).all()):
+def _broken(block: Block, sources: Sources, plan: RowPlan) -> str:
+    if not bool(np.isfinite(to_float64(sources.target(block))).all()):
         return f"{block.name}: NaN or Inf in target"
     if not plan.identity and is_vocabulary_tensor(block.name):
         return f"{block.name}: NaN or Inf in residual, or a result that its dtype cannot hold"

@@ -1,7 +1,7 @@
 """Reads tensors of safetensors shards in blocks: bounded memory, any number of threads.
 
-A block is a run of at most BLOCK elements of one tensor, flat. Reading goes through `preadv` into
-fresh buffers and not through a memory map, so that resident memory stays at a few blocks.
+A block is a run of at most BLOCK elements of one tensor, flat. Reading goes into buffers and not
+through a memory map, so that resident memory stays at a few blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw
 from cpt_residual.weights.checkpoint import Checkpoint, Shard, TensorEntry
+from cpt_residual.weights.direct import InputFile, Scratch
 
 _READ_AHEAD = 256 << 20  # bytes
 BLOCK = 1 << 18  # elements; a block of every operand stays in the processor's caches
+FETCHED = 1 << 21  # elements that a thread reads or writes at once: disks like large requests
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,37 +64,42 @@ def blocks_of(entries: Iterable[TensorEntry], block: int | None = None) -> Itera
             yield Block(entry.name, start, min(start + step, entry.num_elements))
 
 
-class Scratch(threading.local):
-    """Memory that each thread uses again and again."""
+def parts_of(block: Block) -> Iterator[Block]:
+    """A run of elements as blocks."""
+    for start in range(block.start, max(block.stop, block.start + 1), BLOCK):
+        yield Block(block.name, start, min(start + BLOCK, block.stop))
+
+
+class _Fetched(threading.local):
+    """What a thread has fetched: elements `start` on of a tensor."""
 
     def __init__(self) -> None:
-        self._bytes = np.empty(0, dtype=np.uint8)
+        self.name, self.start = "", 0
+        self.values: Raw = np.empty(0, dtype=np.uint8)
 
-    def array(self, size: int, dtype: np.dtype[Any]) -> Raw:
-        """`size` elements of any content, valid until this thread's next call."""
-        num_bytes = size * dtype.itemsize
-        if self._bytes.size < num_bytes:
-            self._bytes = np.empty(num_bytes, dtype=np.uint8)
-        return self._bytes[:num_bytes].view(dtype)
+    def part(self, entry: TensorEntry, start: int, stop: int) -> Raw | None:
+        """Elements start to stop, where they are among the fetched ones."""
+        first, last = start - self.start, stop - self.start
+        inside = self.name == entry.name and first >= 0 and last <= self.values.size
+        return self.values[first:last] if inside else None
 
 
 class ShardReader:
-    """Open shards; `read` may be called from several threads."""
+    """Open shards; may be used by several threads."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = shards
-        self._files: dict[str, int] = {}
+        self._files: dict[str, InputFile] = {}
         self._stack = ExitStack()
-        self._scratch = Scratch()
-        self._not_begun: list[Shard] = []
+        self._scratch, self._fetched = Scratch(), _Fetched()
 
     def __enter__(self) -> Self:
-        for shard in self._shards:
-            file = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-            self._stack.callback(os.close, file)
-            self._files[shard.name] = file
-        self._not_begun = list(self._shards)
-        self._go_to("")
+        with ExitStack() as stack:
+            for shard in self._shards:
+                file = InputFile(shard.path, shard.num_bytes)
+                stack.callback(file.close)
+                self._files[shard.name] = file
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -109,33 +116,41 @@ class ShardReader:
 
     def read(self, entry: TensorEntry, start: int, stop: int) -> Raw:
         """Raw elements start to stop of the flattened tensor."""
-        return self._read(entry, start, np.empty(stop - start, dtype=RAW_DTYPES[entry.dtype]))
+        values = np.empty(stop - start, dtype=RAW_DTYPES[entry.dtype])
+        offset = entry.offset + start * entry.item_size
+        num_read = self._files[entry.shard].read_into(bytes_of(values), offset)
+        return _complete(values, entry, offset, num_read)
+
+    def fetch(self, entry: TensorEntry, start: int, stop: int) -> Raw:
+        """As `read_reusing`; parts of it that this thread then asks for are not read again."""
+        fetched = self._fetched
+        fetched.name = ""
+        fetched.values = self.read_reusing(entry, start, stop)
+        fetched.name, fetched.start = entry.name, start
+        return fetched.values
 
     def read_reusing(self, entry: TensorEntry, start: int, stop: int) -> Raw:
-        """As `read`, into memory that this thread's next call of this reader overwrites: fresh
+        """As `read`, into memory that this thread's next call for other elements overwrites: fresh
         memory costs as much as reading from the page cache."""
-        return self._read(entry, start, self._scratch.array(stop - start, RAW_DTYPES[entry.dtype]))
+        part = self._fetched.part(entry, start, stop)
+        if part is not None:
+            return part
+        self._fetched.name = ""
+        offset, dtype = entry.offset + start * entry.item_size, RAW_DTYPES[entry.dtype]
+        room = self._scratch.room(offset, (stop - start) * entry.item_size)
+        num_read = self._files[entry.shard].read(room)
+        if offset % entry.item_size:
+            room = room._replace(values=room.values.copy())
+        return _complete(room.values.view(dtype), entry, offset, num_read)
 
-    def _go_to(self, name: str) -> None:
-        """Reads ahead in the first shard that is not begun, now that shard `name` is."""
-        self._not_begun = [shard for shard in self._not_begun if shard.name != name]
-        if self._not_begun:
-            read_ahead(self._not_begun[0])
 
-    def _read(self, entry: TensorEntry, start: int, values: Raw) -> Raw:
-        if any(shard.name == entry.shard for shard in self._not_begun):
-            self._go_to(entry.shard)
-        room = bytes_of(values)
-        offset = entry.offset + start * entry.item_size
-        while room.nbytes:
-            num_read = os.preadv(self._files[entry.shard], [room], offset)
-            if num_read == 0:
-                raise ArtifactError(
-                    f"{entry.shard} ended inside {entry.name} at byte {offset}",
-                    remedy="The file was cut while it was being read. Restore it and run again.",
-                )
-            room, offset = room[num_read:], offset + num_read
-        return values
+def _complete(values: Raw, entry: TensorEntry, offset: int, num_read: int) -> Raw:
+    if num_read < values.nbytes:
+        raise ArtifactError(
+            f"{entry.shard} ended inside {entry.name} at byte {offset + num_read}",
+            remedy="The file was cut while it was being read. Restore it and run again.",
+        )
+    return values
 
 
 def bytes_of(values: Raw) -> memoryview:

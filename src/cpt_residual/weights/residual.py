@@ -22,17 +22,20 @@ from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
-from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
+from cpt_residual.weights.arithmetic import RAW_DTYPES, Corrections
 from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids, eos_tokens
 from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, TensorEntry
 from cpt_residual.weights.delta import OpenPair, PairDelta
+from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.factored import Factored, factor_matrices, remove_scratch
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
+    FETCHED,
     Block,
     Streaming,
     blocks_of,
     map_in_order,
+    parts_of,
     require_equal_aliases,
     require_finite,
 )
@@ -47,7 +50,7 @@ from cpt_residual.weights.residual_format import (
     stored_as,
 )
 from cpt_residual.weights.staging import fresh_directory
-from cpt_residual.weights.subtraction import Tally, exact_difference, lossy_tally, subtract_block
+from cpt_residual.weights.subtraction import Tally, store_exactly, store_rounded
 from cpt_residual.weights.writer import ShardWriter, layout
 
 
@@ -63,7 +66,8 @@ def compute(
     """Writes the residual directory `out` (see residual_format) and returns its manifest.
 
     Raises CompatibilityError for models that do not belong together, by architecture, shapes or
-    tokens, or hold NaN or Inf; `out` is then untouched.
+    tokens, or hold NaN or Inf; ArtifactError for an `out` that exists, or is or lies in one of
+    them. `out` is then untouched.
     """
     delta = PairDelta(base, instruct, vocab_policy)
     for checkpoint in (base, instruct):
@@ -72,7 +76,7 @@ def compute(
         _model_record(base, delta.base_tokens, delta, streaming.threads),
         _model_record(instruct, delta.tokens, delta, streaming.threads),
     ]
-    with fresh_directory(out) as folder, ExitStack() as stack:
+    with fresh_directory(out, inputs=(base.path, instruct.path)) as folder, ExitStack() as stack:
         item_size = 2 if storage.dtype == "bf16" else 4
         check_free_space(folder, item_size * instruct.num_parameters)
         pair = stack.enter_context(delta.opened())
@@ -157,32 +161,32 @@ def _write_tensors(
         remove_scratch(folder)
         corrections = stack.enter_context(CorrectionsWriter(folder))
 
-        def subtract(block: Block) -> tuple[Block, Tally, Corrections]:
-            base, instruct = pair.read(block)
-            dtype = pair.instruct.tensors[block.name].dtype
-            difference, remainder, tally = subtract_block(base, instruct, dtype)
-            writer, entry = places[block.name]
-            if entry.dtype == "F32":
-                writer.write(entry, block.start, difference)
-                return block, tally, remainder
-            exact = exact_difference(base, instruct)
-            stored = arithmetic.round_once(exact, entry.dtype)
-            writer.write(entry, block.start, stored)
-            proof, tally.error_squared = lossy_tally(
-                base, instruct, arithmetic.to_float64(stored), dtype
-            )
-            tally.num_rounded, tally.num_zero_signs = 0, proof.num_zero_signs
-            tally.max_ulps, tally.num_wrong = proof.max_ulps, proof.num_wrong
-            return block, tally, NO_CORRECTIONS
+        scratch = Scratch()
+
+        def subtract(run: Block) -> tuple[Block, list[tuple[Block, Tally, Corrections]]]:
+            writer, entry = places[run.name]
+            pair.fetch(run)
+            offset = entry.offset + run.start * entry.item_size
+            out = scratch.array(run.num_elements, RAW_DTYPES[entry.dtype], offset=offset)
+            store = store_exactly if entry.dtype == "F32" else store_rounded
+            found: list[tuple[Block, Tally, Corrections]] = []
+            for block in parts_of(run):
+                base, instruct = pair.read(block)
+                stored = out[block.start - run.start : block.stop - run.start]
+                dtype = pair.instruct.tensors[block.name].dtype
+                found.append((block, *store(base, instruct, dtype, stored)))
+            writer.write(entry, run.start, out)
+            return run, found
 
         whole = (entry for entry in _in_file_order(pair.instruct) if entry.name not in factored)
-        for block, tally, remainder in map_in_order(
-            subtract, blocks_of(whole), threads=streaming.threads
+        for run, found in map_in_order(
+            subtract, blocks_of(whole, FETCHED), threads=streaming.threads
         ):
-            starts.setdefault(block.name, corrections.count)
-            corrections.append(remainder, offset=block.start)
-            tallies[block.name].add(tally)
-            num_done += block.num_elements
+            starts.setdefault(run.name, corrections.count)
+            for block, tally, remainder in found:
+                corrections.append(remainder, offset=block.start)
+                tallies[run.name].add(tally)
+            num_done += run.num_elements
             streaming.progress(num_done, num_all, "parameters")
         corrections.finish()
         for writer in {id(writer): writer for writer, _ in places.values()}.values():

@@ -39,11 +39,13 @@ ReadBlock = Callable[[Block], Raw]
 
 @dataclass(frozen=True)
 class Sources:
-    """The opened inputs. `target` and `base` read raw blocks by the target's names; `owner` names
-    the tensor that a tied copy repeats; `special_ids` are those of the special tokens."""
+    """The opened inputs. `target` and `base` read raw blocks by the target's names; `fetch` reads a
+    run of elements of which this thread then asks for the blocks; `owner` names the tensor that a
+    tied copy repeats; `special_ids` are those of the special tokens."""
 
     target: ReadBlock
     base: ReadBlock | None
+    fetch: Callable[[Block], None]
     delta: OpenDelta
     owner: Callable[[str], str]
     special_ids: Collection[int]

@@ -68,17 +68,29 @@ class Tally:
         return []
 
 
-def subtract_block(
-    base: Raw, instruct: Raw, dtype: DtypeName
-) -> tuple[npt.NDArray[np.float32], Corrections, Tally]:
-    """instruct - base of one block with its corrections and its proof; `dtype` is instruct's."""
-    difference = np.empty(base.size, dtype=np.float32)
+def store_exactly(
+    base: Raw, instruct: Raw, dtype: DtypeName, out: npt.NDArray[np.float32]
+) -> tuple[Tally, Corrections]:
+    """out = instruct - base of one block, with its proof and its corrections; `dtype` is
+    instruct's."""
     wide = [to_float32(raw) if raw.dtype == np.float16 else raw for raw in (base, instruct)]
-    sums = kernels.subtract(wide[0], wide[1], difference)
+    sums = kernels.subtract(wide[0], wide[1], out)
     if not sums.num_suspect or not math.isfinite(sums.residual_squared):
-        return difference, NO_CORRECTIONS, Tally.of(sums, Proof())
-    difference, corrections, proof = arithmetic.residual(base, instruct, dtype)
-    return difference, corrections, Tally.of(sums, proof)
+        return Tally.of(sums, Proof()), NO_CORRECTIONS
+    out[:], corrections, proof = arithmetic.residual(base, instruct, dtype)
+    return Tally.of(sums, proof), corrections
+
+
+def store_rounded(
+    base: Raw, instruct: Raw, dtype: DtypeName, out: Raw
+) -> tuple[Tally, Corrections]:
+    """out = instruct - base of one block, rounded once to bf16, with the error that this makes."""
+    tally, _ = store_exactly(base, instruct, dtype, np.empty(base.size, dtype=np.float32))
+    out[:] = arithmetic.round_once(exact_difference(base, instruct), "BF16")
+    proof, tally.error_squared = lossy_tally(base, instruct, arithmetic.to_float64(out), dtype)
+    tally.num_rounded, tally.num_zero_signs = 0, proof.num_zero_signs
+    tally.max_ulps, tally.num_wrong = proof.max_ulps, proof.num_wrong
+    return tally, NO_CORRECTIONS
 
 
 def exact_difference(base: Raw, instruct: Raw) -> npt.NDArray[np.float64]:

@@ -5,20 +5,18 @@ Memory is one block per thread. `staging` makes the directory that they are writ
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from cpt_residual.core.disk import FullDiskReport
 from cpt_residual.weights.arithmetic import Raw
 from cpt_residual.weights.checkpoint import ITEM_SIZES, DtypeName, Shape, TensorEntry
-from cpt_residual.weights.reader import bytes_of
-
-_NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+from cpt_residual.weights.direct import Bytes, OutputFile
 
 
 def layout(
@@ -58,13 +56,13 @@ class ShardWriter:
     """One file of exactly `num_bytes` that starts with `header`; `write` is thread-safe."""
 
     def __init__(self, path: Path, *, header: bytes, num_bytes: int) -> None:
-        self._path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._folder = path.parent
+        with FullDiskReport(self._folder, num_bytes):
+            self._file = OutputFile(path, num_bytes)
         try:
-            self._reserve(num_bytes)
-            self._write_bytes(memoryview(header), 0)
+            self._write_bytes(np.frombuffer(header, dtype=np.uint8), 0)
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def __enter__(self) -> Self:
@@ -80,30 +78,17 @@ class ShardWriter:
 
     def close(self) -> None:
         """Closes the file; more than once is fine."""
-        if self._file >= 0:
-            file, self._file = self._file, -1
-            os.close(file)
+        self._file.close()
 
     def flush(self) -> None:
         """Returns when every byte is on the disk."""
-        with FullDiskReport(self._path.parent, 0):
-            os.fsync(self._file)
+        with FullDiskReport(self._folder, 0):
+            self._file.flush()
 
     def write(self, entry: TensorEntry, start: int, values: Raw) -> None:
         """Puts flat `values` at element `start` of the tensor that `entry` describes."""
-        self._write_bytes(bytes_of(values), entry.offset + start * entry.item_size)
+        self._write_bytes(values.view(np.uint8), entry.offset + start * entry.item_size)
 
-    def _reserve(self, num_bytes: int) -> None:
-        with FullDiskReport(self._path.parent, num_bytes):
-            try:
-                os.posix_fallocate(self._file, 0, num_bytes)
-            except OSError as error:
-                if error.errno not in _NOT_SUPPORTED:
-                    raise
-                os.ftruncate(self._file, num_bytes)
-
-    def _write_bytes(self, raw: memoryview, offset: int) -> None:
-        with FullDiskReport(self._path.parent, raw.nbytes):
-            while raw.nbytes:
-                num_written = os.pwrite(self._file, raw, offset)
-                raw, offset = raw[num_written:], offset + num_written
+    def _write_bytes(self, values: Bytes, offset: int) -> None:
+        with FullDiskReport(self._folder, values.nbytes):
+            self._file.write(values, offset)

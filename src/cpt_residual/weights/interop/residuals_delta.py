@@ -20,6 +20,7 @@ from cpt_residual.weights.compatibility import Side
 from cpt_residual.weights.delta import High, Low, OpenDelta, add_parts
 from cpt_residual.weights.interop.residuals_package import OWN_FILE, ResidualsFolder
 from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.naming import HEAD, head_of_tied
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
@@ -130,18 +131,16 @@ def package_delta(
 
 def _aliases(folder: ResidualsFolder, target: Checkpoint) -> dict[str, str]:
     """A head that repeats the embedding, where config.json of the target ties them."""
-    head = "lm_head.weight"
-    owners = [
-        name for name in folder.tensors if name.endswith(("embed_tokens.weight", "wte.weight"))
-    ]
-    if not target.facts.tie_word_embeddings or head not in folder.tensors or len(owners) != 1:
-        return {}
-    return {head: owners[0]}
+    tied = head_of_tied(folder.tensors, tied=target.facts.tie_word_embeddings)
+    return tied if HEAD in folder.tensors else {}
 
 
 class _OpenPackage:
     def __init__(self, folder: ResidualsFolder, reader: ShardReader) -> None:
         self._folder, self._reader = folder, reader
+
+    def fetch(self, block: Block) -> None:
+        self._reader.fetch(self._folder.tensors[block.name], block.start, block.stop)
 
     def parts(self, block: Block) -> tuple[High, Low | None]:
         return to_float64(self._read(block)), None

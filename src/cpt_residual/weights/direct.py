@@ -1,0 +1,219 @@
+"""Large files past the system's page cache: what is read or written once need not lie in it.
+
+With O_DIRECT whole pages go between the disk and our own memory. That spares the processor a copy
+of every byte and other programs their cached files. What the cache already holds is read from
+there; small files, and file systems without O_DIRECT, get ordinary reads and writes. The bytes are
+the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+PAGE = 4096
+"""Bytes. A multiple of what disks ask for: addresses, offsets and lengths are multiples of it."""
+_LARGE_FILE = 64 << 20
+_WORTH_IT = 1 << 16  # bytes of one read or write
+_NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Room(NamedTuple):
+    """Memory for the bytes of a file from `offset` on: `values`, inside whole `pages`."""
+
+    offset: int
+    values: Bytes
+    pages: Bytes
+
+
+class Scratch(threading.local):
+    """Memory that each thread uses again and again; a file's pages are pages in it."""
+
+    def __init__(self) -> None:
+        self._memory: Bytes = np.empty(0, dtype=np.uint8)
+
+    def room(self, offset: int, num_bytes: int) -> Room:
+        """Room for bytes of a file, of any content, valid until this thread's next call."""
+        before = offset % PAGE
+        num_in_pages = _up(before + num_bytes)
+        if self._memory.size < num_in_pages:
+            self._memory = _page_aligned(num_in_pages)
+        pages = self._memory[:num_in_pages]
+        return Room(offset, pages[before : before + num_bytes], pages)
+
+    def array(self, size: int, dtype: np.dtype[Any], *, offset: int = 0) -> npt.NDArray[Any]:
+        """Room for `size` elements that lie at `offset` in a file."""
+        offset = 0 if offset % dtype.itemsize else offset  # elements stay aligned
+        return self.room(offset, size * dtype.itemsize).values.view(dtype)
+
+
+class InputFile:
+    """A file that is read in pieces; may be used by several threads."""
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._direct: int | None = None
+        self._cache: _PageCache | None = None
+        if num_bytes >= _LARGE_FILE:
+            self._direct = _open_direct(path, os.O_RDONLY)
+        if self._direct is not None:
+            self._cache = _PageCache(self._file, num_bytes)
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+        for file in (self._file, self._direct):
+            if file is not None:
+                os.close(file)
+
+    def read(self, room: Room) -> int:
+        """Fills `room.values`; returns how many bytes there were."""
+        if self._is_direct(room):
+            try:
+                return self._read_pages(room)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+        return self.read_into(room.values.data, room.offset)
+
+    def read_into(self, memory: memoryview, offset: int) -> int:
+        """As `read`, into any memory, with ordinary reads."""
+        num_read = 0
+        while num_read < memory.nbytes:
+            count = os.preadv(self._file, [memory[num_read:]], offset + num_read)
+            if count == 0:
+                break
+            num_read += count
+        return num_read
+
+    def _is_direct(self, room: Room) -> bool:
+        worth_it = self._direct is not None and room.values.size >= _WORTH_IT
+        return worth_it and not (self._cache and self._cache.holds(room.offset, room.values.size))
+
+    def _read_pages(self, room: Room) -> int:
+        assert self._direct is not None
+        before = room.offset % PAGE
+        memory, found = room.pages.data, 0
+        while found < memory.nbytes:
+            count = os.preadv(self._direct, [memory[found:]], room.offset - before + found)
+            found += count
+            if count == 0 or count % PAGE:  # the end of the file
+                break
+        return max(0, min(found - before, room.values.size))
+
+
+class OutputFile:
+    """A new file of `num_bytes` that is written in pieces; may be used by several threads.
+
+    Raises OSError: ENOSPC when there is no room for all of it."""
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            _reserve(self._file, num_bytes)
+            large = num_bytes >= _LARGE_FILE
+            self._direct = _open_direct(path, os.O_WRONLY) if large else None
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def close(self) -> None:
+        """Closes the file; more than once is fine."""
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            os.close(file)
+            if self._direct is not None:
+                os.close(self._direct)
+                self._direct = None
+
+    def flush(self) -> None:
+        """Returns when every byte is on the disk."""
+        os.fsync(self._file)
+
+    def write(self, values: Bytes, offset: int) -> None:
+        """Puts `values` at `offset`: whole pages directly where they are pages in memory too."""
+        first = _up(offset) - offset
+        last = (offset + values.size) // PAGE * PAGE - offset
+        fits = values.ctypes.data % PAGE == offset % PAGE and last - first >= _WORTH_IT
+        if self._direct is None or not fits:
+            _write_fully(self._file, values.data, offset)
+            return
+        _write_fully(self._file, values[:first].data, offset)
+        try:
+            _write_fully(self._direct, values[first:last].data, offset + first)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            _write_fully(self._file, values[first:last].data, offset + first)
+        _write_fully(self._file, values[last:].data, offset + last)
+
+
+class _PageCache:
+    """Which bytes of a file lie in memory (mincore). Where the system does not say: all."""
+
+    def __init__(self, file: int, num_bytes: int) -> None:
+        self._map = mmap.mmap(file, num_bytes, prot=mmap.PROT_READ)
+        self._view = np.frombuffer(self._map, dtype=np.uint8)  # touches nothing
+        self._address = self._view.ctypes.data
+        self._mincore = ctypes.CDLL(None, use_errno=True).mincore
+
+    def holds(self, offset: int, num_bytes: int) -> bool:
+        """Whether all of these bytes are there."""
+        first = offset // PAGE * PAGE
+        flags = np.zeros((offset + num_bytes - first - 1) // PAGE + 1, dtype=np.uint8)
+        where, length = ctypes.c_void_p(self._address + first), ctypes.c_size_t(flags.size * PAGE)
+        status = self._mincore(where, length, ctypes.c_void_p(flags.ctypes.data))
+        return status != 0 or bool((flags & 1).all())
+
+    def close(self) -> None:
+        del self._view  # a mapping with views cannot be closed
+        self._map.close()
+
+
+def _open_direct(path: Path, flags: int) -> int | None:
+    """The file opened with O_DIRECT; None where that does not exist."""
+    direct = getattr(os, "O_DIRECT", 0)
+    if not direct or mmap.PAGESIZE != PAGE:
+        return None
+    try:
+        return os.open(path, flags | direct | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return None
+        raise
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    try:
+        os.posix_fallocate(file, 0, num_bytes)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        os.ftruncate(file, num_bytes)
+
+
+def _write_fully(file: int, memory: memoryview, offset: int) -> None:
+    while memory.nbytes:
+        count = os.pwrite(file, memory, offset)
+        memory, offset = memory[count:], offset + count
+
+
+def _page_aligned(num_bytes: int) -> Bytes:
+    memory = np.empty(num_bytes + PAGE, dtype=np.uint8)
+    start = -memory.ctypes.data % PAGE
+    return memory[start : start + num_bytes]
+
+
+def _up(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE

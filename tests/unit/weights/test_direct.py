@@ -1,0 +1,200 @@
+"""Direct input and output give the bytes that ordinary ones give, wherever the pieces lie."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cpt_residual.weights import direct, reader
+from cpt_residual.weights.delta import StoredDelta
+from cpt_residual.weights.direct import PAGE, InputFile, OutputFile, Scratch
+from cpt_residual.weights.merge import Output, merge
+from cpt_residual.weights.residual import compute
+from cpt_residual.weights.residual_format import open_residual
+from support.merge_family import Family
+
+SHAPES = {
+    "model.embed_tokens.weight": (301, 64),
+    "model.layers.0.input_layernorm.weight": (64,),
+    "model.layers.0.mlp.up_proj.weight": (97, 64),
+    "model.layers.0.self_attn.q_proj.weight": (64, 65),
+    "lm_head.weight": (301, 64),
+}
+many = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+sizes = st.integers(1, 5 * PAGE)
+
+
+@pytest.fixture(autouse=True)
+def _every_file_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_LARGE_FILE", 1)
+    monkeypatch.setattr(direct, "_WORTH_IT", 1)
+
+
+def evict(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+
+
+def content(size: int) -> np.ndarray:
+    return np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+
+
+@given(size=sizes, data=st.data())
+@many
+def test_pieces_written_in_any_order_make_the_file(
+    tmp_path: Path, size: int, data: st.DataObject
+) -> None:
+    expected = content(size)
+    cuts = sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=6))})
+    pieces = data.draw(st.permutations(list(pairwise(cuts))))
+    path, scratch = tmp_path / "file", Scratch()
+    path.unlink(missing_ok=True)
+    file = OutputFile(path, size)
+    for start, stop in pieces:
+        values = scratch.array(stop - start, np.dtype(np.uint8), offset=start)
+        values[:] = expected[start:stop]
+        file.write(values, start)
+    file.flush()
+    file.close()
+    assert path.read_bytes() == expected.tobytes()
+
+
+@given(size=sizes, data=st.data(), cached=st.booleans())
+@many
+def test_any_piece_is_read_as_it_is(
+    tmp_path: Path, size: int, data: st.DataObject, *, cached: bool
+) -> None:
+    expected, path, scratch = content(size), tmp_path / "file", Scratch()
+    path.write_bytes(expected.tobytes())
+    if not cached:
+        evict(path)
+    file = InputFile(path, size)
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start, size))
+    room = scratch.room(start, stop - start)
+    assert file.read(room) == stop - start
+    assert room.values.tobytes() == expected[start:stop].tobytes()
+    file.close()
+
+
+def test_a_file_that_ends_early_says_how_far_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PAGE + 10))
+    file = InputFile(path, PAGE + 10)
+    path.write_bytes(bytes(100))
+    evict(path)
+    assert file.read(Scratch().room(50, PAGE)) == 50
+    assert file.read(Scratch().room(3 * PAGE, 10)) == 0
+    file.close()
+
+
+def test_memory_that_does_not_fit_the_pages_is_written_all_the_same(tmp_path: Path) -> None:
+    values = content(3 * PAGE)
+    file = OutputFile(tmp_path / "file", 3 * PAGE + 1)
+    file.write(values, 1)
+    file.close()
+    assert (tmp_path / "file").read_bytes()[1:] == values.tobytes()
+
+
+def test_what_the_file_system_refuses_is_done_the_ordinary_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open, real_read, real_write = os.open, os.preadv, os.pwrite
+    direct_files: set[int] = set()
+
+    def opened(path: Path, flags: int, mode: int = 0o777) -> int:
+        file = real_open(path, flags & ~os.O_DIRECT, mode)
+        (direct_files.add if flags & os.O_DIRECT else direct_files.discard)(file)
+        return file
+
+    def refused(file: int) -> None:
+        if file in direct_files:
+            raise OSError(errno.EINVAL, "no direct input and output")
+
+    def preadv(file: int, memory: list[memoryview], offset: int) -> int:
+        refused(file)
+        return real_read(file, memory, offset)
+
+    def pwrite(file: int, memory: memoryview, offset: int) -> int:
+        refused(file)
+        return real_write(file, memory, offset)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    scratch, expected = Scratch(), content(4 * PAGE)
+    out = OutputFile(tmp_path / "file", 4 * PAGE)
+    values = scratch.array(4 * PAGE, np.dtype(np.uint8))
+    values[:] = expected
+    out.write(values, 0)
+    out.flush()
+    out.close()
+    evict(tmp_path / "file")
+    file = InputFile(tmp_path / "file", 4 * PAGE)
+    room = scratch.room(0, 4 * PAGE)
+    assert direct_files
+    assert file.read(room) == 4 * PAGE
+    assert room.values.tobytes() == expected.tobytes()
+    file.close()
+
+
+def test_threads_have_memory_of_their_own() -> None:
+    scratch, found = Scratch(), list[int]()
+    mine = scratch.room(0, 10).values
+    mine[:] = 7
+    other = threading.Thread(target=lambda: scratch.room(0, 10).values.fill(9))
+    other.start()
+    other.join()
+    found.extend(mine.tolist())
+    assert found == [7] * 10
+
+
+@pytest.mark.parametrize(("fetched", "block"), [(1000, 300), (1 << 21, 4096), (4096, 4096)])
+def test_models_are_merged_to_the_same_bytes_from_a_cold_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: int, block: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    family = Family(
+        tmp_path,
+        {
+            name: torch.randn(shape, generator=generator).bfloat16()
+            for name, shape in SHAPES.items()
+        },
+    )
+    outputs: list[dict[str, bytes]] = []
+    for large in (1, 1 << 40):
+        monkeypatch.setattr(direct, "_LARGE_FILE", large)
+        if large == 1:
+            monkeypatch.setattr(reader, "BLOCK", block)
+            monkeypatch.setattr("cpt_residual.weights.merge_pass.FETCHED", fetched)
+            monkeypatch.setattr("cpt_residual.weights.residual.FETCHED", fetched)
+        else:
+            monkeypatch.setattr(reader, "BLOCK", 1 << 18)
+        for path in tmp_path.rglob("*.safetensors"):
+            evict(path)
+        root, target = tmp_path / f"out{large}", family.open("cpt")
+        compute(family.open("base"), family.open("instruct"), root / "residual")
+        stored = StoredDelta(open_residual(root / "residual"))
+        merge(target, stored, [Output(1.0, root / "stored"), Output(0.5, root / "half")])
+        merge(target, family.pair, [Output(1.0, root / "direct")])
+        outputs.append(
+            {
+                str(path.relative_to(root)): path.read_bytes()
+                for path in sorted(root.rglob("*.safetensors"))
+            }
+        )
+    assert outputs[0] == outputs[1]
+    for name, stored_bytes in outputs[0].items():
+        if name.startswith("stored/"):
+            assert stored_bytes == outputs[0][name.replace("stored/", "direct/")]
