@@ -15,6 +15,7 @@ from cpt_residual.errors import ConfigError
 COMMIT = "0" * 40
 PRETRAINED = {"kind": "pretrained", "source": "org/name", "revision": COMMIT}
 LOCAL = {"kind": "local", "files": ["/x.jsonl"]}
+CHECKED = {"passes": {"contamination": {"action": "drop"}}}
 
 
 def test_tiny_is_consistent(tiny: Experiment) -> None:
@@ -182,6 +183,16 @@ SIZES = [
     (
         [("corpora/new_domain", LOCAL)],
         ["suites.heldout.corpora[0]: new_domain: its heldout_documents is 0"],
+    ),
+    (
+        [
+            ("corpora/new_domain", LOCAL | {"heldout_documents": 1} | CHECKED),
+            ("evaluation/suites", ["heldout"]),
+        ],
+        [
+            "corpora.new_domain.passes.contamination: none of evaluation.suites asks questions "
+            "that could be looked for; set it to null"
+        ],
     ),
     (
         [("deepspeed/offload_optimizer", True)],

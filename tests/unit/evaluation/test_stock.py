@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from cpt_residual.config.schema import HarnessSuite, HarnessTask
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation import stock
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate
+from cpt_residual.evaluation.prefetch import fetch_task_data, stock_tasks
 from cpt_residual.evaluation.stock import find_stock_task, load_tasks
 from support.bigram_models import write_bigram, write_rows
 
@@ -72,6 +74,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         yaml = text.replace("FILE", str(data)).replace("UNTIL", '["AA", "<|user|>"]')
         (tasks / f"{name}.yaml").write_text(yaml, encoding="utf-8")
     return tasks
+
+
+def test_data_can_be_fetched_ahead(folder: Path, tmp_path: Path) -> None:
+    tasks = [HarnessTask(task="local_copy"), HarnessTask(task="local_group", limit=1)]
+    asked = stock_tasks([*_suite(*tasks).values(), *_suite(tasks[0]).values()])
+    assert list(fetch_task_data(asked, (folder,))) == ["local_copy", "local_group"]
+    assert any((tmp_path / "cache").iterdir())
+    (tmp_path / "data.jsonl").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(EvaluationError, match="data of task local_copy cannot be loaded"):
+        list(fetch_task_data(asked, (folder,)))
 
 
 def _suite(*tasks: HarnessTask) -> dict[str, HarnessSuite]:
