@@ -200,6 +200,7 @@ def test_kill_at_every_instant_of_a_build(tmp_path: Path) -> None:
 def test_kill_at_every_instant_of_a_deletion(tmp_path: Path) -> None:
     reference, root = tmp_path / "reference", tmp_path / "killed"
     expected = _build_all(reference)
+    (reference / "runs").mkdir()
     instant, killed = 0, True
     while killed:
         shutil.copytree(reference, root)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.cli.store import gc, lineage, verify_run
-from cpt_residual.errors import ConfigError
+from cpt_residual.errors import ArtifactError, ConfigError
 from cpt_residual.plan import main as plan
 from cpt_residual.row import main as row
 
@@ -108,6 +108,9 @@ def test_gc_of_what_is_no_root_is_refused(copy: Path, capsys: pytest.CaptureFixt
     gc(copy)
     assert capsys.readouterr().out == "0 items, 0 B\n"
     shutil.rmtree(copy / "runs")
+    with pytest.raises(ArtifactError, match="everything in the store would be garbage"):
+        gc(copy, delete=True)
+    (copy / "runs").mkdir()
     gc(copy)
     said = capsys.readouterr().out
     assert str(copy / "store" / "world") in said

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from cpt_residual.core.files import list_files
 from cpt_residual.core.hashing import FileRecord, canonical_json, file_sha256, text_sha256
 from cpt_residual.core.stage import Metric
+from cpt_residual.core.validation import field_problems
 
 __all__ = [
     "MANIFEST",
@@ -72,11 +73,17 @@ class Manifest(_Record):
     def read(cls, artifact: Path) -> Manifest | None:
         """The manifest in an artifact's directory, None when there is none.
 
-        ValueError when it is not one of ours or was edited."""
+        ValueError, in one line for people, when it is not one of ours or was edited."""
         try:
             manifest = cls.model_validate_json((artifact / MANIFEST).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise ValueError(f"it cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first, *others = field_problems(error)
+            more = f" (and {len(others)} more)" if others else ""
+            raise ValueError(f"it is cut, edited or of another version: {first}{more}") from error
         computed = manifest.computed_seal()
         if computed != manifest.seal:
             raise ValueError(f"{MANIFEST}: sha256 {computed}, sealed as {manifest.seal}")

@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from cpt_residual.errors import DiskSpaceError
+from cpt_residual.errors import ArtifactError, DiskSpaceError
 
-__all__ = ["FullDiskReport", "check_free_space", "format_bytes", "free_bytes"]
+__all__ = [
+    "FullDiskReport",
+    "check_free_space",
+    "format_bytes",
+    "free_bytes",
+    "require_writable",
+    "writing",
+]
 
 _REMEDY = (
     "Nothing was published; checkpoints are kept. Free some space (python -m cpt_residual.cli gc "
@@ -43,6 +52,40 @@ def check_free_space(path: Path, needed_bytes: int) -> None:
     found = free_bytes(path)
     if found < needed_bytes:
         raise _too_little(path, needed_bytes, found)
+
+
+def require_writable(path: Path) -> None:
+    """ArtifactError when a look at the directories says that `path` cannot be made or replaced."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    folder = place if place.is_dir() else place.parent
+    if place != path.absolute() and not place.is_dir():
+        reason = f"{place} is not a directory"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"{folder} is read-only"
+    else:
+        return
+    raise ArtifactError(
+        f"{path} cannot be written: {reason}", remedy="Nothing was done. Choose another place."
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Around work that writes `path` and reads nothing: what the system refuses is the user's to
+    mend, a DiskSpaceError for a full disk, else an ArtifactError."""
+    try:
+        with FullDiskReport(path, 0):
+            yield
+    except DiskSpaceError as error:
+        remedy = "Free some space, or choose a place on another disk, then run it again."
+        raise DiskSpaceError(error.what, problems=error.problems, remedy=remedy) from error
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be written: {error.strerror or error}",
+            remedy="Choose a place that can be written, then run it again.",
+        ) from error
 
 
 class FullDiskReport:

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from cpt_residual.core.artifact import MANIFEST
 from cpt_residual.core.lock import describe_holder, hold
 from cpt_residual.core.store import Store
+from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, BusyError
 
 __all__ = ["GarbageItem", "collect", "delete"]
@@ -47,10 +48,12 @@ def collect(store: Store, runs_dir: Path) -> list[GarbageItem]:
     """What can be deleted: artifacts and scratch that no `runs_dir/*/plan.json` names, scratch of
     artifacts that are published, and remains of earlier deletions. Deletes nothing.
 
-    What is being built right now is left out. A plan that cannot be read is an error: what it
-    refers to is unknown.
+    What is being built right now is left out. ArtifactError for a plan that cannot be read, and
+    without a `runs_dir`: what is referred to is unknown then, and would be deleted.
     """
     kept = _referenced(runs_dir)
+    if not runs_dir.is_dir():
+        _require_empty(store, runs_dir)
     items = [*_artifacts(store, kept), *_scratch(store, kept), *_trash(store)]
     return [item for item in items if not _locked(store, item)]
 
@@ -75,7 +78,7 @@ def _referenced(runs_dir: Path) -> set[str]:
         try:
             plan = _Plan.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            problems.append(f"{path}: {' '.join(str(error).split())}")
+            problems += [f"{path}: {problem}" for problem in field_problems(error)]
             continue
         keys |= {f"{node.stage}-{node.fingerprint[:16]}" for node in plan.nodes}
     if problems:
@@ -85,6 +88,18 @@ def _referenced(runs_dir: Path) -> set[str]:
             remedy="Nothing was deleted. Delete the run folders that are no longer wanted.",
         )
     return keys
+
+
+def _require_empty(store: Store, runs_dir: Path) -> None:
+    held = [path for stage in _folders(store.root) for path in _folders(stage)]
+    held += _folders(store.root / ".work")
+    if held:
+        raise ArtifactError(
+            f"there is no folder of runs at {runs_dir}: everything in the store would be garbage",
+            problems=[f"{len(held)} artifact(s) and scratch folder(s) in {store.root}"],
+            remedy="Nothing was deleted. Put the folder back beside the store; an empty one says "
+            "that no run is kept, and all of it may go.",
+        )
 
 
 def _artifacts(store: Store, kept: set[str]) -> Iterator[GarbageItem]:

@@ -106,7 +106,7 @@ class Store:
         try:
             manifest = Manifest.read(path)
         except ValueError as error:
-            return _corrupt(node, [f"manifest.json cannot be trusted: {_one_line(error)}"])
+            return _corrupt(node, [f"manifest.json cannot be trusted: {error}"])
         if manifest is None:
             return NodeStatus("missing", _why_missing(path))
         if (manifest.stage, manifest.fingerprint) != (node.stage.name, node.fingerprint):
@@ -262,7 +262,3 @@ def _why_ready(manifest: Manifest) -> str:
     count = len(manifest.files)
     files = "1 file" if count == 1 else f"{count} files"
     return f"same recipe and inputs, {files} as recorded ({format_bytes(manifest.size_bytes)})"
-
-
-def _one_line(error: ValueError) -> str:
-    return " ".join(str(error).split())

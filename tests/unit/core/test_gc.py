@@ -26,6 +26,7 @@ def _interrupt(work: Path) -> None:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
+    (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
 
 
@@ -113,6 +114,20 @@ def test_links_are_deleted_and_what_they_point_to_is_not(
     assert store.status(graph, "base").state == "missing"
 
 
+def test_without_a_folder_of_runs_nothing_is_garbage(
+    store: Store, tmp_path: Path, ctx: RunContext
+) -> None:
+    assert collect(store, tmp_path / "nowhere") == []
+    graph = Graph.of([TextStage("a")])
+    build_node(store, graph, "a", ctx)
+    with pytest.raises(ArtifactError, match="everything in the store would be garbage") as caught:
+        collect(store, tmp_path / "nowhere")
+    assert caught.value.problems == (f"1 artifact(s) and scratch folder(s) in {store.root}",)
+    assert "Nothing was deleted" in caught.value.remedy
+    (tmp_path / "nowhere").mkdir()
+    assert len(collect(store, tmp_path / "nowhere")) == 1, "said on purpose"
+
+
 def test_a_plan_that_cannot_be_read_stops_everything(
     store: Store, runs: Path, ctx: RunContext
 ) -> None:
@@ -122,4 +137,5 @@ def test_a_plan_that_cannot_be_read_stops_everything(
     (runs / "bad" / "plan.json").write_text('{"nodes": [{"stage": "text"}]}')
     with pytest.raises(ArtifactError, match="fingerprint") as caught:
         collect(store, runs)
-    assert str(runs / "bad" / "plan.json") in str(caught.value)
+    path = runs / "bad" / "plan.json"
+    assert caught.value.problems == (f"{path}: nodes.0.fingerprint: Field required",)
