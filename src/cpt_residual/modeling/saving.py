@@ -18,6 +18,7 @@ from cpt_residual.modeling.side_files import (
     GENERATION_FILE,
     TOKENIZER_FILES,
     copy_files,
+    forget_code,
     read_json_object,
 )
 
@@ -64,7 +65,8 @@ def carry_side_files(start: Path, out: Path, *, dtype: torch.dtype) -> None:
     """Copy tokenizer, generation config, chat files and config.json of `start` as they are.
 
     Only the dtype field of config.json follows the weights: nothing else about the model has
-    changed, `use_cache` included, which training switches off in memory."""
+    changed, `use_cache` included, which training switches off in memory. What names code to run
+    is left out (see `forget_code`)."""
     copy_files(start, out, (*TOKENIZER_FILES, GENERATION_FILE))
     if (start / CHAT_FOLDER).is_dir():
         shutil.copytree(start / CHAT_FOLDER, out / CHAT_FOLDER, dirs_exist_ok=True)
@@ -72,3 +74,4 @@ def carry_side_files(start: Path, out: Path, *, dtype: torch.dtype) -> None:
     field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     config[field] = _NAMES[str(dtype)]
     write_json_atomic(out / CONFIG_FILE, config)
+    forget_code(out)

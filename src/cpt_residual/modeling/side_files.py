@@ -14,6 +14,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import ArtifactError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "copy_files",
     "eos_ids_of",
+    "forget_code",
     "json_object",
     "leaves_folder",
     "read_json_object",
@@ -49,6 +51,7 @@ TOKENIZER_FILES = (
     *TEMPLATE_FILES,
 )
 """Tokenizer and chat template, in any layout of transformers."""
+_CODE_FIELDS = ("auto_map", "custom_pipelines")
 
 
 def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
@@ -66,6 +69,17 @@ def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
     for name in found:
         shutil.copyfile(source / name, out / name)
     return found
+
+
+def forget_code(folder: Path) -> None:
+    """Removes from the configs in `folder` what makes transformers look for code to run, there or
+    on the hub (auto_map), so that no output asks its users to trust any. Other files keep their
+    bytes."""
+    for name in (CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE):
+        fields = read_json_object(folder / name, "output") if (folder / name).is_file() else {}
+        if any(field in fields for field in _CODE_FIELDS):
+            kept = {key: value for key, value in fields.items() if key not in _CODE_FIELDS}
+            write_json_atomic(folder / name, kept)
 
 
 def read_json_object(path: Path, role: str) -> dict[str, JsonValue]:

@@ -5,7 +5,8 @@ with the *union* of the end-of-text ids of base, instruct and target in config.j
 generation_config.json. `verify_stops` then loads the directory and shows that generation ends at
 every one of them. (Keeping the target's generation config is how merged models come to run on:
 measured 60 tokens instead of 6.) Where instruct and target number their tokens differently, the
-target's ids stay (see vocabulary.RowPlan), and what instruct says in ids is said in tokens.
+target's ids stay (see vocabulary.RowPlan), and what instruct says in ids is said in tokens. No
+config of an output names code to run (auto_map).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cpt_residual.modeling.side_files import (
     TOKENIZER_FILES,
     copy_files,
     eos_ids_of,
+    forget_code,
     read_json_object,
 )
 from cpt_residual.modeling.token_side import TokenSide
@@ -57,6 +59,7 @@ def copy_instruct_side(model: Path, folder: Path) -> None:
             remedy="The merged model would have nothing to speak with. Add the tokenizer files of "
             "the release to the directory.",
         )
+    forget_code(folder)
 
 
 def eos_token_ids(model: Path, side: TokenSide | None = None) -> list[int]:
@@ -138,6 +141,7 @@ def install(
         copy_files(instruct_side, out, TOKENIZER_FILES)
     else:
         _write_tokenizer(out, instruct_side=instruct_side, target=target, tokens=moved.tokens)
+    forget_code(out)
     if moved is not None:
         _require_written(out, moved.tokens, sides[0])
     _require_rows(eos_ids, target, moved)
