@@ -47,13 +47,17 @@ def output_shards(target: Checkpoint, plan: RowPlan) -> list[OutputShard]:
 
 
 def output_index(target: Checkpoint, shards: list[OutputShard]) -> bytes | None:
-    """The target's index; its total_size follows the shards when they have grown."""
+    """The target's index; its totals follow the shards when they have grown."""
     grown = sum(shard.num_bytes for shard in shards) - target.num_bytes
     if target.index is None or not grown:
         return target.index
     fields = json.loads(target.index)
-    sizes = [entry.num_bytes for shard in shards for entry in shard.tensors]
-    fields.setdefault("metadata", {})["total_size"] = sum(sizes)
+    entries = [entry for shard in shards for entry in shard.tensors]
+    totals = fields.setdefault("metadata", {})
+    totals["total_size"] = sum(entry.num_bytes for entry in entries)
+    if "total_parameters" in totals:  # as transformers counts: tied tensors once
+        unique = (entry for entry in entries if entry.name not in target.aliases)
+        totals["total_parameters"] = sum(entry.num_elements for entry in unique)
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 

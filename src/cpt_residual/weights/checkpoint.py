@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeGuard, cast
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 
+from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
@@ -23,17 +24,17 @@ from cpt_residual.modeling.side_files import (
     leaves_folder,
     read_json_object,
 )
+from cpt_residual.weights.naming import HEAD, head_of_tied
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ITEM_SIZES: Mapping[str, int] = {"BF16": 2, "F16": 2, "F32": 4}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-_HEAD = "lm_head.weight"
-_EMBEDDING_SUFFIXES = ("embed_tokens.weight", "wte.weight")
 
 Shape = tuple[int, ...]
 DtypeName = Literal["BF16", "F16", "F32"]
+TORCH_NAMES: Mapping[DtypeName, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class ModelFacts(BaseModel):
@@ -226,9 +227,7 @@ def _read_facts(path: Path, role: str) -> ModelFacts:
     except ValidationError as error:
         raise ArtifactError(
             f"{role}: {path / CONFIG_FILE} is not a model's configuration",
-            problems=[
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-            ],
+            problems=field_problems(error),
             remedy="Download or save the model again.",
         ) from error
 
@@ -351,7 +350,5 @@ def _layout_problems(
 
 
 def _aliases(tensors: Mapping[str, TensorEntry], facts: ModelFacts) -> dict[str, str]:
-    if not facts.tie_word_embeddings or _HEAD not in tensors:
-        return {}
-    owners = [name for name in tensors if name.endswith(_EMBEDDING_SUFFIXES)]
-    return {_HEAD: owners[0]} if len(owners) == 1 else {}
+    tied = head_of_tied(tensors, tied=facts.tie_word_embeddings)
+    return tied if HEAD in tensors else {}

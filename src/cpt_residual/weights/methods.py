@@ -155,18 +155,14 @@ def _trimmed(values: F64 | F32, threshold: float) -> F64:
 # --- low rank -------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class LowRankFactors:
-    """left (rows, rank) @ right (rank, columns), the factors of one matrix in fp32.
-
-    explained: share of the matrix's squared Frobenius norm that its best approximation of this
-    rank keeps. relative_error: norm(matrix - left @ right) / norm(matrix), measured in float64
-    with the rounded factors; about sqrt(1 - explained).
-    """
+    """left (rows, rank) @ right (rank, columns), the factors of one matrix in fp32."""
 
     left: F32
     right: F32
-    rank: int
-    explained: float
-    relative_error: float
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
 
 
 def low_rank(
@@ -177,7 +173,7 @@ def low_rank(
 
     Give one: `rank` (at most the smaller side is used), or `explained_variance`, for the least rank
     that keeps this share of the squared norm (1.0: all that is not rounding). A zero matrix has
-    rank 1, factors of zeros, explained 1.0, error 0. One factor has orthonormal rows or columns,
+    rank 1 and factors of zeros. One factor has orthonormal rows or columns,
     that of the smaller side; each of its vectors has its entry of largest magnitude positive, so
     equal input gives equal factors (with one build of numpy and number of BLAS threads).
 
@@ -197,25 +193,17 @@ def low_rank(
         raise CompatibilityError("a matrix with NaN or Inf has no approximation of low rank")
     if norm_squared == 0.0:
         left, right = np.zeros((matrix.shape[0], 1)), np.zeros((1, matrix.shape[1]))
-        return LowRankFactors(left.astype(np.float32), right.astype(np.float32), 1, 1.0, 0.0)
+        return LowRankFactors(left.astype(np.float32), right.astype(np.float32))
     values, vectors = np.linalg.eigh(gram)  # rising
-    shares = _explained_shares(values[::-1])
     if explained_variance is not None:
-        rank = int(np.searchsorted(shares, explained_variance)) + 1
+        rank = int(np.searchsorted(_explained_shares(values[::-1]), explained_variance)) + 1
     assert rank is not None
-    rank = min(rank, shares.size)
+    rank = min(rank, values.size)
     short = _with_fixed_signs(vectors[:, ::-1][:, :rank])
     long = np.concatenate([(rows @ short).astype(np.float32) for rows in _row_chunks(tall)])
     kept = short.astype(np.float32)
-    error = _distance(tall, long, kept) / math.sqrt(norm_squared)
     left, right = (long, kept.T) if tall is matrix else (kept, long.T)
-    return LowRankFactors(
-        left=np.ascontiguousarray(left),
-        right=np.ascontiguousarray(right),
-        rank=rank,
-        explained=float(shares[rank - 1]),
-        relative_error=error,
-    )
+    return LowRankFactors(left=np.ascontiguousarray(left), right=np.ascontiguousarray(right))
 
 
 def low_rank_rows(left: F32, right: F32 | F64, start: int, stop: int) -> F64:
@@ -254,16 +242,6 @@ def _explained_shares(falling: F64) -> F64:
 def _with_fixed_signs(columns: F64) -> F64:
     pivots = np.argmax(np.abs(columns), axis=0)
     return columns * np.where(columns[pivots, np.arange(columns.shape[1])] < 0.0, -1.0, 1.0)
-
-
-def _distance(tall: F32, long: F32, short: F32) -> float:
-    """Frobenius norm of tall - long @ short.T, in float64."""
-    squared, first, wide = 0.0, 0, short.T.astype(np.float64)
-    for rows in _row_chunks(tall):
-        rest = rows - long[first : first + len(rows)].astype(np.float64) @ wide
-        squared += float(np.sum(np.square(rest, out=rest)))
-        first += len(rows)
-    return math.sqrt(squared)
 
 
 # --- strengths ------------------------------------------------------------------------------------

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 ModuleClass = Literal["attention", "mlp", "embeddings", "head", "norm", "other"]
+HEAD = "lm_head.weight"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 MODULE_CLASSES: tuple[str, ...] = get_args(ModuleClass)
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 _CLASSES: tuple[tuple[ModuleClass, re.Pattern[str]], ...] = (  # the first that matches
@@ -19,7 +22,15 @@ _CLASSES: tuple[tuple[ModuleClass, re.Pattern[str]], ...] = (  # the first that 
 
 def is_vocabulary_tensor(name: str) -> bool:
     """Whether the tensor has one row per token: the embedding and the head."""
-    return name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight"))
+    return name.endswith((*_EMBEDDINGS, HEAD))
+
+
+def head_of_tied(names: Iterable[str], *, tied: bool | None) -> dict[str, str]:
+    """{head: the embedding that it repeats} of a model with the tensors `names`, whether the head
+    is among them or left out; nothing unless config.json ties them (`tied`) and the embedding can
+    be told."""
+    owners = [name for name in names if name.endswith(_EMBEDDINGS)]
+    return {HEAD: owners[0]} if tied and len(owners) == 1 else {}
 
 
 def module_of(name: str) -> ModuleClass:

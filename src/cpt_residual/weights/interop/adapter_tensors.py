@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.checkpoint import Checkpoint, Shape, Shard, TensorEntry
 from cpt_residual.weights.interop.adapter_config import AdapterConfig
-from cpt_residual.weights.naming import is_vocabulary_tensor
+from cpt_residual.weights.naming import HEAD, head_of_tied, is_vocabulary_tensor
 
 _PREFIX = "base_model.model."
-_HEAD = "lm_head.weight"
 _ENDS: Mapping[str, tuple[str, bool]] = {
     ".lora_A.weight": ("A", False),
     ".lora_B.weight": ("B", False),
@@ -142,13 +141,13 @@ def _tied(
     """A tied base takes a new embedding and head together, or neither."""
     if not base.facts.tie_word_embeddings:
         return {}
-    owners = [name for name in base.unique_tensors if is_vocabulary_tensor(name) and name != _HEAD]
-    owner = owners[0] if len(owners) == 1 else ""
-    touched = [name for name in (owner, _HEAD) if name in pairs or name in whole]
+    tied = head_of_tied(base.unique_tensors, tied=True)
+    both = (*tied.values(), HEAD)
+    touched = [name for name in both if name in pairs or name in whole]
     if not touched:
         return {}
-    if owner in whole and _HEAD in whole and not {owner, _HEAD} & pairs.keys():
-        return {_HEAD: owner}
+    if tied and all(name in whole and name not in pairs for name in both):
+        return tied
     problems.append(
         f"{' and '.join(touched)}: the base ties embedding and head (tie_word_embeddings), the "
         "adapter has trained them apart"

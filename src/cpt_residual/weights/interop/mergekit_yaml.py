@@ -16,7 +16,7 @@ from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
 from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import chat_contract
-from cpt_residual.weights.checkpoint import Checkpoint, DtypeName
+from cpt_residual.weights.checkpoint import TORCH_NAMES, Checkpoint, DtypeName
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.methods import num_to_keep, require_known_scales, scale_of
 from cpt_residual.weights.naming import is_vocabulary_tensor
@@ -24,7 +24,6 @@ from cpt_residual.weights.naming import is_vocabulary_tensor
 Setting = float | list[dict[str, str | float]]
 Parameters = dict[str, Setting]
 
-_TORCH_NAMES: Mapping[DtypeName, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _PLAIN = MergeRecipe()
 _ALWAYS = [
     "written by cpt_residual for mergekit 0.1.5",
@@ -192,7 +191,7 @@ def _main_dtype(target: Checkpoint) -> str:
     sizes: Counter[DtypeName] = Counter()
     for entry in target.tensors.values():
         sizes[entry.dtype] += entry.num_elements
-    return _TORCH_NAMES[sizes.most_common(1)[0][0]]
+    return TORCH_NAMES[sizes.most_common(1)[0][0]]
 
 
 def _tokenizer(instruct: Checkpoint, target: Checkpoint, comments: list[str]) -> dict[str, str]:

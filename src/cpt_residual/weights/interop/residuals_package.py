@@ -26,11 +26,13 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import write_json_atomic
+from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
     TOKENIZER_FILES,
     copy_files,
+    forget_code,
     read_json_object,
 )
 from cpt_residual.weights import arithmetic
@@ -40,6 +42,7 @@ from cpt_residual.weights.checkpoint import (
     INDEX_FILE,
     ITEM_SIZES,
     SINGLE_FILE,
+    TORCH_NAMES,
     DtypeName,
     ModelFacts,
     Shape,
@@ -48,6 +51,7 @@ from cpt_residual.weights.checkpoint import (
     read_shard,
 )
 from cpt_residual.weights.delta import StoredDelta
+from cpt_residual.weights.naming import HEAD, head_of_tied
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
@@ -67,8 +71,6 @@ from cpt_residual.weights.writer import ShardWriter, layout
 
 Model = TypeVar("Model", bound=BaseModel)
 OWN_FILE = "cpt_residual.json"
-_TORCH_NAMES: Mapping[DtypeName, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_HEAD, _EMBEDDINGS = "lm_head.weight", ("embed_tokens.weight", "wte.weight")
 _TAGS = ["residuals", "delta", "task-arithmetic", "finetune"]
 _README = """---
 library_name: residuals
@@ -183,7 +185,7 @@ def write_residuals_layout(
             instruct_only=manifest.instruct_only,
         )
         config = PackageConfig(
-            dtype=_TORCH_NAMES[dtype],
+            dtype=TORCH_NAMES[dtype],
             param_count=len(shapes),
             shapes_hash=_shapes_hash(shapes),
             parameter_names_hash=_names_hash(shapes),
@@ -195,6 +197,7 @@ def write_residuals_layout(
             tags=_TAGS,
         )
         copy_files(residual.instruct_folder, folder, TOKENIZER_FILES)
+        forget_code(folder)
         copy_instruct_side(residual.instruct_folder, folder / INSTRUCT_FOLDER)
         (folder / "README.md").write_text(_README, encoding="utf-8")
         write_json_atomic(folder / OWN_FILE, own)
@@ -205,9 +208,8 @@ def write_residuals_layout(
 def _tied(manifest: ResidualManifest) -> dict[str, str]:
     """Tensors that repeat another: those that instruct stores, and a tied head that it leaves out,
     because the package takes its names from a loaded model."""
-    owners = [name for name in manifest.tensors if name.endswith(_EMBEDDINGS)]
-    untied = not manifest.facts.tie_word_embeddings or _HEAD in manifest.tensors
-    return manifest.tied or ({} if untied or len(owners) != 1 else {_HEAD: owners[0]})
+    tied = head_of_tied(manifest.tensors, tied=manifest.facts.tie_word_embeddings)
+    return manifest.tied or ({} if HEAD in manifest.tensors else tied)
 
 
 def _write_shard(
@@ -309,9 +311,7 @@ def _validated(kind: type[Model], path: Path) -> Model:
     except ValidationError as error:
         raise ArtifactError(
             f"residual: {path} is not of the layout of the residuals package",
-            problems=[
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-            ],
+            problems=field_problems(error),
             remedy="Give a folder that Residuals.save_pretrained or cpt-residual has written.",
         ) from error
 
