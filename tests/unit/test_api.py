@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Generator
@@ -20,7 +21,7 @@ from cpt_residual.weights import sources
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.interop.adapter import merge_adapter
 from cpt_residual.weights.reader import Streaming
-from support.pico_family import read_all, real_family, same_bits
+from support.pico_family import read_all, real_family, same_bits, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,75 @@ def test_the_base_of_a_pair_serves_a_recipe(family: Path, pair: api.Pair, tmp_pa
     api.apply(family / "base_cpt", pair, tmp_path / "o", recipe=recipe, options=options)
     merged, instruct = read_all(tmp_path / "o"), read_all(family / "instruct")
     assert all(same_bits(merged[name], instruct[name]) for name in instruct)
+
+
+def inputs_of(model: Path) -> dict[str, dict[str, str]]:
+    record = json.loads((model / "merge.json").read_text())
+    return {each["role"]: each for each in record["inputs"]}
+
+
+def content_of(model: Path) -> str:
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(model.glob("*.safetensors"))
+    }
+    return hashlib.sha256(json.dumps(hashes, separators=(",", ":")).encode()).hexdigest()
+
+
+def test_inputs_of_one_shape_are_told_apart(family: Path, tmp_path: Path) -> None:
+    for name in ("base", "instruct", "base_cpt"):
+        shutil.copytree(family / name, tmp_path / "other" / name)
+    pair, target = api.Pair(family / "base", family / "instruct"), tmp_path / "other/base_cpt"
+    weights = read_all(target)
+    weights["model.norm.weight"] *= 1.5
+    write_weights(target, weights)
+    api.apply(family / "base_cpt", pair, tmp_path / "one")
+    api.apply(target, pair, tmp_path / "two")
+    one, two = inputs_of(tmp_path / "one"), inputs_of(tmp_path / "two")
+    assert one["target"]["headers"] == two["target"]["headers"]
+    for role in ("base", "instruct"):
+        assert one[role]["content"] == two[role]["content"] == content_of(family / role)
+    assert one["target"]["content"] == content_of(family / "base_cpt")
+    assert two["target"]["content"] == content_of(target)
+    assert f"shards {content_of(target)[:12]}" in (tmp_path / "two/README.md").read_text()
+    api.compute(pair.base, pair.instruct, tmp_path / "r")
+    api.apply(target, tmp_path / "r", tmp_path / "three")
+    stored = inputs_of(tmp_path / "three")
+    assert {role: stored[role]["content"] for role in two} == {
+        role: two[role]["content"] for role in two
+    }
+    assert len(stored["residual"]["content"]) == 64
+
+
+def test_without_verification_headers_are_recorded(
+    family: Path, pair: api.Pair, tmp_path: Path
+) -> None:
+    options = api.ApplyOptions(verify=False)
+    api.apply(family / "base_cpt", pair, tmp_path / "o", options=options)
+    assert all(each["content"] is None for each in inputs_of(tmp_path / "o").values())
+    assert "(layout alone)" in (tmp_path / "o/README.md").read_text()
+
+
+def test_an_extra_tensor_is_found_before_the_work(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that base, instruct and target all have."""
+    for name in ("base", "instruct", "base_cpt"):
+        shutil.copytree(family / name, tmp_path / name)
+        weights = read_all(tmp_path / name)
+        weights["model.layers.9.mlp.extra.weight"] = torch.ones(2, 2, dtype=torch.bfloat16)
+        for path in (tmp_path / name).glob("model*"):
+            path.unlink()
+        write_weights(tmp_path / name, weights)
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(job, "merged_models", started)
+    pair = api.Pair(tmp_path / "base", tmp_path / "instruct")
+    with pytest.raises(CompatibilityError, match="are not those of its config") as caught:
+        api.apply(tmp_path / "base_cpt", pair, tmp_path / "o")
+    assert caught.value.problems == ("unexpected: model.layers.9.mlp.extra.weight",)
 
 
 def test_plans_agree_with_what_is_done(family: Path, pair: api.Pair, tmp_path: Path) -> None:

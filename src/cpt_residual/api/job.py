@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
@@ -19,22 +20,24 @@ from cpt_residual.weights.alignment import output_shards, require_plain
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.merge import MergedModel, MergeReport, Output, merged_models
 from cpt_residual.weights.merge_record import MERGE_FILE, InputRecord, MergeRecord, ShardRecord
 from cpt_residual.weights.methods import require_known_scales
 from cpt_residual.weights.opening import ModelReference, NamedModel, name_of, open_named
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
-from cpt_residual.weights.sources import Pair, input_of, open_source
+from cpt_residual.weights.sources import Input, Pair, open_source
 from cpt_residual.weights.staging import require_apart, require_free
 from cpt_residual.weights.vocabulary import RowPlan, plan_target
-from cpt_residual.weights.work_plan import WorkPlan, plan_of_merge
+from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
 
 
 @dataclass(frozen=True)
 class ApplyOptions:
     """How an apply runs. target_base: the model that CPT made the target from, for recipes that
-    need it (a Pair's base where it is not given). verify: read the outputs back and show that they
-    load and stop. streaming: threads and progress."""
+    need it (a Pair's base where it is not given). verify: read the outputs back, show that they
+    load and stop, and record in merge.json the sha256 of outputs and inputs (one more read of the
+    models). streaming: threads and progress."""
 
     target_base: ModelReference | None = None
     verify: bool = True
@@ -65,7 +68,7 @@ class ApplyJob:
 
     target: NamedModel
     source: DeltaSource
-    inputs: tuple[InputRecord, ...]
+    inputs: tuple[Input, ...]
     base: Checkpoint | None
     outputs: tuple[Output, ...]
     recipe: MergeRecipe
@@ -85,7 +88,7 @@ class ApplyJob:
         wanted = recipe.needs_base or options.target_base is not None
         base = open_named(reference, role="target_base") if reference and wanted else None
         _require_base(recipe, base)
-        delta, records = open_source(
+        delta, inputs = open_source(
             source, target.checkpoint, policy=recipe.vocab_policy, streaming=options.streaming
         )
         models = [target.checkpoint, *delta.checkpoints, *([base.checkpoint] if base else [])]
@@ -95,7 +98,7 @@ class ApplyJob:
         return cls(
             target=target,
             source=delta,
-            inputs=(input_of(target), *records, *([input_of(base)] if base else [])),
+            inputs=(Input.of(target), *inputs, *([Input.of(base)] if base else [])),
             base=base.checkpoint if base else None,
             outputs=outputs,
             recipe=recipe,
@@ -103,23 +106,30 @@ class ApplyJob:
         )
 
     def plan(self) -> WorkPlan:
-        """What `run` would cost; makes its checks as far as headers and tokenizers go."""
+        """What `run` would cost; makes its checks as far as headers and tokenizers go, and shows
+        that the target is not instruct."""
         target = self.target.checkpoint
-        shards = output_shards(target, self._rows())
+        shards = output_shards(target, self._rows)
         if self.base is not None:
             require_match(side_of(self.base), side_of(target))
         require_known_scales(target.unique_tensors, self.recipe.scales)
+        require_not_instruct(target, self.source, alphas=[each.alpha for each in self.outputs])
+        work = MergeWork(
+            input_bytes=self._input_bytes(),
+            hashed_bytes=sum(each.num_bytes_to_hash for each in self.inputs),
+            output_bytes=sum(shard.num_bytes for shard in shards),
+            shapes=tuple(entry.shape for entry in target.unique_tensors.values()),
+        )
         with plain_disk_words():
             return plan_of_merge(
-                self.inputs_bytes(),
-                sum(shard.num_bytes for shard in shards),
+                work,
                 [output.folder for output in self.outputs],
                 recipe=self.recipe,
                 verify=self.options.verify,
                 streaming=self.options.streaming,
             )
 
-    def inputs_bytes(self) -> int:
+    def _input_bytes(self) -> int:
         """What one pass reads."""
         size = self.target.checkpoint.num_bytes
         size += sum(path.stat().st_size for path in self.source.files)
@@ -127,6 +137,9 @@ class ApplyJob:
 
     def run(self) -> list[MergeReport]:
         """Merges, checks everything, and only then lets the outputs appear."""
+        _ = self._rows  # what does not fit is told before torch is imported
+        if self.options.verify:
+            verification.require_known_tensors(self.target.checkpoint)
         with (
             plain_disk_words(),
             merged_models(
@@ -138,10 +151,17 @@ class ApplyJob:
                 streaming=self.options.streaming,
             ) as models,
         ):
+            records = self._records()  # of files that are shown not to have changed meanwhile
             for model in models:
-                self._finish(model)
+                self._finish(model, records)
             return [model.report for model in models]
 
+    def _records(self) -> list[InputRecord]:
+        if not self.options.verify:
+            return [each.record for each in self.inputs]
+        return [each.hashed(self.options.streaming) for each in self.inputs]
+
+    @cached_property
     def _rows(self) -> RowPlan:
         """Which row goes where. Raises CompatibilityError when target and residual do not fit."""
         target, source, policy = self.target.checkpoint, self.source, self.recipe.vocab_policy
@@ -158,10 +178,10 @@ class ApplyJob:
             require_plain(self.recipe)
         return plan
 
-    def _finish(self, model: MergedModel) -> None:
+    def _finish(self, model: MergedModel, inputs: Sequence[InputRecord]) -> None:
         """Checks a written model and adds merge.json and the card."""
         report, folder, streaming = model.report, model.folder, self.options.streaming
-        planned = output_shards(self.target.checkpoint, self._rows())
+        planned = output_shards(self.target.checkpoint, self._rows)
         written = verification.require_layout(planned, folder)
         shards = {s.name: ShardRecord(num_bytes=s.num_bytes) for s in written.shards}
         stops: list[int] | None = None
@@ -172,7 +192,7 @@ class ApplyJob:
             name=name_of(report.folder.resolve()),
             alpha=report.alpha,
             recipe=self.recipe,
-            inputs=list(self.inputs),
+            inputs=list(inputs),
             num_parameters=report.num_parameters,
             target_norm=report.target_norm,
             residual_norm=report.residual_norm,
@@ -230,6 +250,6 @@ def plain_disk_words() -> Generator[None]:
         raise DiskSpaceError(
             error.what,
             problems=error.problems,
-            remedy="No output was made; what apply has finished is kept for the same command. Free "
+            remedy="No output was made; what can be resumed is kept for the same command. Free "
             "some space, then run it again, or choose an output on another disk.",
         ) from error

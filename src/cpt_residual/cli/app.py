@@ -15,11 +15,12 @@ them.
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
 from cpt_residual.cli import data, export, look, make, store
-from cpt_residual.errors import CptResidualError
+from cpt_residual.errors import ArtifactError, CptResidualError
 
 app = typer.Typer(
     help="Take instruction following from one model to another, and look after artifacts.",
@@ -43,8 +44,16 @@ def main() -> None:
     try:
         app()
     except CptResidualError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:  # a file that cannot be read or written; nothing is published then
-        print(f"{type(error).__name__}: {error}\nNo output was made.", file=sys.stderr)
-        sys.exit(2)
+        _end(error)
+    except OSError as error:  # of a file that no verb expects to fail; nothing is published then
+        _end(
+            ArtifactError(
+                f"{error.filename or 'A file'}: {error.strerror or error}",
+                remedy="No output was made. See to the file and its disk, then run it again.",
+            )
+        )
+
+
+def _end(error: CptResidualError) -> NoReturn:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

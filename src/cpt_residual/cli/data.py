@@ -1,12 +1,13 @@
 """Verbs for packs and corpora.
 
 cpt-residual data inspect ARTIFACT [--rows N] [--figures DIR] [--verify] [--json]
+cpt-residual data export PACK --out DIR [--to parquet|hf]
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from cpt_residual.cli.artifacts import find_artifact
 from cpt_residual.cli.options import Json
 from cpt_residual.cli.terminal import Terminal, interruptible
+from cpt_residual.core.disk import require_writable, writing
 from cpt_residual.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from cpt_residual.data.inspection.pack import PackInspection
     from cpt_residual.report.figures import FigureNote
 
-app = typer.Typer(help="Look at packs and corpora.", no_args_is_help=True)
+app = typer.Typer(help="Look at packs and corpora; hand packs to others.", no_args_is_help=True)
 
 _PLAIN_WIDTH = 100
 _DATA_STAGES = ("pack", "corpus", "world")
@@ -62,6 +64,8 @@ def inspect(  # noqa: PLR0913 - a verb's options
 
     terminal = Terminal(as_json=as_json)
     path = find_artifact(artifact, root=root, stages=_DATA_STAGES)
+    if figures is not None:
+        require_writable(figures)
     with interruptible("nothing was changed"), terminal.progress("inspect", path.name) as report:
         looking = Looking(rows=rows, seed=seed, verify=verify, report=report)
         found = _inspected(path, tokenizer, looking, terminal)
@@ -69,6 +73,43 @@ def inspect(  # noqa: PLR0913 - a verb's options
     _tell(found, figures, notes, terminal=terminal, full=full, as_json=as_json)
     if any(check.state == "differs" for check in found.checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    pack: Artifact,
+    out: Annotated[Path, typer.Option(help="a new folder")],
+    root: Root = Path("outputs"),
+    to: Annotated[
+        Literal["parquet", "hf"],
+        typer.Option(help="parquet: for datasets.load_dataset; hf: for datasets.load_from_disk"),
+    ] = "parquet",
+    *,
+    as_json: Json = False,
+) -> None:
+    """Write a pack as a data set of the Hugging Face libraries, its ledger beside it."""
+    from cpt_residual.data.export import export_pack
+    from cpt_residual.data.inspection.looking import kind_of, read_manifest
+
+    terminal = Terminal(as_json=as_json)
+    path = find_artifact(pack, root=root, stages=("pack",))
+    kind = kind_of(path, read_manifest(path))
+    if kind != "pack":
+        raise ConfigError(
+            f"{path} is a {kind}, not a pack",
+            problems=["its documents are JSON lines, which datasets.load_dataset('json') reads"],
+            remedy="Nothing was written. Give the folder, the digits or the name of a pack.",
+        )
+    require_writable(out)
+    with (
+        interruptible("no output was made; run the same command again"),
+        terminal.progress("export", out.name) as report,
+    ):
+        num_rows = export_pack(path, out, layout=to, progress=report)
+    terminal.result(
+        {"out": str(out), "num_rows": num_rows, "layout": to},
+        lambda: {"written": str(out), "rows": f"{num_rows:,}", "layout": to},
+    )
 
 
 def _inspected(
@@ -118,9 +159,10 @@ def _draw(found: PackInspection | CorpusInspection, folder: Path) -> tuple[Figur
     from cpt_residual.data.inspection.pack import PackInspection
     from cpt_residual.report.data_figures import draw_corpus_figures, draw_pack_figures
 
-    if isinstance(found, PackInspection):
-        return draw_pack_figures(found, folder)
-    return draw_corpus_figures(found, folder)
+    with writing(folder):
+        if isinstance(found, PackInspection):
+            return draw_pack_figures(found, folder)
+        return draw_corpus_figures(found, folder)
 
 
 def _tell(

@@ -84,6 +84,7 @@ def export(  # noqa: PLR0913 - a verb's options
 
 
 def _residuals(residual: Path, out: Path, dtype: str, threads: int, terminal: Terminal) -> None:
+    from cpt_residual.api.job import plain_disk_words
     from cpt_residual.weights.interop.residuals_package import ModelNames, write_residuals_layout
     from cpt_residual.weights.merge_record import read_origin
     from cpt_residual.weights.reader import Streaming
@@ -93,6 +94,7 @@ def _residuals(residual: Path, out: Path, dtype: str, threads: int, terminal: Te
     names = ModelNames(origin.base.name, origin.instruct.name) if origin else ModelNames()
     with (
         interruptible("no output was made; run the same command again"),
+        plain_disk_words(),
         terminal.progress("export", out.name) as report,
     ):
         own = write_residuals_layout(

@@ -21,7 +21,7 @@ from cpt_residual.cli.options import (
 )
 from cpt_residual.cli.store import verify_run
 from cpt_residual.cli.terminal import Terminal, interruptible, write_text
-from cpt_residual.core.disk import format_bytes
+from cpt_residual.core.disk import format_bytes, require_writable, writing
 from cpt_residual.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def geometry(  # noqa: PLR0913 - a verb's options
     from cpt_residual.weights.reader import Streaming
 
     terminal = Terminal(as_json=as_json)
+    written = out / "geometry.json"
+    require_writable(written)
     pair = api.Pair(
         pinned_reference(base, "base", terminal), pinned_reference(instruct, "instruct", terminal)
     )
@@ -94,8 +96,9 @@ def geometry(  # noqa: PLR0913 - a verb's options
     with interruptible(_AGAIN), terminal.progress("geometry", out.name) as report:
         streaming = Streaming(progress=report, threads=num_threads(threads))
         found = api.geometry(pair, start, instruct_cpt=last or None, streaming=streaming)
-        write_json_atomic(out / "geometry.json", found)
-        draw_heatmaps(found, out)
+        with writing(out):
+            write_json_atomic(written, found)
+            draw_heatmaps(found, out)
     terminal.table(found, lambda: geometry_table(found))
 
 

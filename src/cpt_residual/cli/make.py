@@ -153,7 +153,11 @@ def apply(  # noqa: PLR0913 - a verb's options
         str | None, typer.Option(metavar="ORG/NAME", help="then upload it to the hub (private)")
     ] = None,
     verify: Annotated[
-        bool, typer.Option(help="read the output back; show that it loads and stops")
+        bool,
+        typer.Option(
+            help="read the output back; show that it loads and stops; record the sha256 of outputs "
+            "and inputs in merge.json (without: sizes, and the inputs' headers alone)"
+        ),
     ] = True,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -171,6 +175,7 @@ def apply(  # noqa: PLR0913 - a verb's options
         new_token_rows=new_token_rows,
     )
     alphas = alpha or [1.0]
+    place = out if out.name not in ("", "..") else out.resolve()  # publishing replaces `.`
     _require_pushable(push, alphas, dry_run=dry_run)
     from cpt_residual import api
     from cpt_residual.weights.reader import Streaming
@@ -189,7 +194,7 @@ def apply(  # noqa: PLR0913 - a verb's options
             ).model_copy(update={"upload": push})
             terminal.result(plan, lambda: _plan_rows(plan))
             return
-        with terminal.progress("apply", out.name) as report:
+        with terminal.progress("apply", place.name) as report:
             streaming = Streaming(progress=report, threads=num_threads(threads))
             if start and isinstance(source, api.Pair) and source.base != start:
                 for line in api.ancestry_warnings(source.base, start, streaming=streaming):
@@ -202,7 +207,7 @@ def apply(  # noqa: PLR0913 - a verb's options
                 recipe=recipe,
                 options=api.ApplyOptions(start or None, verify, streaming),
             )
-        pushed = hub.upload(out, push) if push else None
+        pushed = hub.upload(place, push) if push else None
     terminal.result(
         {"outputs": [_report_document(each) for each in reports], "verified": verify}
         | {"pushed": pushed},

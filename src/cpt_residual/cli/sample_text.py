@@ -98,7 +98,7 @@ def _show_pieces(out: Console, pieces: Sequence[Piece], *, full: bool) -> None:
         if kind == "masked" and not out.is_terminal:
             shown = f"\u27e6{shown}\u27e7"
         text.append(shown, _STYLES[kind])
-    out.print(Padding(text, (0, 0, 0, 4)), soft_wrap=False)
+    out.print(Padding(text, (0, 0, 0, 4), expand=False), soft_wrap=False)
 
 
 def _clipped(pieces: Sequence[Piece]) -> Iterator[Piece]:

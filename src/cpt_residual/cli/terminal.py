@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cpt_residual.core.disk import writing
 from cpt_residual.core.files import unique_name
 from cpt_residual.core.stage import ProgressReport
 from cpt_residual.launch.console import BuildConsole, duration
@@ -85,14 +86,16 @@ def interruptible(what_to_do: str) -> Generator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole file or the one that was there before; its directory is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(unique_name(f".{path.name}"))
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """The whole file or the one that was there before; its directory is made. Raises ArtifactError
+    and DiskSpaceError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(unique_name(f".{path.name}"))
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _plain(value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from cpt_residual.errors import CompatibilityError
 
-__all__ = ["build_on_meta", "load_causal_lm", "load_config"]
+__all__ = ["build_on_meta", "load_causal_lm", "load_config", "require_known_tensors"]
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -35,19 +36,50 @@ def load_causal_lm(
         use_safetensors=True,
         output_loading_info=True,
     )
+    _require_all_used(folder, report)
+    return cast("PreTrainedModel", model)
+
+
+def require_known_tensors(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """CompatibilityError, as `load_causal_lm` gives it, unless tensors of these names and shapes
+    are those of the model that config.json in `folder` describes. No weight is read or allocated.
+    """
+    config = load_config(folder)
+    kind = type(build_on_meta(config))
+    with torch.device("meta"):
+        state = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
+    _, report = cast("Any", kind).from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        device_map={"": "meta"},
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # reported, with all the others
+        output_loading_info=True,
+    )
+    _require_all_used(folder, report)
+
+
+def _require_all_used(folder: Path, report: Mapping[str, Sequence[object]]) -> None:
     problems = [
-        f"{kind.removesuffix('_keys')}: {name}"
+        f"{kind.removesuffix('_keys')}: {found}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        for name in sorted(map(str, report[kind]))
+        for found in sorted(map(_told, report[kind]))
     ]
     if problems:
         raise CompatibilityError(
             f"the weights in {folder} are not those of its config.json",
             problems=problems,
-            remedy="transformers would put random tensors in their place. Fetch or save the model "
-            "again.",
+            remedy="transformers would put random tensors in the place of missing ones, and leave "
+            "others out. Fetch or save the model again.",
         )
-    return cast("PreTrainedModel", model)
+
+
+def _told(found: object) -> str:
+    if not isinstance(found, tuple):
+        return str(found)
+    name, stored, wanted = cast("tuple[str, Sequence[int], Sequence[int]]", found)
+    return f"{name}: {tuple(stored)} stored, {tuple(wanted)} by config.json"
 
 
 def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:

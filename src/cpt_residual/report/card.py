@@ -172,7 +172,7 @@ def _identity(each: InputRecord) -> str:
         return f"commit {each.revision}"
     if each.content:
         return f"shards {each.content[:12]}"
-    return f"headers {each.headers[:12]}" if each.headers else MISSING
+    return f"headers {each.headers[:12]} (layout alone)" if each.headers else MISSING
 
 
 def _numbers(record: MergeRecord) -> str:

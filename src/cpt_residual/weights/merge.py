@@ -25,6 +25,7 @@ from cpt_residual.weights.alignment import output_index, require_plain
 from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.merge_pass import Inputs, MergePass
@@ -106,9 +107,9 @@ def merged_models(
     without an error.
 
     `base` is the model that CPT made `target` from; recipes with `needs_base` need it. Raises
-    CompatibilityError for a target that the residual does not fit, and for values that are not
-    finite; ArtifactError for an output that exists or lies in an input, and for inputs that change
-    meanwhile; BusyError when another process works on an output.
+    CompatibilityError for a target that the residual does not fit, or that is instruct itself, and
+    for values that are not finite; ArtifactError for an output that exists or lies in an input, and
+    for inputs that change meanwhile; BusyError when another process works on an output.
     """
     files = InputFiles.of(
         [target, *source.checkpoints, *([base] if base else [])],
@@ -118,6 +119,7 @@ def merged_models(
     _require_sense(outputs, recipe, base)
     plan = _require_fit(target, source, base, recipe, threads=streaming.threads)
     require_known_scales(target.unique_tensors, recipe.scales)
+    require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
     job = MergePass(Inputs(target, source, base, plan, files), recipe, streaming)
     with ExitStack() as stack:
         folders = [

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.config.schema import Frozen
+from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import read_json_object
 
@@ -25,7 +26,11 @@ Role = Literal["target", "residual", "base", "instruct", "target_base"]
 
 class InputRecord(Frozen):
     """One input. name: hub id or directory name, empty when only its hash is known; revision: its
-    commit; headers: sha256 of its shards' headers; content: sha256 over its shards' sha256."""
+    commit; headers: sha256 of its shards' headers, which two checkpoints of one shape share;
+    content: sha256 over its shards' sha256, which no two share.
+
+    content is what the verification of an apply reads for it; a residual has its own recorded, and
+    that of its two models, whatever is verified. None: not read."""
 
     role: Role
     name: str
@@ -96,6 +101,6 @@ def _read(kind: type[Record], path: Path) -> Record:
     except ValidationError as error:
         raise ArtifactError(
             f"{path} is not a record of this version",
-            problems=[f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()],
+            problems=field_problems(error),
             remedy="It was edited, or written by another version. Make its directory again.",
         ) from error

@@ -3,7 +3,7 @@ with the records that merge.json keeps of them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import get_args
 from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.core.hashing import canonical_json, text_sha256
 from cpt_residual.errors import ConfigError
-from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights import verification
+from cpt_residual.weights.checkpoint import Checkpoint, Shard
 from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.interop.adapter import ADAPTER_FILE, is_adapter, merge_adapter
@@ -44,37 +45,62 @@ class Pair:
     instruct: ModelReference
 
 
+@dataclass(frozen=True)
+class Input:
+    """What is read, and what merge.json says of it. shards: the files that tell its content, where
+    nothing that lies beside them has recorded it."""
+
+    record: InputRecord
+    shards: tuple[Shard, ...] = ()
+
+    @classmethod
+    def of(cls, model: NamedModel) -> Input:
+        return cls(_record_of(model), model.checkpoint.shards)
+
+    @property
+    def num_bytes_to_hash(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    def hashed(self, streaming: Streaming) -> InputRecord:
+        """The record with the content. Price: one read of `shards`."""
+        if not self.shards:
+            return self.record
+        found = verification.hashed_shards(self.shards, streaming)
+        content = _content({name: str(shard.sha256) for name, shard in found.items()})
+        return self.record.model_copy(update={"content": content})
+
+
 def open_source(
     source: Path | Pair, target: Checkpoint, *, policy: VocabPolicy, streaming: Streaming
-) -> tuple[DeltaSource, list[InputRecord]]:
+) -> tuple[DeltaSource, list[Input]]:
     """A residual's directory, ours or of the `residuals` package, or a pair; only headers and
     records are read. `target` is what it will be added to."""
     if isinstance(source, Pair):
         base = open_named(source.base, role="base")
         instruct = open_named(source.instruct, role="instruct")
         delta = PairDelta(base.checkpoint, instruct.checkpoint, policy)
-        return delta, [input_of(base), input_of(instruct)]
+        return delta, [Input.of(base), Input.of(instruct)]
+    record = InputRecord(role="residual", name=name_of(source))
     if is_residuals_layout(source):
         folder = read_residuals_layout(source)
-        record = InputRecord(
-            role="residual", name=name_of(source), headers=headers_hash(folder.shards)
-        )
-        return package_delta(folder, target, streaming=streaming), [record]
+        record = record.model_copy(update={"headers": headers_hash(folder.shards)})
+        return package_delta(folder, target, streaming=streaming), [Input(record, folder.shards)]
     artifact = open_residual(source)
     manifest, origin = artifact.manifest, read_origin(source)
+    headers, content = headers_hash(artifact.shards), _content(manifest.files)
     return StoredDelta(artifact), [
-        InputRecord(role="residual", name=name_of(source), headers=headers_hash(artifact.shards)),
-        _with_content("base", origin and origin.base, manifest.base),
-        _with_content("instruct", origin and origin.instruct, manifest.instruct),
+        Input(record.model_copy(update={"headers": headers, "content": content})),
+        Input(_with_content("base", origin and origin.base, manifest.base)),
+        Input(_with_content("instruct", origin and origin.instruct, manifest.instruct)),
     ]
 
 
 def origin_of(base: NamedModel, instruct: NamedModel) -> ResidualOrigin:
     """The names of the two models that a residual is made from."""
-    return ResidualOrigin(base=input_of(base), instruct=input_of(instruct))
+    return ResidualOrigin(base=_record_of(base), instruct=_record_of(instruct))
 
 
-def input_of(model: NamedModel) -> InputRecord:
+def _record_of(model: NamedModel) -> InputRecord:
     """The record of a model, under the role that it was opened in."""
     role = model.checkpoint.role
     assert role in get_args(Role), f"{role} is not a role of merge.json"
@@ -125,6 +151,9 @@ def adapter_base(adapter: Path, base: ModelReference | None) -> NamedModel:
 
 def _with_content(role: Role, named: InputRecord | None, record: ModelRecord) -> InputRecord:
     """What is known of a model that a residual was made from: its name perhaps, its content."""
-    content = text_sha256(canonical_json(record.shards))
     known = named or InputRecord(role=role, name="")
-    return known.model_copy(update={"content": content})
+    return known.model_copy(update={"content": _content(record.shards)})
+
+
+def _content(sha256_by_file: Mapping[str, str]) -> str:
+    return text_sha256(canonical_json(dict(sha256_by_file)))

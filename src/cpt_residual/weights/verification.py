@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -155,25 +155,44 @@ def require_layout(expected: Sequence[OutputShard], output: Path) -> Checkpoint:
 
 
 def shown_stops(model: Path) -> list[int]:
-    """`chat_contract.verify_stops` without the progress bar of transformers; what transformers
-    cannot load becomes a CompatibilityError."""
+    """`chat_contract.verify_stops` without what transformers says meanwhile; what it cannot load
+    becomes a CompatibilityError."""
+    with _quietly_loading(model):
+        return verify_stops(model)
+
+
+def require_known_tensors(model: Checkpoint) -> None:
+    """CompatibilityError for tensors that are not those of the architecture in config.json, before
+    work that would end with finding out. Imports torch; reads no weights."""
+    from cpt_residual.modeling import loading
+
+    with _quietly_loading(model.path):
+        loading.require_known_tensors(
+            model.path, {name: entry.shape for name, entry in model.tensors.items()}
+        )
+
+
+@contextmanager
+def _quietly_loading(model: Path) -> Generator[None]:
     from transformers.utils import logging
 
-    bars = cast("Any", logging)
-    was_shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
+    talk = cast("Any", logging)
+    was_shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
+    talk.disable_progress_bar()
+    talk.set_verbosity_error()  # what it reports of tensors is raised
     try:
-        return verify_stops(model)
+        yield
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise CompatibilityError(
             f"{model.name}: the model does not load",
             problems=(str(error).strip() or type(error).__name__).splitlines()[:_NUM_LINES],
-            remedy="It is no output. Its config.json, the target's, does not fit its weights, or "
-            "the installed transformers does not know the architecture.",
+            remedy="Nothing was published. Its config.json, the target's, does not fit its "
+            "weights, or the installed transformers does not know the architecture.",
         ) from error
     finally:
+        talk.set_verbosity(level)
         if was_shown:
-            bars.enable_progress_bar()
+            talk.enable_progress_bar()
 
 
 def hashed_shards(shards: Sequence[Shard], streaming: Streaming) -> dict[str, ShardRecord]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_residual.config.merging import MergeRecipe, Storage
+from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
 from cpt_residual.config.schema import Frozen
 from cpt_residual.core.disk import check_free_space, free_bytes
-from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.checkpoint import Checkpoint, Shape
 from cpt_residual.weights.reader import Streaming
 
 BYTES_PER_SECOND = 600_000_000
@@ -56,8 +58,9 @@ def plan_of_compute(
     read = 2 * (base.num_bytes + instruct.num_bytes) + write
     check_free_space(out, write)
     memory = _memory(streaming)
-    if storage.low_rank is not None:  # one matrix at a time, its factors and their work space
-        memory += 16 * max(entry.num_elements for entry in instruct.tensors.values())
+    if storage.low_rank is not None:
+        shapes = (entry.shape for entry in instruct.unique_tensors.values())
+        memory += _factor_bytes(shapes, storage.low_rank, streaming)
     return WorkPlan(
         outputs=[str(out)],
         read_bytes=read,
@@ -69,27 +72,40 @@ def plan_of_compute(
     )
 
 
+@dataclass(frozen=True)
+class MergeWork:
+    """What a merge handles. input_bytes: what one pass reads; hashed_bytes: of the inputs whose
+    sha256 `verify` takes; output_bytes: of one output; shapes: of the target's tensors."""
+
+    input_bytes: int
+    hashed_bytes: int
+    output_bytes: int
+    shapes: tuple[Shape, ...]
+
+
 def plan_of_merge(
-    inputs_bytes: int,
-    output_bytes: int,
+    work: MergeWork,
     outputs: list[Path],
     *,
     recipe: MergeRecipe,
     verify: bool,
     streaming: Streaming,
 ) -> WorkPlan:
-    """One read of every input, more where the recipe measures first; one write per output, read
-    back by `verify`. DiskSpaceError when there is no room."""
+    """One read of every input, more where the recipe measures first, and one for its sha256 with
+    `verify`; one write per output, read back by `verify`. DiskSpaceError when there is no room."""
     passes = _PASSES[recipe.method.kind] + (recipe.auto_alpha != "off")
-    write = output_bytes * len(outputs)
-    read = passes * inputs_bytes + (2 * write if verify else 0)
+    write = work.output_bytes * len(outputs)
+    read = passes * work.input_bytes + (2 * write + work.hashed_bytes if verify else 0)
+    memory = _memory(streaming)
+    if isinstance(recipe.method, LowRank):
+        memory += _factor_bytes(work.shapes, recipe.method, streaming)
     check_free_space(outputs[0], write)
     return WorkPlan(
         outputs=[str(path) for path in outputs],
         read_bytes=read,
         write_bytes=write,
-        memory_bytes=_memory(streaming),
-        verify_bytes=_MEMORY_TO_LOAD + output_bytes if verify else 0,
+        memory_bytes=memory,
+        verify_bytes=_MEMORY_TO_LOAD + work.output_bytes if verify else 0,
         seconds=(read + write) / BYTES_PER_SECOND,
         free_bytes=free_bytes(outputs[0]),
         checks=["headers", "shapes", "tokens", "recipe", "outputs", "room on the disk"],
@@ -98,3 +114,19 @@ def plan_of_merge(
 
 def _memory(streaming: Streaming) -> int:
     return _MEMORY_BYTES + _MEMORY_PER_THREAD * streaming.threads
+
+
+def _factor_bytes(shapes: Iterable[Shape], spec: LowRank, streaming: Streaming) -> int:
+    """What the costliest matrix takes while it is factored and read through its factors: itself,
+    the Gram matrix with LAPACK's work space, the factors with a copy, those of the matrix before,
+    and one of them in float64 in every thread. By explained variance the rank is not known before:
+    that of the whole matrix is taken."""
+
+    def of(rows: int, columns: int) -> int:
+        small = min(rows, columns)
+        rank = small if spec.rank is None else min(spec.rank, small)
+        factors = 4 * rank * (rows + columns)
+        gram = 8 * small * (5 * small + rank)
+        return 4 * rows * columns + gram + 3 * factors + 8 * rank * columns * streaming.threads
+
+    return max((of(*shape) for shape in shapes if len(shape) == 2), default=0)

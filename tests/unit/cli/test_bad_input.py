@@ -238,12 +238,102 @@ def test_a_disk_that_fills_up(family: Path, run: Run, monkeypatch: pytest.Monkey
     assert {path.name for path in family.iterdir()} == {"base", "instruct", "cpt"}
 
 
+LOOKS = (
+    ("geometry", *PAIR, "--base-cpt", "cpt"),
+    ("card", "made"),
+    ("export", "--to", "mergekit", "--target", "cpt", *PAIR),
+)
+
+
+@pytest.mark.parametrize("arguments", LOOKS, ids=lambda arguments: arguments[0])
+def test_what_the_system_says_of_a_place_is_explained(
+    family: Path, run: Run, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*APPLY, "--out", "made").status == 0
+    before = sorted(family.rglob("*"))
+    (family / "file").write_text("x")
+    in_a_file = run(*arguments, "--out", "file/o")
+    assert in_a_file.status == 2
+    assert "file/o" in in_a_file.stderr
+    assert "cannot be written" in in_a_file.stderr
+    assert "place" in in_a_file.stderr.splitlines()[-1]
+    (family / "file").unlink()
+
+    def failing(code: int) -> Callable[..., None]:
+        def write(*_: object, **__: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return write
+
+    for code, said in (
+        (errno.ENOSPC, "DiskSpaceError: not enough disk space at o"),
+        (errno.EROFS, "ArtifactError: o cannot be written: Read-only file system"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", failing(code))
+            done = run(*arguments, "--out", "o")
+        assert done.status == 2
+        assert said in done.stderr
+        assert "then run it again" in done.stderr
+        assert "Traceback" not in done.stderr
+        (family / "o").rmdir() if (family / "o").is_dir() else None
+    assert sorted(family.rglob("*")) == before
+
+
+def test_geometry_looks_at_its_place_before_the_work(
+    family: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("cpt_residual.api.geometry", measured)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    done = run(*LOOKS[0], "--out", "g")
+    assert done.status == 2
+    assert f"g/geometry.json cannot be written: {family} is read-only" in done.stderr
+
+
+def test_an_export_on_a_full_disk(family: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("compute", *PAIR, "--out", "r")
+    usage = shutil.disk_usage(family)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    done = run("export", "--to", "residuals", "--residual", "r", "--out", "o")
+    assert done.status == 2
+    assert "not enough disk space" in done.stderr
+    assert "--root" not in done.stderr, "there is no store to clean up"
+
+
+def test_a_file_that_nobody_expects_to_fail(
+    family: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "base/model.safetensors")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    done = run("compute", *PAIR, "--out", "r")
+    assert done.status == 2
+    assert done.stderr.splitlines()[-2:] == [
+        "ArtifactError: base/model.safetensors: Input/output error",
+        "No output was made. See to the file and its disk, then run it again.",
+    ]
+    assert not (family / "r").exists()
+
+
+def test_a_target_that_is_instruct(family: Path, run: Run) -> None:
+    for extra in ((), ("--dry-run",)):
+        done = run("apply", "--target", "instruct", *PAIR, "--no-verify", "--out", "o", *extra)
+        assert done.status == 2
+        assert "The target is the instruct model itself" in done.stderr
+        assert not (family / "o").exists()
+
+
 def test_ctrl_c_tells_how_to_go_on(family: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from cpt_residual.weights import verification
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(verification, "require_known_tensors", lambda _: None)
     monkeypatch.setattr(verification, "hashed_shards", interrupt)
     done = run("apply", "--target", "cpt", *PAIR, "--out", "o")
     assert done.status == 130

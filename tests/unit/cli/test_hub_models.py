@@ -117,6 +117,31 @@ def test_push_uploads_after_everything_is_shown(
     assert calls == [("create", ("org/name", True, True)), ("upload", "org/name")]
 
 
+def test_the_current_directory_can_be_pushed(
+    family: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Publishing puts another directory into its place: `.` means the old one."""
+    pushed: list[str] = []
+
+    class Api:
+        def create_repo(self, *_: object, **__: object) -> None: ...
+
+        def upload_folder(self, *, folder_path: str, **_: object) -> str:
+            assert (Path(folder_path) / "merge.json").is_file()
+            pushed.append(folder_path)
+            return "https://hub"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    (family / "o").mkdir()
+    monkeypatch.chdir(family / "o")
+    arguments = ("apply", "--target", "../cpt", "--base", "../base", "--instruct", "../instruct")
+    done = run(*arguments, "--no-verify", "--out", ".", "--push", "org/name")
+    assert done.status == 0, done.stderr
+    assert "apply o" in done.stderr
+    assert pushed == [str(family / "o")]
+
+
 def test_a_push_that_fails_keeps_the_model(
     family: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

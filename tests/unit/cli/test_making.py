@@ -186,6 +186,20 @@ def test_a_token_that_only_instruct_has(family: Path, run: Run) -> None:
     assert "common_tokens" in (family / "o/README.md").read_text()
 
 
+def test_no_output_names_code_to_run(family: Path, run: Run) -> None:
+    for name in ("base", "instruct", "cpt"):
+        for file in ("config.json", "tokenizer_config.json"):
+            path = family / name / file
+            code = {"auto_map": {"AutoTokenizer": ["org/name--code.Tokenizer", None]}}
+            path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    assert run("compute", *PAIR, "--out", "r").status == 0
+    assert run(*APPLY, "--out", "o").status == 0
+    assert run("export", "--to", "residuals", "--residual", "r", "--out", "p").status == 0
+    written = [path for name in "rop" for path in (family / name).rglob("*.json")]
+    assert {"config.json", "tokenizer_config.json"} <= {path.name for path in written}
+    assert [path for path in written if "auto_map" in path.read_text()] == []
+
+
 def test_bases_that_are_strangers_are_told(family: Path, run: Run) -> None:
     near = {name: value * 1.01 for name, value in read_all(family / "base").items()}
     fake_model(family / "near", near)
