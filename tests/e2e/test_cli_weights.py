@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.commands import call, command, environment
+from support.commands import call, environment, run_code
 from support.pico_family import fake_model, read_all, real_family, same_bits
 
 HEAVY = ("torch", "transformers", "numba", "numpy", "safetensors", "huggingface_hub", "wandb")
@@ -47,15 +47,22 @@ main()
 
 
 def stopped(after: int, name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", STOPPED, str(after), name, *arguments],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
+    return run_code(STOPPED, str(after), name, *arguments, cwd=cwd)
+
+
+def with_imports(
+    arguments: list[str], *, of: tuple[str, ...], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command; the last line that it prints names those of `of` that it has imported."""
+    code = (
+        "import sys\n"
+        "from cpt_residual.cli import main\n"
+        f"sys.argv = {['cpt-residual', *arguments]!r}\n"
+        "try:\n    main()\n"
+        "finally:\n"
+        f"    print('heavy:', sorted(set({of!r}) & set(sys.modules)))"
     )
+    return run_code(code, cwd=cwd)
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -92,22 +99,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "verb", [None, "compute", "apply", "inspect", "verify", "geometry", "card", "export", "gc"]
 )
 def test_help_imports_no_heavy_library(verb: str | None, tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "from cpt_residual.cli import main\n"
-        f"sys.argv = ['cpt-residual', *{[verb] if verb else []!r}, '--help']\n"
-        "try:\n    main()\n"
-        "finally:\n"
-        f"    print('heavy:', sorted(set({HEAVY!r}) & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = with_imports([verb, "--help"] if verb else ["--help"], of=HEAVY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
     if verb is None:
@@ -118,24 +110,9 @@ def test_help_imports_no_heavy_library(verb: str | None, tmp_path: Path) -> None
 def test_merging_itself_needs_no_torch(sharded: Path, tmp_path: Path) -> None:
     """Importing torch and transformers costs seconds and half of the memory that a merge may use;
     only the check afterwards loads the model."""
-    arguments = ["cpt-residual", "apply", f"--target={sharded / 'cpt'}", "--no-verify", "--out=o"]
+    arguments = ["apply", f"--target={sharded / 'cpt'}", "--no-verify", "--out=o"]
     arguments += [f"--{role}={sharded / role}" for role in ("base", "instruct")]
-    code = (
-        "import sys\n"
-        "from cpt_residual.cli import main\n"
-        f"sys.argv = {arguments!r}\n"
-        "try:\n    main()\n"
-        "finally:\n"
-        "    print('heavy:', sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = with_imports(arguments, of=("torch", "transformers", "matplotlib"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
@@ -183,8 +160,8 @@ def test_the_whole_way(family: Path, tmp_path: Path) -> None:
     assert "Traceback" not in damaged.stderr
 
 
-def test_a_model_that_does_not_stop_is_not_published(family: Path, tmp_path: Path) -> None:
-    """The check after writing decides: a merged model that does not load is no output."""
+def test_a_model_that_does_not_load_is_not_published(family: Path, tmp_path: Path) -> None:
+    """config.json of the target decides, before anything is written."""
     target = tmp_path / "target"
     target.mkdir()
     for path in (family / "base_cpt").iterdir():
@@ -195,7 +172,8 @@ def test_a_model_that_does_not_stop_is_not_published(family: Path, tmp_path: Pat
     pair = ["--base", str(family / "base"), "--instruct", str(family / "instruct")]
     done = call("cli", "apply", "--target", "target", *pair, "--out", "o", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "the model does not load" in done.stderr
+    assert "the weights in target are not those of its config.json" in done.stderr
+    assert "mismatched: model.embed_tokens.weight: (" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -333,9 +311,8 @@ def test_a_disk_that_is_really_full(sharded: Path, tmp_path: Path) -> None:
         pytest.skip("a small file system cannot be mounted here")
     try:
         models = [f"--{role}={sharded / role}" for role in ("base", "instruct")]
-        done = call(
-            "cli", "apply", f"--target={sharded / 'cpt'}", *models, "--out", "small/o", cwd=tmp_path
-        )
+        arguments = ["apply", f"--target={sharded / 'cpt'}", *models, "--no-verify"]
+        done = call("cli", *arguments, "--out", "small/o", cwd=tmp_path)
         assert done.returncode == 2
         assert "not enough disk space" in done.stderr
         assert list(small.iterdir()) == []
@@ -344,13 +321,6 @@ def test_a_disk_that_is_really_full(sharded: Path, tmp_path: Path) -> None:
 
 
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("cli", "aply"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = call("cli", "aply", cwd=tmp_path)
     assert done.returncode == 2
     assert "apply" in done.stderr

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.commands import REPOSITORY, call, environment
+from support.commands import REPOSITORY, call, run_code
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf/experiment").glob("*.yaml"))
 
@@ -33,14 +31,8 @@ def test_a_plan_imports_no_heavy_library(tmp_path: Path) -> None:
         "heavy = {'torch', 'transformers', 'datasets', 'lm_eval', 'wandb', 'matplotlib', 'numpy'}\n"
         "print(status, sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_code(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "0 []"
 
 

@@ -38,3 +38,16 @@ def call(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
         timeout=280,
         check=False,
     )
+
+
+def run_code(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As `call`, of a program given as text."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )

@@ -8,13 +8,15 @@ import torch
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.delta import PairDelta
+from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.merge import MergeReport, Output, merge
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.residual import compute
+from cpt_residual.weights.residual_format import ResidualManifest, open_residual
 from support.pico_family import Tensors, fake_model, opened, read_all
 
 
-def moved(tensors: Tensors, scale: float, seed: int) -> Tensors:
+def moved(tensors: Tensors, scale: float, seed: int = 1) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: (value.float() + scale * torch.randn(value.shape, generator=generator)).to(
@@ -22,6 +24,23 @@ def moved(tensors: Tensors, scale: float, seed: int) -> Tensors:
         )
         for name, value in tensors.items()
     }
+
+
+def subtract(base: Path, instruct: Path, out: Path) -> ResidualManifest:
+    return compute(opened(base, "base"), opened(instruct, "instruct"), out)
+
+
+def add(
+    target: Path,
+    residual: Path,
+    out: Path,
+    alpha: float = 1.0,
+    streaming: Streaming = DEFAULT_STREAMING,
+) -> MergeReport:
+    """A merge with a stored residual."""
+    source = StoredDelta(open_residual(residual))
+    (report,) = merge(opened(target), source, [Output(alpha, out)], streaming=streaming)
+    return report
 
 
 class Family:

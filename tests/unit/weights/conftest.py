@@ -1,3 +1,5 @@
+"""Models for the weights engine, made in milliseconds."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.merge_family import Family
-from support.pico_family import Tensors
+from support.merge_family import Family, moved, subtract
+from support.pico_family import Tensors, fake_model
 
 
 @pytest.fixture
@@ -29,3 +31,21 @@ def tensors() -> Tensors:
 @pytest.fixture
 def family(tmp_path: Path, tensors: Tensors) -> Family:
     return Family(tmp_path, tensors)
+
+
+@pytest.fixture
+def models(tmp_path: Path, tensors: Tensors) -> Path:
+    """base, instruct and a target of two shards."""
+    for number, name in enumerate(("base", "instruct", "cpt")):
+        grown = {key: value * (1 + number) for key, value in tensors.items()}
+        fake_model(tmp_path / name, grown, num_shards=2 if name == "cpt" else 1)
+    return tmp_path
+
+
+@pytest.fixture
+def stored(tmp_path: Path, tensors: Tensors) -> tuple[Path, Path, Path]:
+    """base (one file), instruct (two shards), residual."""
+    base = fake_model(tmp_path / "base", tensors)
+    instruct = fake_model(tmp_path / "instruct", moved(tensors, 0.01), num_shards=2)
+    subtract(base, instruct, tmp_path / "residual")
+    return base, instruct, tmp_path / "residual"
