@@ -11,8 +11,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpt_residual.data.document_source import TextPacking
 from cpt_residual.data.index import seeded_order
-from cpt_residual.data.packing import IGNORED_LABEL, PackLedger, PackView, Source, open_pack
+from cpt_residual.data.nesting import check_rows, is_beginning, rows_sha256
+from cpt_residual.data.packing import (
+    IGNORED_LABEL,
+    PackLedger,
+    PackView,
+    PhasePlan,
+    Source,
+    open_pack,
+)
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START
 from support.packs import (
     EOS,
@@ -44,13 +53,14 @@ class Case:
     budget: int
     seed: int
     batch: int
+    packing: TextPacking
 
     def sources(self, folder: Path) -> list[Source]:
         share = self.share if self.texts and self.dialogues else 1.0
         sources: list[Source] = []
         if self.texts:
             path = write_texts(folder / "texts.jsonl", self.texts)
-            sources.append(byte_texts(path, share=share))
+            sources.append(byte_texts(path, share=share, packing=self.packing))
         if self.dialogues:
             path = write_dialogues(folder / "chat.jsonl", self.dialogues)
             sources.append(byte_dialogues(path, share=1 - share if self.texts else 1.0))
@@ -73,6 +83,7 @@ def cases(draw: st.DrawFn) -> Case:
         budget=draw(st.integers(1, 600)),
         seed=draw(st.integers(0, 3)),
         batch=draw(st.integers(1, 5)),
+        packing=draw(st.sampled_from(["concat_chunk", "best_fit"])),
     )
 
 
@@ -93,14 +104,16 @@ def test_budget_ledger_and_masks(case: Case) -> None:
         ids, flags, ledger = np.array(view.ids), np.array(view.flags), view.ledger
     real = (flags & PADDING) == 0
     assert real.sum() == ledger.tokens == case.budget
-    check_masks(flags)
+    check_masks(flags, is_concat=case.packing == "concat_chunk")
+    check_sources(view)
+    check_marks(view)
     check_ledger(ids, flags, ledger)
     assert (ids[~real] == PAD).all()
     for number in range(len(view)):
         check_row(view, number)
 
 
-def check_masks(flags: np.ndarray) -> None:
+def check_masks(flags: np.ndarray, *, is_concat: bool) -> None:
     start, loss, padding = ((flags & bit) != 0 for bit in (START, LOSS, PADDING))
     assert start[:, 0].all(), "every row begins a segment"
     assert not (loss & start).any(), "no label at the start of a segment"
@@ -108,8 +121,30 @@ def check_masks(flags: np.ndarray) -> None:
     assert ((start & padding).sum(axis=1) == padding.any(axis=1)).all(), "padding is one segment"
     assert (np.diff(padding.astype(int), axis=1) >= 0).all(), "padding is a tail"
     continued = (flags & CONTINUATION) != 0
-    assert not continued[:, 1:].any(), "only a row's first segment continues a document"
+    if is_concat:
+        assert not continued[:, 1:].any(), "only a row's first segment continues a document"
     assert (start | ~continued).all()
+    assert not (continued & padding).any()
+
+
+def check_sources(view: PackView) -> None:
+    """Every row has its source, and counts by source are those of its rows."""
+    for number, source in enumerate(view.ledger.sources):
+        mine = np.array(view.flags)[np.array(view.row_sources) == number]
+        assert source.rows == len(mine)
+        assert source.tokens == (mine & PADDING == 0).sum()
+        assert source.continuations == (mine & CONTINUATION != 0).sum()
+
+
+def check_marks(view: PackView) -> None:
+    """Marks are hashes of the first rows, at powers of two and before the last row."""
+    rows = [mark.rows for mark in view.ledger.marks]
+    powers = {1 << power for power in range(len(view).bit_length())}
+    assert rows == sorted({n for n in powers | {len(view) - 1} if 0 < n < len(view)})
+    for mark in view.ledger.marks:
+        assert mark.sha256 == rows_sha256(view, mark.rows)
+        assert mark.tokens == (np.array(view.flags)[: mark.rows] & PADDING == 0).sum()
+    check_rows(view)
 
 
 def check_ledger(ids: np.ndarray, flags: np.ndarray, ledger: PackLedger) -> None:
@@ -168,6 +203,10 @@ def test_a_smaller_budget_is_a_prefix(case: Case, larger: int) -> None:
         assert (np.array(small.ids)[real] == np.array(large.ids)[: len(small)][real]).all()
         same = np.array(large.flags)[: len(small)][real]
         assert (np.array(small.flags)[real] == same).all()
+        assert is_beginning(small, large)
+        marks = {mark.rows: mark.sha256 for mark in large.ledger.marks}
+        common = [mark for mark in small.ledger.marks if mark.rows in marks]
+        assert all(marks[mark.rows] == mark.sha256 for mark in common)
 
 
 @given(case=cases())
@@ -179,7 +218,12 @@ def test_documents_are_read_in_seeded_order_and_never_lost(case: Case) -> None:
         rows = [(np.array(view.ids[i]), np.array(view.flags[i])) for i in range(len(view))]
     for source in view.ledger.sources:
         mine = [row for row in rows if is_chat(row, case) == (source.format == "chat")]
-        if source.format == "text":
+        if source.format == "text" and case.packing == "best_fit":
+            assert source.tokens_read == sum(
+                len(case.texts[number].encode()) + 2
+                for number in in_order(len(case.texts), case.seed, "text", source.documents_read)
+            )
+        elif source.format == "text":
             check_text(mine, case, source.documents_read)
         else:
             check_dialogues(mine, case, is_cut=source.tokens_cut > 0)
@@ -220,6 +264,71 @@ def in_order(num_documents: int, seed: int, name: str, num_read: int) -> list[in
         order += seeded_order(num_documents, seed=seed, name=name, epoch=epoch).tolist()
         epoch += 1
     return order[:num_read]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    length=st.integers(2, 32),
+)
+@settings(deadline=None, max_examples=100)
+def test_best_fit_keeps_documents_whole_where_they_fit(lengths: list[int], length: int) -> None:
+    """All tokens of a source, asked for: each document is one segment, or full rows and a rest."""
+    texts = ["abcdefgh"[number % 8] * size for number, size in enumerate(lengths)]
+    total = sum(size + 2 for size in lengths)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_texts(Path(folder) / "texts.jsonl", texts)
+        ledger = pack(Path(folder), [byte_texts(path, packing="best_fit")], plan(length, total))
+        view = open_pack(Path(folder))
+        found = Counter(segments(view))
+    expected: Counter[tuple[bool, tuple[int, ...]]] = Counter()
+    for ids, _ in encode_bytes(texts):
+        parts = [ids[first : first + length] for first in range(0, len(ids), length)]
+        expected.update((number > 0, tuple(part.tolist())) for number, part in enumerate(parts))
+    assert found == expected
+    source = ledger.sources[0]
+    assert (source.tokens, source.tokens_left_over, source.tokens_cut) == (total, 0, 0)
+    assert source.documents == source.eos_tokens == source.bos_tokens == len(texts)
+    assert source.masked_tokens == source.documents + source.continuations
+
+
+def segments(view: PackView) -> list[tuple[bool, tuple[int, ...]]]:
+    """(is it a continuation, its ids) of every segment that is no padding."""
+    found: list[tuple[bool, tuple[int, ...]]] = []
+    for ids, flags in zip(np.array(view.ids), np.array(view.flags), strict=True):
+        starts = np.flatnonzero(flags & START)
+        for first, part in zip(starts, np.split(ids, starts[1:]), strict=True):
+            if not flags[first] & PADDING:
+                found.append((bool(flags[first] & CONTINUATION), tuple(part.tolist())))
+    return found
+
+
+PHASES = st.lists(
+    st.tuples(st.integers(1, 9), st.integers(0, 10)), min_size=1, max_size=4
+)  # (weight of the phase, tenths of the first source)
+
+
+@given(parts=PHASES, length=st.integers(2, 16), budget=st.integers(1, 900))
+@settings(deadline=None, max_examples=100)
+def test_phases_follow_each_other_within_a_row(
+    parts: list[tuple[int, int]], length: int, budget: int
+) -> None:
+    total = sum(weight for weight, _ in parts)
+    phases = [PhasePlan(weight / total, (n / 10, (10 - n) / 10)) for weight, n in parts]
+    with tempfile.TemporaryDirectory() as folder:
+        first = write_texts(Path(folder) / "a.jsonl", ["a" * 9, "aa"])
+        second = write_texts(Path(folder) / "b.jsonl", ["b" * 5])
+        sources = [byte_texts(first, "a", share=0.5), byte_texts(second, "b", share=0.5)]
+        ledger = pack(Path(folder), sources, plan(length, budget, repeat=True, phases=phases))
+        view = open_pack(Path(folder))
+        row_sources = np.array(view.row_sources)
+    assert ledger.tokens == sum(phase.tokens for phase in ledger.phases) == budget
+    assert sum(phase.rows for phase in ledger.phases) == ledger.num_rows
+    for asked, got in zip(phases, ledger.phases, strict=True):
+        assert abs(got.tokens - asked.share * budget) < length + 1
+        mine = row_sources[got.first_row : got.first_row + got.rows]
+        for number, share in enumerate(asked.shares):
+            assert abs(got.tokens_by_source[number] - share * got.tokens) <= length
+            assert share or number not in mine, "a source without a share gives no row"
 
 
 @given(
