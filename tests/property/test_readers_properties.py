@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.core.hashing import file_sha256
+from cpt_residual.data.documents import document_line, parse_text
 from cpt_residual.data.files import resolve_files
 from cpt_residual.data.heldout import write_corpus
 from cpt_residual.data.local import LocalReader
@@ -48,6 +50,13 @@ def cut(texts: Sequence[str], ends: Sequence[int]) -> list[Sequence[str]]:
     """`texts` in order as several parts, none of them empty."""
     bounds = sorted({0, len(texts), *(end % len(texts) for end in ends)})
     return [texts[a:b] for a, b in pairwise(bounds)]
+
+
+@given(text=documents)
+def test_a_line_of_a_corpus_is_plain_json(text: str) -> None:
+    line = document_line(text)
+    assert line == json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
+    assert parse_text(line, "a:1") == text
 
 
 @given(texts=corpora, suffix=st.sampled_from(ROW_SUFFIXES))

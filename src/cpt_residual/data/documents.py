@@ -32,6 +32,8 @@ Message = Mapping[str, str]
 Messages = Sequence[Message]
 """One chat document: a dialogue with at least one answer of the assistant."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 
 def parse_text(line: bytes, place: str, *, text_field: str = "text", offset: int = 0) -> str:
     """The text of one JSON line. `place` is `file:line`; `offset` is the line's in its file."""
@@ -68,7 +70,7 @@ def parse_messages(line: bytes, place: str) -> Messages:
 
 def document_line(text: str) -> bytes:
     """The one line that a text document is written as in a corpus artifact."""
-    return json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
+    return b'{"text": ' + _ENCODER.encode(text).encode() + b"}\n"  # json.dumps, ten times as fast
 
 
 def chat_characters(messages: Messages) -> int:

@@ -31,7 +31,8 @@ def write_corpus(
     """Write `documents.jsonl` and `heldout.jsonl` below `out`.
 
     Exactly `heldout_documents` distinct documents are held out. Constant memory besides their
-    hashes; the documents pass once through `scratch`, which costs their size again on disk.
+    hashes; where some are held out, the documents pass once through `scratch` (on the disk of
+    `out`), which costs their size again.
     """
     out.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -42,8 +43,13 @@ def write_corpus(
         raise CorpusError(
             "the corpus holds no document", remedy="There is nothing to train on: name other files."
         )
-    ledger = _split(staged, out, lowest)
-    staged.unlink()
+    if heldout_documents:
+        ledger = _split(staged, out, lowest)
+        staged.unlink()
+    else:
+        staged.replace(out / "documents.jsonl")
+        (out / "heldout.jsonl").write_bytes(b"")
+        ledger = _all_training(num_read, num_characters)
     if ledger.documents == 0 or ledger.heldout_documents < heldout_documents:
         raise CorpusError(
             f"the corpus has too few documents to hold {heldout_documents} out",
@@ -84,8 +90,6 @@ class _LowestRanks:
 
     def part_of(self, text: str) -> str:
         """`training`, `heldout` (the first time a kept text is met) or `copy` (any later time)."""
-        if self._num == 0:
-            return "training"
         rank = self.rank(text)
         if rank not in self._kept:
             return "training"
@@ -109,6 +113,17 @@ def _stage(staged: Path, texts: Iterable[str], lowest: _LowestRanks) -> tuple[in
             num_characters += len(text)
     lowest.seal()
     return num_read, num_characters
+
+
+def _all_training(num_documents: int, num_characters: int) -> SplitLedger:
+    return SplitLedger(
+        documents=num_documents,
+        characters=num_characters,
+        heldout_documents=0,
+        heldout_characters=0,
+        heldout_copies_dropped=0,
+        heldout_copies_dropped_characters=0,
+    )
 
 
 def _split(staged: Path, out: Path, lowest: _LowestRanks) -> SplitLedger:

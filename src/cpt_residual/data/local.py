@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.data.files import check_unchanged, suffix_of
-from cpt_residual.data.problems import Problems
+from cpt_residual.data.problems import MAX_PROBLEMS, Problems
 from cpt_residual.data.readers.csv_rows import read_csv
 from cpt_residual.data.readers.jsonl import read_jsonl
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
@@ -58,7 +58,27 @@ class LocalReader:
         check_unchanged(self._files, self._hashes)
         for number, path in enumerate(self._files, start=1):
             yield from self._read(number, path)
-        self._bad.finish(sum(ledger.documents for ledger in self._ledgers))
+        num_documents = sum(ledger.documents for ledger in self._ledgers)
+        self._bad.finish(num_documents)
+        if num_documents == 0:
+            raise CorpusError(
+                "local corpus: the files hold no document",
+                problems=[f"{path}: no rows" for path in self._files[:MAX_PROBLEMS]],
+                remedy="There is nothing to train on: name other files.",
+            )
+        self._require_settled(states)
+
+    def ledger(self) -> ReadLedger:
+        """What was read; to be asked after the last document."""
+        return ReadLedger(
+            documents=sum(ledger.documents for ledger in self._ledgers),
+            characters=sum(ledger.characters for ledger in self._ledgers),
+            bad_rows_skipped=self._bad.num_skipped,
+            first_bad_rows=tuple(self._bad.first),
+            files=tuple(self._ledgers),
+        )
+
+    def _require_settled(self, states: Sequence[tuple[int, int]]) -> None:
         changed = [
             str(path)
             for path, state in zip(self._files, states, strict=True)
@@ -71,16 +91,6 @@ class LocalReader:
                 remedy="What was read is neither the old nor the new content. Start the run again "
                 "when nobody writes to them.",
             )
-
-    def ledger(self) -> ReadLedger:
-        """What was read; to be asked after the last document."""
-        return ReadLedger(
-            documents=sum(ledger.documents for ledger in self._ledgers),
-            characters=sum(ledger.characters for ledger in self._ledgers),
-            bad_rows_skipped=self._bad.num_skipped,
-            first_bad_rows=tuple(self._bad.first),
-            files=tuple(self._ledgers),
-        )
 
     def _read(self, number: int, path: Path) -> Iterator[Record]:
         suffix = suffix_of(path)

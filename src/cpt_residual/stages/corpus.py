@@ -120,7 +120,8 @@ class Corpus:
     def cost(self) -> Cost:
         num_bytes = self._expected_bytes()
         rate = _HUB_BYTES_PER_SECOND if self.needs_network else _LOCAL_BYTES_PER_SECOND
-        return Cost(seconds=num_bytes / rate, disk_bytes=num_bytes, scratch_bytes=num_bytes)
+        scratch = num_bytes if self.corpus.heldout_documents else 0
+        return Cost(seconds=num_bytes / rate, disk_bytes=num_bytes, scratch_bytes=scratch)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.core.files import write_json_atomic

@@ -250,6 +250,14 @@ class TestBadInput:
         assert len(found) == MAX_PROBLEMS + 1
         assert found[-1] == "(further problems are not listed)"
 
+    def test_files_without_any_row(self, tmp_path: Path) -> None:
+        header = write(tmp_path, "a.csv", "id,text\n")
+        table = tmp_path / "b.parquet"
+        parquet.write_table(pa.table({"text": pa.array([], pa.string())}), table)
+        packed = write(tmp_path, "c.jsonl.gz", "")
+        found = problems(header, table, packed)
+        assert found == tuple(f"{path}: no rows" for path in (header, table, packed))
+
     def test_a_file_that_changed_before_or_while_it_is_read(self, tmp_path: Path) -> None:
         path = write_rows(tmp_path / "a.jsonl", TEXTS)
         before, during = reader(path), reader(path)
