@@ -271,3 +271,10 @@ def test_a_question_that_was_dropped_is_not_in_the_corpus(root: Path, run: Run) 
     said = run("data", "inspect", "corpus:new", "--rows", "100").stdout
     assert QUESTION not in said
     assert "holds a question 1" in said
+
+
+def test_figures_into_a_file_are_refused_before_the_work(root: Path, run: Run) -> None:
+    Path("taken").write_text("x")
+    done = run("data", "inspect", "pack:cpt", "--figures", "taken/f")
+    assert done.status == 2
+    assert "taken/f cannot be written" in done.stderr

@@ -5,6 +5,7 @@ R = rows of a chunk, L = sequence length.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Chunk:
 
 
 def chunks(view: PackView, *, chunk_tokens: int = _CHUNK_TOKENS) -> Iterator[Chunk]:
-    """All rows in order. Some 20 bytes of memory for each token of a chunk."""
+    """All rows in order. Some 20 bytes of memory for each token of a chunk, whatever the pack."""
     num_rows, length = view.ids.shape
     step = max(1, chunk_tokens // length)
     for first in range(0, num_rows, step):
@@ -56,3 +57,12 @@ def chunks(view: PackView, *, chunk_tokens: int = _CHUNK_TOKENS) -> Iterator[Chu
             padding=(flags & PADDING) != 0,
             continuation=(flags & CONTINUATION) != 0,
         )
+        _let_go(view)
+
+
+def _let_go(view: PackView) -> None:
+    """What was read of the mapped files need not stay in this process's memory."""
+    for array in (view.ids, view.flags):
+        mapped = array.base
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED)

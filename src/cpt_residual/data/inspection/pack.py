@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import JsonValue
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.data.inspection.checks import Check
-from cpt_residual.data.inspection.decoding import TokenDecoder
 from cpt_residual.data.inspection.lengths import LengthSummary
 from cpt_residual.data.inspection.lineage import Lineage, SourceCorpus, corpora_of
 from cpt_residual.data.inspection.looking import Looking
@@ -19,6 +18,9 @@ from cpt_residual.data.inspection.recount import Recount, recount
 from cpt_residual.data.inspection.samples import SampleRow, row_numbers, sample_row
 from cpt_residual.data.pack_format import PackView, open_pack
 from cpt_residual.errors import CorruptArtifactError
+
+if TYPE_CHECKING:
+    from cpt_residual.data.inspection.decoding import TokenDecoder
 
 __all__ = ["Composition", "PackInspection", "SourceRecount", "inspect_pack"]
 

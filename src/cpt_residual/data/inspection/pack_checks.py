@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from cpt_residual.data.inspection.checks import Check, compared, manifest_check, some
 from cpt_residual.data.inspection.chunks import chunks
-from cpt_residual.data.inspection.decoding import TokenDecoder
 from cpt_residual.data.inspection.lineage import Lineage
 from cpt_residual.data.inspection.recount import Recount
 from cpt_residual.data.pack_format import PackView, hashed_bytes
+
+if TYPE_CHECKING:
+    from cpt_residual.data.inspection.decoding import TokenDecoder
 
 __all__ = ["pack_checks"]
 

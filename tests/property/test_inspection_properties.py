@@ -1,0 +1,201 @@
+"""Looking at a pack finds what is in it, whatever it is made of and however it is read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpt_residual.core.stage import no_progress
+from cpt_residual.data.index import seeded_order
+from cpt_residual.data.inspection.lengths import Lengths, LengthSummary
+from cpt_residual.data.inspection.recount import Recount, recount
+from cpt_residual.data.inspection.samples import Decoder, SampleRow, sample_row
+from cpt_residual.data.packing import PackView, Source, open_pack
+from support.packs import (
+    BOS,
+    EOS,
+    FIRST_BYTE,
+    Dialogue,
+    byte_dialogues,
+    byte_texts,
+    dialogue,
+    pack,
+    plan,
+    write_dialogues,
+    write_texts,
+)
+
+TEXTS = st.lists(st.text(alphabet="abcdé日", min_size=1, max_size=30), min_size=1, max_size=8)
+
+
+class Bytes:
+    """The decoder of `support.packs.encode_bytes`."""
+
+    specials: ClassVar[dict[int, str]] = {EOS: "<eos>", BOS: "<bos>"}
+
+    def text(self, ids: Sequence[int]) -> str:
+        return bytes(token - FIRST_BYTE for token in ids).decode(errors="replace")
+
+
+DECODER: Decoder = Bytes()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two text sources, one packed by best fit, and dialogues."""
+
+    texts: list[str]
+    fitted: list[str]
+    dialogues: list[Dialogue]
+    shares: tuple[float, float, float]
+    length: int
+    budget: int
+
+    def build(self, folder: Path) -> PackView:
+        given: list[Source] = [
+            byte_texts(write_texts(folder / "a", self.texts), "text", share=self.shares[0]),
+            byte_texts(
+                write_texts(folder / "b", self.fitted),
+                "fitted",
+                share=self.shares[1],
+                packing="best_fit",
+            ),
+            byte_dialogues(
+                write_dialogues(folder / "c", self.dialogues), "chat", share=self.shares[2]
+            ),
+        ]
+        pack(folder / "pack", given, plan(self.length, self.budget, repeat=True))
+        return open_pack(folder / "pack")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    length = draw(st.integers(3, 24))
+    half = st.text(alphabet="abc", min_size=1, max_size=length // 2)
+    return Case(
+        texts=draw(TEXTS),
+        fitted=draw(TEXTS),
+        dialogues=draw(st.lists(st.builds(dialogue, half, half), min_size=1, max_size=6)),
+        shares=draw(st.sampled_from([(0.5, 0.25, 0.25), (0.1, 0.6, 0.3), (0.34, 0.33, 0.33)])),
+        length=length,
+        budget=draw(st.integers(1, 500)),
+    )
+
+
+@given(case=cases(), rows=st.integers(1, 4))
+@settings(deadline=None, max_examples=80)
+def test_the_recount_is_the_ledger(case: Case, rows: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        view = case.build(Path(folder))
+        found = recount(view, no_progress)
+        again = recount(view, no_progress, chunk_tokens=rows * case.length)
+        order = list(np.array(view.row_sources))
+    ledger = view.ledger
+    for number, source in enumerate(ledger.sources):
+        counted = found.counted(number)
+        assert counted == {name: getattr(source, name) for name in counted}
+    assert found.faults.lines() == []
+    assert found.counted()["rows"] == ledger.num_rows == len(order)
+    assert found.tokens_BS.sum() + found.padding_B.sum() == ledger.num_rows * case.length
+    assert (found.tokens_BS.sum(axis=0) == [source.tokens for source in ledger.sources]).all()
+    same_lengths(found, again)
+    assert (again.counts_SC == found.counts_SC).all()
+    assert (again.tokens_BS == found.tokens_BS).all()
+    assert again.max_id == found.max_id
+
+
+def same_lengths(a: Recount, b: Recount) -> None:
+    assert a.num_unfinished == b.num_unfinished
+    for one, other in zip(a.documents.by_source, b.documents.by_source, strict=True):
+        assert one.summary() == other.summary()
+
+
+@given(case=cases())
+@settings(deadline=None, max_examples=80)
+def test_documents_are_as_long_as_they_were(case: Case) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        view = case.build(Path(folder))
+        found = recount(view, no_progress)
+    text, fitted, chat = found.documents.by_source
+    assert text.summary() == summary_of(in_pack(case.texts, view.ledger.sources[0].tokens))
+    for lengths, source in ((fitted, view.ledger.sources[1]), (chat, view.ledger.sources[2])):
+        summary = lengths.summary()
+        assert (summary.count if summary else 0) == source.documents
+        assert (summary.total if summary else 0) == source.tokens
+    if max(len(one.encode()) + 2 for one in case.fitted) <= case.length and not cut(view):
+        known = Counter(len(one.encode()) + 2 for one in case.fitted)
+        summary = fitted.summary()
+        for value in (summary.shortest, summary.median, summary.longest) if summary else ():
+            assert value in known
+
+
+def cut(view: PackView) -> bool:
+    return any(source.tokens_cut for source in view.ledger.sources)
+
+
+def in_pack(texts: list[str], tokens: int) -> list[int]:
+    """Lengths of the documents of the source `text`, in the order they are read, up to `tokens`."""
+    found: list[int] = []
+    epoch = 0
+    while sum(found) < tokens:
+        for number in seeded_order(len(texts), seed=0, name="text", epoch=epoch).tolist():
+            length = len(texts[number].encode()) + 2
+            length = min(length, tokens - sum(found))
+            found += [length] if length else []
+        epoch += 1
+    return found
+
+
+def summary_of(lengths: list[int]) -> LengthSummary | None:
+    found = Lengths()
+    found.add_all(np.array(lengths, dtype=np.int64))
+    return found.summary()
+
+
+@given(case=cases())
+@settings(deadline=None, max_examples=40)
+def test_rows_are_shown_token_by_token(case: Case) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        view = case.build(Path(folder))
+        rows = [sample_row(view, n, source="s", decoder=DECODER) for n in range(len(view))]
+        plain = [sample_row(view, n, source="s", decoder=None) for n in range(len(view))]
+        ids = np.array(view.ids)
+    documents = {*case.texts, *case.fitted}
+    for row, numbers, shown in zip(rows, plain, ids.tolist(), strict=True):
+        assert sum(segment.num_tokens for segment in row.segments) == case.length
+        assert [run.kind for run in runs(row)] == [run.kind for run in runs(numbers)]
+        told = [int(token) for run in runs(numbers) for token in run.text.split()]
+        assert told == shown[: row.num_tokens]
+        for segment in row.segments:
+            kinds = [run.kind for run in segment.runs]
+            assert sum(run.num_tokens for run in segment.runs) in (segment.num_tokens, 0)
+            if kinds and (kinds[0], kinds[-1]) == ("bos", "eos"):
+                assert "".join(run.text for run in segment.runs[1:-1]) in documents
+
+
+def runs(row: SampleRow) -> list:
+    return [run for segment in row.segments for run in segment.runs]
+
+
+@given(lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=60))
+def test_lengths_are_counted_exactly(lengths: list[int]) -> None:
+    summary = summary_of(lengths)
+    assert summary is not None
+    ordered = sorted(lengths)
+    assert (summary.shortest, summary.longest) == (ordered[0], ordered[-1])
+    assert (summary.count, summary.total) == (len(lengths), sum(lengths))
+    assert summary.median == ordered[(len(ordered) - 1) // 2]
+    assert sum(bin_.count for bin_ in summary.bins) == len(lengths)
+    assert sum(bin_.total for bin_ in summary.bins) == sum(lengths)
+    for bin_ in summary.bins:
+        assert bin_.count == sum(bin_.first <= length <= bin_.last for length in lengths)
+    for before, after in zip(summary.bins, summary.bins[1:], strict=False):
+        assert after.first == before.last + 1
