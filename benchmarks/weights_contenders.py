@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +15,13 @@ from weights_peers import Command, Peers
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 COPY = Path(__file__).with_name("weights_copy.py")
 OURS = ("compute", "apply", "direct", "four_alphas")
-_COPY_THREADS = (2, 4)
-_COPY_BLOCKS_MIB = (4, 16)
+_COPIES = (  # through the page cache or past it, threads, MiB at once
+    ("cached", 4, 4),
+    ("cached", 4, 16),
+    ("direct", 4, 4),
+    ("direct", 4, 16),
+    ("direct", 8, 4),
+)
 _SLACK = 1 << 30
 
 
@@ -62,8 +66,10 @@ def limits(family: Family) -> list[Contender]:
             name=name,
             kind="limit",
             settings={
-                f"{threads} threads, blocks of {mib} MiB": _copy(family, sets, num, threads, mib)
-                for threads, mib in product(_COPY_THREADS, _COPY_BLOCKS_MIB)
+                f"{mode}, {threads} threads, blocks of {mib} MiB": _copy(
+                    family, sets, num, (mode, str(threads), str(mib << 20))
+                )
+                for mode, threads, mib in _COPIES
             },
             reads=sets,
             written_bytes=num * family.size.num_bytes,
@@ -154,13 +160,11 @@ def _ours(arguments: list[str]) -> Command:
     return lambda out: [*start, f"--out={out}"]
 
 
-def _copy(
-    family: Family, sets: tuple[Path, ...], num: int, threads: int, block_mib: int
-) -> Command:
+def _copy(family: Family, sets: tuple[Path, ...], num: int, how: tuple[str, str, str]) -> Command:
     def command(out: Path) -> list[str]:
         outs = [out / str(number) for number in range(num)]
         lists = ["\n".join(map(str, items)) for items in (family.shards, sets, outs)]
         interpreter = [sys.executable, "-I", "-S", str(COPY)]
-        return [*interpreter, str(threads), str(block_mib << 20), *lists]
+        return [*interpreter, *how, *lists]
 
     return command

@@ -1,16 +1,17 @@
 """The copy limit of `weights.py`: read every byte of several file sets, write those of the first.
 
-    python -I -S weights_copy.py THREADS BLOCK_BYTES NAMES SETS OUTS
+    python -I -S weights_copy.py cached|direct THREADS BLOCK_BYTES NAMES SETS OUTS
 
 NAMES, SETS and OUTS are lists with one item per line: the files' names, the folders that are read,
 the folders (made here) that each get a copy of the first set. Nothing is computed. A process of
 its own with few imports, so that it costs what the disk and the memory cost: threads that read into
 reused buffers and write into files reserved beforehand. Each written file is flushed to the disk as
-soon as it is complete, while other threads go on.
+soon as it is complete, while other threads go on. `direct` goes past the page cache (O_DIRECT).
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import threading
@@ -20,11 +21,14 @@ from collections.abc import Iterator
 class Copy:
     """Open files, and the blocks that are still to be copied."""
 
-    def __init__(self, names: list[str], sets: list[str], outs: list[str], block: int) -> None:
-        self.sources = [[os.open(f"{s}/{name}", os.O_RDONLY) for s in sets] for name in names]
+    def __init__(
+        self, names: list[str], sets: list[str], outs: list[str], block: int, mode: int
+    ) -> None:
+        flags = os.O_RDONLY | mode
+        self.sources = [[os.open(f"{s}/{name}", flags) for s in sets] for name in names]
         for out in outs:
             os.makedirs(out)  # noqa: PTH103 - pathlib takes longer to import than this to run
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | mode
         self.targets = [[os.open(f"{o}/{name}", flags, 0o644) for o in outs] for name in names]
         self.sizes = [os.fstat(files[0]).st_size for files in self.sources]
         for files, targets, size in zip(self.sources, self.targets, self.sizes, strict=True):
@@ -44,22 +48,24 @@ class Copy:
 
     def work(self) -> None:
         """Copies blocks until there are none; runs in each thread with buffers of its own."""
-        buffers = [memoryview(bytearray(self.block)) for _ in self.sources[0]]
+        buffers = [memoryview(mmap.mmap(-1, self.block)) for _ in self.sources[0]]  # whole pages
         while True:
             with self.lock:
                 number, offset = next(self.blocks, (-1, 0))
             if number < 0:
                 return
             size = min(self.block, self.sizes[number] - offset)
+            pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
             for source, buffer in zip(self.sources[number], buffers, strict=True):
-                read_fully(source, buffer[:size], offset)
+                read_fully(source, buffer[:pages], offset)
             for target in self.targets[number]:
-                write_fully(target, buffers[0][:size], offset)
+                write_fully(target, buffers[0][:pages], offset)
             with self.lock:
                 self.num_left[number] -= 1
                 complete = self.num_left[number] == 0
             if complete:
                 for target in self.targets[number]:
+                    os.ftruncate(target, self.sizes[number])  # the last page was a whole one
                     os.fsync(target)
 
 
@@ -67,6 +73,8 @@ def read_fully(file: int, buffer: memoryview, offset: int) -> None:
     while buffer.nbytes:
         count = os.preadv(file, [buffer], offset)
         buffer, offset = buffer[count:], offset + count
+        if count % mmap.PAGESIZE or not count:  # the end of the file
+            return
 
 
 def write_fully(file: int, buffer: memoryview, offset: int) -> None:
@@ -76,9 +84,10 @@ def write_fully(file: int, buffer: memoryview, offset: int) -> None:
 
 
 def main() -> None:
-    num_threads, block = int(sys.argv[1]), int(sys.argv[2])
-    names, sets, outs = (argument.split("\n") for argument in sys.argv[3:6])
-    copy = Copy(names, sets, outs, block)
+    mode = os.O_DIRECT if sys.argv[1] == "direct" else 0
+    num_threads, block = int(sys.argv[2]), int(sys.argv[3])
+    names, sets, outs = (argument.split("\n") for argument in sys.argv[4:7])
+    copy = Copy(names, sets, outs, block, mode)
     threads = [threading.Thread(target=copy.work) for _ in range(num_threads)]
     for thread in threads:
         thread.start()

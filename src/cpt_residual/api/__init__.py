@@ -33,7 +33,6 @@ from cpt_residual.config.merging import (
     VocabPolicy,
 )
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.report.card import card_markdown
 from cpt_residual.weights import ancestry, residual, verification
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.geometry import Family, GeometryReport, measure
@@ -222,4 +221,6 @@ def ancestry_warnings(
 
 def card(model: Path) -> str:
     """The model card (Markdown) of a model that `apply` has made, from its merge.json."""
+    from cpt_residual.report.card import card_markdown
+
     return card_markdown(read_merge_record(model))

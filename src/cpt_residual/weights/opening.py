@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cpt_residual.launch.hub import HubModel, hub_model, snapshot
 from cpt_residual.weights.checkpoint import Checkpoint, Shard, open_checkpoint
-from cpt_residual.weights.reader import read_ahead
 
 ModelReference = str | Path | HubModel
 """A directory, or `ORG/NAME@COMMIT` on the hub. A Path is always a directory."""
@@ -45,7 +44,6 @@ def open_named(reference: ModelReference, *, role: str) -> NamedModel:
     found = pinned(reference, role=role)
     folder = snapshot(found, role=role) if isinstance(found, HubModel) else found
     checkpoint = open_checkpoint(folder, role=role, links_allowed=isinstance(found, HubModel))
-    read_ahead(checkpoint.shards[0])  # while tokenizers and kernels are loaded
     if isinstance(found, HubModel):
         return NamedModel(checkpoint, found.hub_id, found.revision)
     return NamedModel(checkpoint, name_of(folder))

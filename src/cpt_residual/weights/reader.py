@@ -6,7 +6,6 @@ through a memory map, so that resident memory stays at a few blocks.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,6 @@ from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw
 from cpt_residual.weights.checkpoint import Checkpoint, Shard, TensorEntry
 from cpt_residual.weights.direct import InputFile, Scratch
 
-_READ_AHEAD = 256 << 20  # bytes
 BLOCK = 1 << 18  # elements; a block of every operand stays in the processor's caches
 FETCHED = 1 << 21  # elements that a thread reads or writes at once: disks like large requests
 
@@ -156,16 +154,6 @@ def _complete(values: Raw, entry: TensorEntry, offset: int, num_read: int) -> Ra
 def bytes_of(values: Raw) -> memoryview:
     """The memory of a flat contiguous array, shared, not copied."""
     return values.view(np.uint8).data
-
-
-def read_ahead(shard: Shard) -> None:
-    """Has the system fetch the start of a file while others work: a disk is only fast with many
-    requests waiting."""
-    file = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(file, 0, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(file)
 
 
 def map_in_order(
