@@ -15,13 +15,7 @@ from weights_peers import Command, Peers
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 COPY = Path(__file__).with_name("weights_copy.py")
 OURS = ("compute", "apply", "direct", "four_alphas")
-_COPIES = (  # through the page cache or past it, threads, MiB at once
-    ("cached", 4, 4),
-    ("cached", 4, 16),
-    ("direct", 4, 4),
-    ("direct", 4, 16),
-    ("direct", 8, 4),
-)
+_COPIES = (("cached", 4, 16), ("direct", 4, 16), ("direct", 8, 4))  # how, threads, MiB at once
 _SLACK = 1 << 30
 
 
