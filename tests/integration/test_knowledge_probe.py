@@ -27,7 +27,8 @@ from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.evaluate import Evaluate
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.probe import Probe
-from support.rare_spans import records, write_texts
+from support.packs import write_texts
+from support.rare_spans import records
 from support.stages import TextStage
 from support.training import PICO
 
@@ -67,6 +68,7 @@ def build(stage: Stage, paths: Mapping[str, Path], work: Path) -> Metrics:
 
 
 def corpus(key: str, folder: Path, *, seed: int, heldout: int) -> Corpus:
+    folder.mkdir(exist_ok=True)
     file = write_texts(folder / f"{key}.jsonl", records(NUM_DOCUMENTS + heldout, seed=seed))
     config = LocalCorpus(kind="local", files=[str(file)], heldout_documents=heldout)
     return Corpus(key, config, {str(file): file_sha256(file)}, 0)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable
-from pathlib import Path
 
 _STARTS = ("Ba", "Do", "Fe", "Ga", "Ki", "Lo", "Mu", "Ri", "Su", "Ta", "Ve", "Zo")
 _ENDS = ("lan", "ren", "mik", "dor", "sel", "tup", "gan", "vir", "kes", "pon", "bal", "rud")
@@ -27,10 +24,3 @@ def _record(rng: random.Random) -> str:
 
 def _word(rng: random.Random) -> str:
     return rng.choice(_STARTS) + rng.choice(_ENDS) + rng.choice(_ENDS)
-
-
-def write_texts(path: Path, texts: Iterable[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    path.write_text("".join(lines), encoding="utf-8")
-    return path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Probe", "ProbeRecipe"]
 
 _BYTES_PER_QUESTION = 1000
-_BYTES_PER_SPAN = 500
+_BYTES_PER_SPAN = 1000
 _BYTES_PER_SECOND = 10e6
 
 
