@@ -83,8 +83,9 @@ class Stage(Protocol):
     survives a kill (checkpoints). It never decides whether to run, where to publish or what to
     log to. Raises a `CptResidualError` for everything a user can mend.
 
-    Two members are optional: `describe() -> str` adds a few words to the lineage tree, and the
-    class attribute `links_allowed = True` lets `out/` hold links to files outside the store
+    Three members are optional: `describe() -> str` adds a few words to the lineage tree;
+    `needs_network -> bool` (a property) says that `build` downloads, so `--prefetch` builds it; and
+    the class attribute `links_allowed = True` lets `out/` hold links to files outside the store
     (released models of many gigabytes); their content is hashed all the same.
     """
 
