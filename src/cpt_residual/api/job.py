@@ -13,22 +13,26 @@ from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.run_record import code_version, library_versions
 from cpt_residual.errors import ConfigError, DiskSpaceError
-from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.report.card import CARD_FILE, card_markdown
 from cpt_residual.weights import verification
-from cpt_residual.weights.alignment import output_shards, require_plain
+from cpt_residual.weights.alignment import output_shards
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.delta import DeltaSource
 from cpt_residual.weights.doubling import require_not_instruct
-from cpt_residual.weights.merge import MergedModel, MergeReport, Output, merged_models
+from cpt_residual.weights.merge import (
+    MergedModel,
+    MergeReport,
+    Output,
+    merged_models,
+    row_plan,
+)
 from cpt_residual.weights.merge_record import MERGE_FILE, InputRecord, MergeRecord, ShardRecord
 from cpt_residual.weights.methods import require_known_scales
 from cpt_residual.weights.opening import ModelReference, NamedModel, name_of, open_named
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.sources import Input, Pair, open_source
 from cpt_residual.weights.staging import require_apart, require_free
-from cpt_residual.weights.vocabulary import RowPlan, plan_target
+from cpt_residual.weights.vocabulary import RowPlan
 from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
 
 
@@ -163,23 +167,12 @@ class ApplyJob:
 
     @cached_property
     def _rows(self) -> RowPlan:
-        """Which row goes where. Raises CompatibilityError when target and residual do not fit."""
-        target, source, policy = self.target.checkpoint, self.source, self.recipe.vocab_policy
-        require_match(source.side, side_of(target), rows_may_differ=policy != "equal")
-        plan = plan_target(
-            source.tokens,
-            TokenSide.read(target.path, like=source.tokens),
-            instruct_only=source.instruct_only,
-            residual_rows=num_vocabulary_rows(source.side.shapes),
-            target_rows=num_vocabulary_rows(side_of(target).shapes),
-            policy=policy,
-        )
-        if not plan.identity:
-            require_plain(self.recipe)
-        return plan
+        return row_plan(self.target.checkpoint, self.source, self.recipe)
 
     def _finish(self, model: MergedModel, inputs: Sequence[InputRecord]) -> None:
         """Checks a written model and adds merge.json and the card."""
+        from cpt_residual.report.card import CARD_FILE, card_markdown
+
         report, folder, streaming = model.report, model.folder, self.options.streaming
         planned = output_shards(self.target.checkpoint, self._rows)
         written = verification.require_layout(planned, folder)

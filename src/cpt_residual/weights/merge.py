@@ -186,14 +186,9 @@ def _require_sense(outputs: Sequence[Output], recipe: MergeRecipe, base: Checkpo
         )
 
 
-def _require_fit(
-    target: Checkpoint,
-    source: DeltaSource,
-    base: Checkpoint | None,
-    recipe: MergeRecipe,
-    *,
-    threads: int,
-) -> RowPlan:
+def row_plan(target: Checkpoint, source: DeltaSource, recipe: MergeRecipe) -> RowPlan:
+    """Which row goes where, from headers and tokenizers alone. Raises CompatibilityError when
+    target and residual do not fit."""
     require_match(source.side, side_of(target), rows_may_differ=True)
     plan = plan_target(
         source.tokens,
@@ -207,6 +202,18 @@ def _require_fit(
         require_match(source.side, side_of(target))
     else:
         require_plain(recipe)
+    return plan
+
+
+def _require_fit(
+    target: Checkpoint,
+    source: DeltaSource,
+    base: Checkpoint | None,
+    recipe: MergeRecipe,
+    *,
+    threads: int,
+) -> RowPlan:
+    plan = row_plan(target, source, recipe)
     if base is not None and recipe.needs_base:
         require_match(side_of(base), side_of(target))
         tokens = TokenSide.read(base.path, like=source.tokens)

@@ -179,7 +179,7 @@ def low_rank(
 
     Through eigh of the Gram matrix of the smaller side n in float64. Directions whose singular
     value is below sqrt(n * 2.2e-16) of the largest count as rounding in the explained share.
-    Price: O(n^3) time, some 3 n^2 float64 and 24 MB beside the factors. Raises CompatibilityError
+    Price: O(n^3) time, some 5 n^2 float64 and 24 MB beside the factors. Raises CompatibilityError
     for NaN or Inf.
     """
     assert (rank is None) != (explained_variance is None)
