@@ -160,6 +160,7 @@ def _no_data(names: Sequence[str], data_sets: Sequence[str], error: Exception) -
             f"{type(error).__name__}: {reason}",
         ],
         remedy="Fetch it once where there is a network (HF_HUB_OFFLINE unset, the same HF_HOME): "
+        "the same run with --prefetch, or by hand "
         f'`python -c "from datasets import load_dataset; {fetch}"`. Data sets with several '
         "configurations need the one in brackets as second argument.",
     )
