@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.schema import HeldoutSuite, Suite, WorldSuite
+from cpt_residual.data.questions import Question
 from cpt_residual.errors import CompatibilityError, EvaluationError
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate
 from cpt_residual.evaluation.results import (
@@ -278,6 +280,57 @@ def test_missing_probes_and_heldout_text_are_named(
     ):
         with pytest.raises(EvaluationError, match=words):
             evaluate(models["closes"], {"s": suite}, variant="x", inputs=inputs, settings=settings)
+
+
+def test_text_that_looks_like_a_special_token_stays_text_in_a_cloze_question(
+    models: Mapping[str, Path],
+    inputs: EvaluationInputs,
+    settings: EvaluationSettings,
+    tmp_path: Path,
+) -> None:
+    context, choices = "the a of <|end|> i", (" is q", " is r")
+    question = Question(
+        id=0,
+        document=0,
+        offset=0,
+        span_kind="name",
+        shape="a",
+        span_documents=1,
+        context=context,
+        choices=choices,
+        answer=1,
+    )
+    file = tmp_path / "questions.jsonl"
+    file.write_text(question.model_dump_json() + "\n")
+    suite = ClozeSuite(kind="cloze", corpus="x", num_questions=1, num_distractors=1)
+    result = evaluate(
+        models["random"],
+        {"names": suite},
+        variant="random",
+        inputs=replace(inputs, questions={"names": file}),
+        settings=settings,
+    )
+    model = load_causal_lm(models["random"], dtype=torch.float32)
+    tokenizer = backend_of(load_tokenizer(models["random"]), specials_as_text=True)
+    given = len(tokenizer.encode(context).ids)
+    nats: list[float] = []
+    for choice in choices:
+        ids = torch.tensor([tokenizer.encode(context + choice).ids])
+        with torch.inference_mode():
+            logits = model(ids[:, :-1]).logits.log_softmax(-1)[0]
+        nats.append(float(logits.gather(1, ids[0, 1:, None])[given - 1 :].sum()))
+    bits = -nats[1] / math.log(2) / len(choices[1])
+    assert result.value("cloze_names", "target_bits_per_byte") == pytest.approx(bits, rel=1e-4)
+    assert result.value("cloze_names", "accuracy") == float(nats[1] > nats[0])
+    assert result.value("cloze_names", "chance") == 0.5
+
+
+def test_missing_cloze_questions_are_named(
+    models: Mapping[str, Path], inputs: EvaluationInputs, settings: EvaluationSettings
+) -> None:
+    suite = ClozeSuite(kind="cloze", corpus="x", num_questions=1)
+    with pytest.raises(EvaluationError, match="the cloze questions of 'names'"):
+        evaluate(models["closes"], {"names": suite}, variant="x", inputs=inputs, settings=settings)
 
 
 def test_a_task_in_two_suites_is_refused(run: Run) -> None:
