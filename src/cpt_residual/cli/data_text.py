@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from pydantic import JsonValue
 from rich.console import Console
@@ -89,7 +90,7 @@ def _phases(out: Console, found: PackInspection) -> None:
     phases = found.ledger.get("phases")
     if not isinstance(phases, list) or not phases:
         return
-    rows = [["phase", "share", "first row", "rows", *(source.corpus for source in found.sources)]]
+    rows = [["phase", "share", "first row", "rows", *(visible(s.corpus) for s in found.sources)]]
     for number, phase in enumerate(phases, start=1):
         fields = phase if isinstance(phase, dict) else {}
         by_source = fields.get("tokens_by_source")
@@ -139,12 +140,12 @@ def _transposed(rows: Sequence[Mapping[str, JsonValue]]) -> list[list[str]]:
 
 def _table(out: Console, rows: Sequence[Sequence[str]], *, words: int = 0) -> None:
     """The first column to the left, and the last when it is `words`; the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in zip_longest(*rows, fillvalue="")]
     left = {0, len(widths) - words}
     for row in rows:
         cells = [
             f"{cell:<{width}}" if at in left else f"{cell:>{width}}"
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         out.print(Text(f"  {'  '.join(cells)}".rstrip()), soft_wrap=True)
 

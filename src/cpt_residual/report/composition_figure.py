@@ -25,7 +25,7 @@ def composition_figure(found: Composition, num_rows: int) -> Figure | None:
     num_blocks = len(padding_B)
     edges = np.ceil(np.arange(num_blocks + 1) * num_rows / num_blocks)
     whole = float(positions_B.sum())
-    names = [*found.sources, "padding"]
+    names = [*(name if name.isprintable() else ascii(name) for name in found.sources), "padding"]
     figure = new_figure(9.0, 3.6)
     axes = figure.add_subplot()
     base_B = np.zeros(num_blocks)

@@ -20,7 +20,7 @@ _Planned = tuple[str, str, str, Callable[[], Figure | None]]
 
 def draw_pack_figures(found: PackInspection, folder: Path) -> tuple[FigureNote, ...]:
     """Write `folder/NAME.png` for every figure that has data; same pack, same bytes."""
-    curves = [LengthCurve(s.corpus, s.lengths) for s in found.sources if s.lengths]
+    curves = [LengthCurve(_printable(s.corpus), s.lengths) for s in found.sources if s.lengths]
     return _draw(
         folder,
         (
@@ -49,7 +49,7 @@ def draw_pack_figures(found: PackInspection, folder: Path) -> tuple[FigureNote, 
 def draw_corpus_figures(found: CorpusInspection, folder: Path) -> tuple[FigureNote, ...]:
     """Write `folder/NAME.png` for every figure that has data; same corpus, same bytes."""
     curves = [
-        LengthCurve(file.name.removesuffix(".jsonl"), file.lengths)
+        LengthCurve(_printable(file.name.removesuffix(".jsonl")), file.lengths)
         for file in found.files
         if file.lengths
     ]
@@ -83,3 +83,8 @@ def _draw(folder: Path, plan: Sequence[_Planned]) -> tuple[FigureNote, ...]:
         FigureNote(name, caption, None if write_png(folder / f"{name}.png", draw) else reason)
         for name, caption, reason, draw in plan
     )
+
+
+def _printable(name: str) -> str:
+    """A name from a file, without what no font can draw."""
+    return "".join(character if character.isprintable() else "?" for character in name)

@@ -68,6 +68,7 @@ _RC: dict[Any, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9.5,
     "text.color": INK,
+    "text.parse_math": False,  # names come from files: a dollar sign is one
     "legend.frameon": False,
     "legend.fontsize": 9,
 }

@@ -278,3 +278,20 @@ def test_figures_into_a_file_are_refused_before_the_work(root: Path, run: Run) -
     done = run("data", "inspect", "pack:cpt", "--figures", "taken/f")
     assert done.status == 2
     assert "taken/f cannot be written" in done.stderr
+
+
+def test_a_ledger_of_foreign_make_is_told_as_it_is(root: Path, run: Run) -> None:
+    pack = artifact(root, "pack")
+    ledger = json.loads((pack / "pack.json").read_text())
+    ledger["sources"][0]["corpus"] = "$x^{ \x1b[31m"
+    ledger["marks"] = [{"rows": -5, "tokens": 1, "sha256": "x"}]
+    ledger["phases"] = [
+        {"share": 1, "first_row": -9, "rows": 1, "tokens": 1, "tokens_by_source": [1]}
+    ]
+    (pack / "pack.json").write_text(json.dumps(ledger))
+    told = run("data", "inspect", pack, "--figures", "f", "--verify")
+    assert told.status == 1
+    assert "\x1b" not in told.stdout
+    assert "the ledger has 2 sources, its phase 1 of them" in told.stdout
+    assert "the first -5 rows: None, in the ledger x" in told.stdout
+    assert Path("f/composition.png").is_file()

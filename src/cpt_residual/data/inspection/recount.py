@@ -30,6 +30,8 @@ COUNTED = (
 """Named as in the ledger of a source."""
 
 MAX_BLOCKS = 120
+_FEW_ROWS = 32
+_ROWS_OF_A_BLOCK = 16
 _TOKENS, _PADDING = COUNTED.index("tokens"), COUNTED.index("padding")
 
 
@@ -43,7 +45,7 @@ class Recount:
 
     def __init__(self, ledger: PackLedger) -> None:
         self._ledger = ledger
-        num_sources, num_blocks = len(ledger.sources), min(ledger.num_rows, MAX_BLOCKS)
+        num_sources, num_blocks = len(ledger.sources), _num_blocks(ledger.num_rows)
         self._phases = np.array([phase.first_row for phase in ledger.phases], dtype=np.int64)
         self.counts_SC: Counts = np.zeros((num_sources, len(COUNTED)), dtype=np.int64)
         self.tokens_BS: Counts = np.zeros((num_blocks, num_sources), dtype=np.int64)
@@ -94,6 +96,11 @@ class Recount:
         )
         ones = np.ones(chunk.num_rows, dtype=np.int64)
         return np.stack([ones, *(np.count_nonzero(part, axis=1) for part in parts)], axis=1)
+
+
+def _num_blocks(num_rows: int) -> int:
+    """Each row alone when there are few, else blocks of enough rows to show shares of sources."""
+    return min(num_rows, MAX_BLOCKS, max(_FEW_ROWS, num_rows // _ROWS_OF_A_BLOCK))
 
 
 def recount(view: PackView, report: ProgressReport, *, chunk_tokens: int = 1 << 22) -> Recount:
