@@ -39,6 +39,7 @@ bench: install ## every benchmark; results in benchmarks/results
 	$(PYTHON) benchmarks/plan.py
 	$(PYTHON) benchmarks/training.py
 	$(PYTHON) benchmarks/weights.py
+	$(PYTHON) benchmarks/data.py
 
 slow: install ## the tests marked slow
 	$(PYTHON) -m pytest -m slow
