@@ -106,6 +106,61 @@ def test_a_role_may_be_left_open(container: dict[str, Any]) -> None:
     check(validate(container))
 
 
+PHASES: list[dict[str, Any]] = [
+    {"share": 0.8, "shares": {"new_domain": 0.5, "general": 0.5}},
+    {"share": 0.2, "shares": {"new_domain": 0.9, "general": 0.1}},
+]
+WITHOUT_SHARES = [("packs/cpt/sources/0/share", 1.0), ("packs/cpt/sources/1/share", 1.0)]
+
+
+def test_phases_replace_the_shares_of_sources(container: dict[str, Any]) -> None:
+    container["packs"]["cpt"]["phases"] = PHASES
+    for source in container["packs"]["cpt"]["sources"]:
+        source["share"] = 1.0
+    experiment = validate(container)
+    check(experiment)
+    assert experiment.packs["cpt"].shares == pytest.approx((0.58, 0.42))
+
+
+@pytest.mark.parametrize(
+    ("phases", "expected"),
+    [
+        (
+            [PHASES[0]],
+            ["packs.cpt.phases: shares 0.8 = 0.8: must sum to 1"],
+        ),
+        (
+            [{"share": 1.0, "shares": {"new_domain": 0.7, "genral": 0.3}}],
+            [
+                "packs.cpt.phases[0].shares: genral: not one of the sources: new_domain, general",
+                "packs.cpt.phases: general: no phase gives it a share",
+            ],
+        ),
+        (
+            [{"share": 1.0, "shares": {"new_domain": 0.7, "general": 0.2}}],
+            ["packs.cpt.phases[0].shares: shares 0.7 + 0.2 = 0.9: must sum to 1"],
+        ),
+    ],
+)
+def test_phases_that_contradict(
+    problems: Any, phases: list[dict[str, Any]], expected: list[str]
+) -> None:
+    assert problems(*WITHOUT_SHARES, ("packs/cpt/phases", phases)) == expected
+
+
+def test_phases_and_shares_of_sources_exclude_each_other(problems: Any) -> None:
+    assert problems(("packs/cpt/phases", PHASES)) == [
+        "packs.cpt.sources[0].share: 0.5: the phases say the shares",
+        "packs.cpt.sources[1].share: 0.5: the phases say the shares",
+    ]
+
+
+def test_dialogues_are_not_packed_otherwise(problems: Any) -> None:
+    assert problems(("packs/sft/sources/0/packing", "best_fit")) == [
+        "packs.sft.sources[0].packing: best_fit: dialogues are always whole"
+    ]
+
+
 SIZES = [
     (
         [("packs/cpt/sources/0/share", 0.4)],
