@@ -119,12 +119,11 @@ def peers(family: Family, kept: Path, environments: Peers) -> Line:
         apply = environments.residuals("apply", t, residual, dtype=RESIDUALS_DTYPE)
         size = 5 * one // 4  # with a second copy of the tied embeddings
         stored.append(Stored(residual, compute, size))
-        contenders += [
-            Contender("residuals_compute", "peer", {RESIDUALS_DTYPE: compute}, (b, i), size),
+        contenders.append(
             Contender(
                 "residuals_apply", "peer", {RESIDUALS_DTYPE: apply}, (residual, t), one, merges=True
-            ),
-        ]
+            )
+        )
     return contenders, stored
 
 
