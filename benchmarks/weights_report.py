@@ -21,7 +21,6 @@ RATIOS = (
     ("four_alphas", "copy_four"),
     ("copy_four", "copy"),
     *((peer, "direct") for peer in PEER_MERGES),
-    ("residuals_compute", "compute"),
     ("residuals_apply", "apply"),
 )
 Runs = Mapping[str, Sequence[Run]]
