@@ -25,7 +25,7 @@ __all__ = ["Shard", "ShardEncoder", "cut_into_shards"]
 _ENCODING_VERSION = 1
 """Raise it when the same documents give other token files: old ones are then not used again."""
 
-_BATCH_BYTES = 500_000
+_BATCH_BYTES = 1_500_000
 """Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token."""
 
 

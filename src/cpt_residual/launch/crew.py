@@ -1,4 +1,4 @@
-"""A few child processes that do one kind of work, in parallel and without threads of their own.
+"""A few child processes that do one kind of work in parallel.
 
 For work that Python cannot do in parallel within one process. Unlike `pool`, which builds stages
 that know nothing of each other, a crew belongs to one build and returns values.
@@ -30,7 +30,8 @@ _START = "from cpt_residual.launch.crew_member import serve; serve({handle}, {pa
 
 
 class Crew(Generic[Job, Result]):
-    """`num_workers` processes that each call `make(*arguments)` once and its result for each job.
+    """`num_workers` processes of `threads` threads; each calls `make(*arguments)` once, and its
+    result for each job.
 
     A context manager. `make` is importable by name and all arguments pickle. Processes start with
     the first jobs, end with the context and with this process, however it ends. Jobs are begun in
@@ -39,11 +40,16 @@ class Crew(Generic[Job, Result]):
     """
 
     def __init__(
-        self, make: Callable[..., Callable[[Job], Result]], *arguments: object, num_workers: int
+        self,
+        make: Callable[..., Callable[[Job], Result]],
+        *arguments: object,
+        num_workers: int,
+        threads: int = 1,
     ) -> None:
         assert num_workers > 0, "a crew needs a worker"
         self._order = (make, arguments)
         self._num_workers = num_workers
+        self._num_threads = threads
         self._threads = ThreadPoolExecutor(num_workers)  # each waits for one process
         self._members: list[_Member] = []
         self._idle: SimpleQueue[_Member] = SimpleQueue()
@@ -80,7 +86,7 @@ class Crew(Generic[Job, Result]):
             if self._closed:
                 raise WorkerError("the crew is closed")
             if self._idle.empty() and len(self._members) < self._num_workers:
-                self._members.append(member := _Member(self._order))
+                self._members.append(member := _Member(self._order, self._num_threads))
                 return member
         return self._idle.get()
 
@@ -88,10 +94,10 @@ class Crew(Generic[Job, Result]):
 class _Member:
     """One process; used by one thread at a time."""
 
-    def __init__(self, order: tuple[object, ...]) -> None:
+    def __init__(self, order: tuple[object, ...], threads: int) -> None:
         self._order: tuple[object, ...] | None = order
         self._pipe, theirs = Pipe()
-        self._process = _started(theirs)
+        self._process = _started(theirs, threads)
         theirs.close()
 
     def ask(self, job: object) -> Any:
@@ -133,11 +139,17 @@ class _Member:
         )
 
 
-def _started(pipe: Connection) -> subprocess.Popen[bytes]:
+def _started(pipe: Connection, threads: int) -> subprocess.Popen[bytes]:
     command = _START.format(handle=pipe.fileno(), parent=os.getpid())
     return subprocess.Popen(
         [sys.executable, "-c", command],
         pass_fds=[pipe.fileno()],
-        env=child_environment(threads=1),
+        env=child_environment(threads=threads, extra=_rust_threads(threads)),
         stdin=subprocess.DEVNULL,
     )
+
+
+def _rust_threads(threads: int) -> dict[str, str]:
+    """What tells libraries in Rust, such as tokenizers, how many threads to use."""
+    parallel = "true" if threads > 1 else "false"
+    return {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": parallel}
