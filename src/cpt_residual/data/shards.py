@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,11 @@ __all__ = ["Shard", "ShardEncoder", "cut_into_shards"]
 _ENCODING_VERSION = 1
 """Raise it when the same documents give other token files: old ones are then not used again."""
 
-_BATCH_BYTES = 1_500_000
+_BATCH_BYTES = 2_000_000
 """Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token."""
+
+_AT_ONCE = 2
+"""Batches in work: while the ids of one are taken out, the next is encoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +97,9 @@ class ShardEncoder:
     def block(self, shard: Shard) -> TokenBlock | None:
         """The shard's documents, encoded; None when some cannot be used."""
         try:
-            parts = [self._encoded(shard.source, batch) for batch in self._batches(shard)]
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                encoded = partial(self._encoded, shard.source)
+                parts = list(pool.map(encoded, self._batches(shard)))
         except BadDocumentError:
             return None
         return TokenBlock.joined(parts)

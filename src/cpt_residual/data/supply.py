@@ -32,19 +32,23 @@ _BYTES_PER_TOKEN = 4.0
 """Of English and code, roughly: how far to work ahead before anything was counted."""
 
 
+_LEAST = 2_000_000
+"""Bytes of the smallest shards, unless asked for smaller ones."""
+
+
 @dataclass(frozen=True)
 class Tokenising:
     """How documents are encoded; never what comes out.
 
     Packs that need more than `small_bytes` of documents are encoded by processes with
-    `num_workers` threads in all, into files below `scratch`, in shards of `shard_bytes`: what a
-    kill loses is the shards in work. Without `scratch`, and for small packs, it is done in this
+    `num_workers` threads in all, into files below `scratch`, in shards of at most `shard_bytes`:
+    what a kill loses is the shards in work. Without `scratch`, and for small packs, it is done in this
     process.
     """
 
     scratch: Path | None = None
     num_workers: int = 1
-    shard_bytes: int = 4_000_000
+    shard_bytes: int = 16_000_000
     small_bytes: int = 16_000_000
     batch_bytes: int = 500_000  # encoded at a time in this process
 
@@ -116,7 +120,9 @@ class Supplier:
             size = self._how.batch_bytes
             return _HereBlocks(_shards(name, number, reading, size), self._encoder)
         assert self._how.scratch is not None
-        shards = _shards(name, number, reading, self._how.shard_bytes, self._how.scratch)
+        # Small packs in smaller shards: the last one is seldom needed to its end.
+        shard_bytes = int(min(self._how.shard_bytes, max(_LEAST, reading.likely_bytes / 16)))
+        shards = _shards(name, number, reading, shard_bytes, self._how.scratch)
         ahead = self._how.num_workers + 1
         return _CrewBlocks(shards, self._crew, reading.needed_tokens, ahead)
 
