@@ -274,3 +274,24 @@ def test_an_adapter_is_not_merged_again(
     apply("other", base="base")
     assert len(merged) == 4, "of another base"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_damaged_residual_is_found_before_anything_appears(
+    family: Path, pair: api.Pair, tmp_path: Path
+) -> None:
+    """Turned signs leave every norm as it was: only the recorded sha256 shows them."""
+    api.compute(pair.base, pair.instruct, tmp_path / "r")
+    shard = next((tmp_path / "r").glob("residual-*.safetensors"))
+    raw = bytearray(shard.read_bytes())
+    start = 8 + int.from_bytes(raw[:8], "little")
+    raw[start + 3 :: 4] = bytes(value ^ 0x80 for value in raw[start + 3 :: 4])
+    shard.write_bytes(raw)
+    planned = api.plan_apply(family / "base_cpt", tmp_path / "r", tmp_path / "o")
+    unchecked = api.plan_apply(
+        family / "base_cpt", tmp_path / "r", tmp_path / "o", options=api.ApplyOptions(verify=False)
+    )
+    assert planned.read_bytes >= unchecked.read_bytes + len(raw)
+    with pytest.raises(ArtifactError, match="is not what was written") as caught:
+        api.apply(family / "base_cpt", tmp_path / "r", tmp_path / "o")
+    assert shard.name in str(caught.value)
+    assert not (tmp_path / "o").exists()

@@ -87,6 +87,11 @@ class MergeRecipe(_Value):
         """Whether the arithmetic needs theta_base beside target and residual."""
         return self.cpt_strength != 1.0 or self.method.kind == "ties" or self.auto_alpha != "off"
 
+    @property
+    def measures_first(self) -> bool:
+        """Whether whole tensors are measured before they are merged: then they are read again."""
+        return self.method.kind in ("ties", "low_rank") or self.auto_alpha != "off"
+
 
 class Storage(_Value):
     """How a residual is kept. fp32 reconstructs instruct bit for bit; the others state their

@@ -98,6 +98,11 @@ class AlignedRule:
     moves: npt.NDArray[np.bool_]
     means: tuple[Mean, Mean] | None
 
+    def reads_residual(self, alpha: float) -> bool:
+        """Never in the target's order, whatever alpha is."""
+        del alpha
+        return False
+
     def merge(
         self, block: Block, target: Raw, alpha: float, out: Raw, sources: Sources
     ) -> MergeSums:

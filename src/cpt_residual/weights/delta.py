@@ -97,7 +97,9 @@ class DeltaSource(Protocol):
     def checkpoints(self) -> Sequence[Checkpoint]: ...
     @property
     def recorded_norm(self) -> float | None: ...
-    def opened(self) -> AbstractContextManager[OpenDelta]: ...
+    def opened(self, *, once: bool = True) -> AbstractContextManager[OpenDelta]:
+        """once: no element is read a second time."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ class StoredDelta:
         return manifest.residual_norm if exact else None
 
     @contextmanager
-    def opened(self) -> Generator[OpenDelta]:
-        with ShardReader(self.artifact.shards) as reader:
+    def opened(self, *, once: bool = True) -> Generator[OpenDelta]:
+        with ShardReader(self.artifact.shards, once=once) as reader:
             yield _OpenStored(self.artifact, reader)
 
 
@@ -227,8 +229,11 @@ class PairDelta:
         return None
 
     @contextmanager
-    def opened(self) -> Generator[OpenPair]:
-        with ShardReader(self.base.shards) as base, ShardReader(self.instruct.shards) as instruct:
+    def opened(self, *, once: bool = True) -> Generator[OpenPair]:
+        with (
+            ShardReader(self.base.shards, once=once) as base,
+            ShardReader(self.instruct.shards, once=once) as instruct,
+        ):
             yield OpenPair(self, base, instruct)
 
 

@@ -2,8 +2,9 @@
 
 With O_DIRECT whole pages go between the disk and our own memory. That spares the processor a copy
 of every byte and other programs their cached files. What the cache already holds is read from
-there; small files, and file systems without O_DIRECT, get ordinary reads and writes. The bytes are
-the same.
+there; small files, and file systems without O_DIRECT, get ordinary reads and writes, and so do
+files that this user neither owns nor may write: of those Linux does not tell what it holds. The
+bytes are the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import mmap
 import os
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,21 +60,16 @@ class Scratch(threading.local):
 
 
 class InputFile:
-    """A file that is read in pieces; may be used by several threads."""
+    """A file of `num_bytes` that is read in pieces; may be used by several threads. `once`: no
+    piece will be read again soon."""
 
-    def __init__(self, path: Path, num_bytes: int) -> None:
+    def __init__(self, path: Path, num_bytes: int, *, once: bool = True) -> None:
         self._num_bytes = num_bytes
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._direct: int | None = None
-        self._cache: _PageCache | None = None
-        if num_bytes >= _LARGE_FILE:
-            self._direct = _open_direct(path, os.O_RDONLY)
-        if self._direct is not None:
-            self._cache = _PageCache(self._file, num_bytes)
+        large = once and num_bytes >= _LARGE_FILE
+        self._direct = _open_direct(path, os.O_RDONLY) if large else None
 
     def close(self) -> None:
-        if self._cache is not None:
-            self._cache.close()
         for file in (self._file, self._direct):
             if file is not None:
                 os.close(file)
@@ -98,8 +95,10 @@ class InputFile:
         return num_read
 
     def _is_direct(self, room: Room) -> bool:
-        worth_it = self._direct is not None and room.values.size >= _WORTH_IT
-        return worth_it and not (self._cache and self._cache.holds(room.offset, room.values.size))
+        if self._direct is None or room.values.size < _WORTH_IT:
+            return False
+        stop = min(room.offset + room.values.size, self._num_bytes)
+        return room.offset < stop and not _is_cached(self._file, room.offset, stop)
 
     def _read_pages(self, room: Room) -> int:
         assert self._direct is not None
@@ -108,9 +107,11 @@ class InputFile:
         while found < memory.nbytes:
             count = os.preadv(self._direct, [memory[found:]], room.offset - before + found)
             found += count
-            if count == 0 or count % PAGE:  # the end of the file
+            if count == 0 or count % PAGE:  # the end of the file, or all that came at once
                 break
-        return max(0, min(found - before, room.values.size))
+        done = max(0, min(found - before, room.values.size))
+        rest = room.values[done:].data
+        return done + (self.read_into(rest, room.offset + done) if rest.nbytes else 0)
 
 
 class OutputFile:
@@ -159,26 +160,26 @@ class OutputFile:
         _write_fully(self._file, values[last:].data, offset + last)
 
 
-class _PageCache:
-    """Which bytes of a file lie in memory (mincore). Where the system does not say: all."""
+def _is_cached(file: int, start: int, stop: int) -> bool:
+    """Whether all bytes from start to stop lie in the page cache (mincore), or the system does not
+    tell: then they are read as if they did."""
+    first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    try:
+        window = mmap.mmap(file, stop - first, prot=mmap.PROT_READ, offset=first)
+    except (OSError, ValueError):  # no maps on this file system, or the file has shrunk
+        return True
+    with window:
+        view = np.frombuffer(window, dtype=np.uint8)  # touches nothing
+        flags = np.zeros(-(-view.size // PAGE), dtype=np.uint8)
+        where, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(view.size)
+        status = _libc().mincore(where, length, ctypes.c_void_p(flags.ctypes.data))
+        del view  # a map with views cannot be closed
+    return status != 0 or bool((flags[(start - first) // PAGE :] & 1).all())
 
-    def __init__(self, file: int, num_bytes: int) -> None:
-        self._map = mmap.mmap(file, num_bytes, prot=mmap.PROT_READ)
-        self._view = np.frombuffer(self._map, dtype=np.uint8)  # touches nothing
-        self._address = self._view.ctypes.data
-        self._mincore = ctypes.CDLL(None, use_errno=True).mincore
 
-    def holds(self, offset: int, num_bytes: int) -> bool:
-        """Whether all of these bytes are there."""
-        first = offset // PAGE * PAGE
-        flags = np.zeros((offset + num_bytes - first - 1) // PAGE + 1, dtype=np.uint8)
-        where, length = ctypes.c_void_p(self._address + first), ctypes.c_size_t(flags.size * PAGE)
-        status = self._mincore(where, length, ctypes.c_void_p(flags.ctypes.data))
-        return status != 0 or bool((flags & 1).all())
-
-    def close(self) -> None:
-        del self._view  # a mapping with views cannot be closed
-        self._map.close()
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _open_direct(path: Path, flags: int) -> int | None:

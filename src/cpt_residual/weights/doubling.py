@@ -29,21 +29,21 @@ def require_not_instruct(
     """CompatibilityError when `target` has instruct's weights and an alpha is positive.
 
     A pair is compared by value, a stored residual by the norm of every tensor of instruct that it
-    has recorded; a folder of the `residuals` package says neither and is not checked. Price: a
-    block or a small tensor or two for any other target, one read of it otherwise.
+    has recorded; a folder of the `residuals` package says neither and is not checked. Price: a read
+    of what is equal, up to the first that is not: little, unless CPT left much as it was.
     """
     if not any(alpha > 0.0 for alpha in alphas):
         return
     if isinstance(source, PairDelta):
-        same = _equal(target, source.instruct)
+        same, what = _equal(target, source.instruct), "weights"
     elif isinstance(source, StoredDelta):
-        same = _has_norms(target, source.artifact.manifest)
+        same, what = _has_norms(target, source.artifact.manifest), "norm"
     else:
         return
     if same:
         raise CompatibilityError(
             "The target is the instruct model itself: the residual would be added twice",
-            problems=[f"target: {target.path} has instruct's weights in every tensor"],
+            problems=[f"target: {target.path} has instruct's {what} in every tensor"],
             remedy="Nothing was written. Give the model that CPT has made from the base. (To go "
             "beyond instruct on purpose, add the residual to the base with alpha 1 + a.)",
         )

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpt_residual.core.files import FileState, file_state
 from cpt_residual.core.hashing import canonical_json, text_sha256
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILES
 from cpt_residual.weights.checkpoint import Checkpoint
 
 _SIDE_FILES = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES)
-_State = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class InputFiles:
     """Files by path, with size, both times of change and inode; None for a file that is not there.
     Contents are not read."""
 
-    states: Mapping[Path, _State | None]
+    states: Mapping[Path, FileState | None]
 
     @classmethod
     def of(
@@ -36,7 +36,7 @@ class InputFiles:
         places = [*(model.path for model in models), *folders]
         paths = [place / name for place in places for name in _SIDE_FILES]
         paths += [shard.path for model in models for shard in model.shards]
-        return cls({path: _state(path) for path in (*paths, *files)})
+        return cls({path: file_state(path) for path in (*paths, *files)})
 
     @property
     def folders(self) -> set[Path]:
@@ -50,7 +50,7 @@ class InputFiles:
 
     def require_unchanged(self) -> None:
         """ArtifactError that names every file that is not what it was."""
-        problems = [str(path) for path, state in self.states.items() if _state(path) != state]
+        problems = [str(path) for path, state in self.states.items() if file_state(path) != state]
         if problems:
             raise ArtifactError(
                 "Inputs were changed while they were read",
@@ -58,11 +58,3 @@ class InputFiles:
                 remedy="The old and the new would be mixed: no output was made. Run the same "
                 "command again when nothing writes to them.",
             )
-
-
-def _state(path: Path) -> _State | None:
-    try:
-        stat = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

@@ -95,9 +95,12 @@ class MergePass:
             flusher.wait()
 
     def _open(self, stack: ExitStack) -> Sources:
-        target = stack.enter_context(ShardReader(self._target.shards))
-        base = stack.enter_context(ShardReader(self._base.shards)) if self._base else None
-        delta = stack.enter_context(self._source.opened())
+        once = not self._recipe.measures_first
+        target = stack.enter_context(ShardReader(self._target.shards, once=once))
+        base = None
+        if self._base is not None:
+            base = stack.enter_context(ShardReader(self._base.shards, once=once))
+        delta = stack.enter_context(self._source.opened(once=once))
 
         scratch = Scratch()
 
@@ -118,7 +121,9 @@ class MergePass:
             if not self._plan.identity and is_vocabulary_tensor(block.name):
                 return  # its rows lie elsewhere
             target.fetch(self._target.tensors[block.name], block.start, block.stop)
-            delta.fetch(replace(block, name=self._owner(block.name)))
+            if self._base is not None and base is not None:
+                entry = self._base.tensors[self._owner(block.name)]
+                base.fetch(entry, block.start, block.stop)
 
         return Sources(
             target=read_target,
@@ -184,20 +189,15 @@ class MergePass:
         def merge_run(item: tuple[Block, Rule]) -> tuple[Block, list[list[MergeSums]], list[str]]:
             run, rule = item
             entry = self._entries[run.name]
-            sources.fetch(run)
             offset = entry.offset + run.start * entry.item_size
             out = scratch.array(run.num_elements, RAW_DTYPES[entry.dtype], offset=offset)
-            sums: list[list[MergeSums]] = []
-            bad: set[Block] = set()
-            for (alpha, _), writer in zip(missing, writers, strict=True):
-                sums.append([])
-                for block in parts_of(run):
-                    merged = out[block.start - run.start : block.stop - run.start]
-                    found = rule.merge(block, sources.target(block), alpha, merged, sources)
-                    sums[-1].append(found)
-                    bad |= {block} if found.num_not_finite else set()
+            alphas = [alpha for alpha, _ in missing]
+            _fetch(run, rule, alphas, sources)
+            found: list[list[MergeSums]] = []
+            for alpha, writer in zip(alphas, writers, strict=True):
+                found.append(_merge_blocks(run, rule, alpha, out, sources))
                 writer.write(entry, run.start, out)
-            return run, sums, [_broken(block, sources, self._plan) for block in bad]
+            return run, found, [_broken(block, sources, self._plan) for block in _bad(run, found)]
 
         try:
             for run, sums, lines in map_in_order(
@@ -257,6 +257,38 @@ class _Flusher:
 
 def _progress_from(streaming: Streaming, start: int, num_all: int) -> Callable[[int], None]:
     return lambda num_done: streaming.progress(start + num_done, num_all, "parameters")
+
+
+def _fetch(run: Block, rule: Rule, alphas: Sequence[float], sources: Sources) -> None:
+    """Reads what the merge of a run needs, in large pieces."""
+    sources.fetch(run)
+    if any(rule.reads_residual(alpha) for alpha in alphas):
+        sources.delta.fetch(replace(run, name=sources.owner(run.name)))
+
+
+def _merge_blocks(
+    run: Block, rule: Rule, alpha: float, out: Raw, sources: Sources
+) -> list[MergeSums]:
+    """out = the merged elements of a run; the sums of its blocks."""
+    return [
+        rule.merge(
+            block,
+            sources.target(block),
+            alpha,
+            out[block.start - run.start : block.stop - run.start],
+            sources,
+        )
+        for block in parts_of(run)
+    ]
+
+
+def _bad(run: Block, found: Sequence[Sequence[MergeSums]]) -> list[Block]:
+    """The run's blocks that came out with NaN or Inf for any alpha."""
+    return [
+        block
+        for block, *sums in zip(parts_of(run), *found, strict=True)
+        if any(each.num_not_finite for each in sums)
+    ]
 
 
 def _broken(block: Block, sources: Sources, plan: RowPlan) -> str:

@@ -83,10 +83,11 @@ class _Fetched(threading.local):
 
 
 class ShardReader:
-    """Open shards; may be used by several threads."""
+    """Open shards; may be used by several threads. `once`: no element is read a second time, so
+    large shards need not go through the page cache."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._shards = shards
+    def __init__(self, shards: Sequence[Shard], *, once: bool = True) -> None:
+        self._shards, self._once = shards, once
         self._files: dict[str, InputFile] = {}
         self._stack = ExitStack()
         self._scratch, self._fetched = Scratch(), _Fetched()
@@ -94,7 +95,7 @@ class ShardReader:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for shard in self._shards:
-                file = InputFile(shard.path, shard.num_bytes)
+                file = InputFile(shard.path, shard.num_bytes, once=self._once)
                 stack.callback(file.close)
                 self._files[shard.name] = file
             self._stack = stack.pop_all()

@@ -40,7 +40,7 @@ ReadBlock = Callable[[Block], Raw]
 @dataclass(frozen=True)
 class Sources:
     """The opened inputs. `target` and `base` read raw blocks by the target's names; `fetch` reads a
-    run of elements of which this thread then asks for the blocks; `owner` names the tensor that a
+    run of both of which this thread then asks for the blocks; `owner` names the tensor that a
     tied copy repeats; `special_ids` are those of the special tokens."""
 
     target: ReadBlock
@@ -75,6 +75,11 @@ class TensorRule:
     factors: LowRankFactors | None = None
     rows: npt.NDArray[np.bool_] | None = None
     width: int = 1
+
+    def reads_residual(self, alpha: float) -> bool:
+        """Whether a merge with `alpha` reads the residual's elements."""
+        moves = alpha * self.scale != 0.0 or self.recipe.cpt_strength != 1.0
+        return self.factors is None and (moves or self.thresholds is not None)
 
     @property
     def plain(self) -> bool:

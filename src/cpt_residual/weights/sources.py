@@ -33,7 +33,12 @@ from cpt_residual.weights.opening import (
     pinned,
 )
 from cpt_residual.weights.reader import Streaming
-from cpt_residual.weights.residual_format import ModelRecord, open_residual
+from cpt_residual.weights.residual_format import (
+    ModelRecord,
+    ResidualArtifact,
+    open_residual,
+    require_intact,
+)
 from cpt_residual.weights.staging import OutputFolder, require_apart
 
 
@@ -48,10 +53,11 @@ class Pair:
 @dataclass(frozen=True)
 class Input:
     """What is read, and what merge.json says of it. shards: the files that tell its content, where
-    nothing that lies beside them has recorded it."""
+    nothing that lies beside them has recorded it; residual: a stored one, which has."""
 
     record: InputRecord
     shards: tuple[Shard, ...] = ()
+    residual: ResidualArtifact | None = None
 
     @classmethod
     def of(cls, model: NamedModel) -> Input:
@@ -59,10 +65,17 @@ class Input:
 
     @property
     def num_bytes_to_hash(self) -> int:
-        return sum(shard.num_bytes for shard in self.shards)
+        stored = self.residual
+        files = [stored.path / name for name in stored.manifest.files] if stored else []
+        return sum(shard.num_bytes for shard in self.shards) + sum(
+            file.stat().st_size for file in files
+        )
 
     def hashed(self, streaming: Streaming) -> InputRecord:
-        """The record with the content. Price: one read of `shards`."""
+        """The record with the content. Price: one read of `shards`, or of the stored residual.
+        Raises ArtifactError when its files are not those that it has recorded."""
+        if self.residual is not None:
+            require_intact(self.residual, threads=streaming.threads)
         if not self.shards:
             return self.record
         found = verification.hashed_shards(self.shards, streaming)
@@ -89,7 +102,7 @@ def open_source(
     manifest, origin = artifact.manifest, read_origin(source)
     headers, content = headers_hash(artifact.shards), _content(manifest.files)
     return StoredDelta(artifact), [
-        Input(record.model_copy(update={"headers": headers, "content": content})),
+        Input(record.model_copy(update={"headers": headers, "content": content}), (), artifact),
         Input(_with_content("base", origin and origin.base, manifest.base)),
         Input(_with_content("instruct", origin and origin.instruct, manifest.instruct)),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,6 +47,35 @@ def evict(path: Path) -> None:
     os.close(file)
 
 
+@pytest.fixture
+def direct_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the system calls that were made for files opened with O_DIRECT."""
+    try:
+        os.close(os.open(tmp_path / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
+    except OSError as error:
+        pytest.skip(f"no direct input and output where temporary files are: {error}")
+    calls: set[str] = set()
+    files: set[int] = set()
+    real = {name: getattr(os, name) for name in ("open", "preadv", "pwrite")}
+
+    def opened(path: Path, flags: int, mode: int = 0o777) -> int:
+        file = real["open"](path, flags, mode)
+        (files.add if flags & os.O_DIRECT else files.discard)(file)
+        return file
+
+    def called(name: str) -> Callable[[int, object, int], int]:
+        def call(file: int, memory: object, offset: int) -> int:
+            calls.update({name} if file in files else ())
+            return real[name](file, memory, offset)
+
+        return call
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "preadv", called("preadv"))
+    monkeypatch.setattr(os, "pwrite", called("pwrite"))
+    return calls
+
+
 def content(size: int) -> np.ndarray:
     return np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
 
@@ -85,6 +115,51 @@ def test_any_piece_is_read_as_it_is(
     room = scratch.room(start, stop - start)
     assert file.read(room) == stop - start
     assert room.values.tobytes() == expected[start:stop].tobytes()
+    file.close()
+
+
+def test_whole_pages_go_directly(tmp_path: Path, direct_calls: set[str]) -> None:
+    size = 8 * PAGE
+    scratch, path = Scratch(), tmp_path / "file"
+    out = OutputFile(path, size)
+    values = scratch.array(size - 10, np.dtype(np.uint8), offset=10)
+    values[:] = 3
+    out.write(values, 10)
+    assert direct_calls == {"pwrite"}
+    out.flush()
+    out.close()
+    evict(path)
+    file = InputFile(path, size)
+    assert file.read(scratch.room(10, size - 10)) == size - 10
+    assert direct_calls == {"pwrite", "preadv"}
+    file.close()
+
+
+def test_what_is_read_again_goes_through_the_cache(tmp_path: Path, direct_calls: set[str]) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8 * PAGE))
+    evict(path)
+    file = InputFile(path, 8 * PAGE, once=False)
+    assert file.read(Scratch().room(0, 8 * PAGE)) == 8 * PAGE
+    assert not direct_calls
+    file.close()
+
+
+def test_a_read_that_gives_less_than_was_asked_is_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, path = content(8 * PAGE), tmp_path / "file"
+    path.write_bytes(expected.tobytes())
+    evict(path)
+    file, real = InputFile(path, 8 * PAGE), os.preadv
+
+    def short(number: int, memory: list[memoryview], offset: int) -> int:
+        return real(number, [memory[0][: min(memory[0].nbytes, 1000)]], offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    room = Scratch().room(100, 7 * PAGE)
+    assert file.read(room) == 7 * PAGE
+    assert room.values.tobytes() == expected[100 : 100 + 7 * PAGE].tobytes()
     file.close()
 
 

@@ -98,8 +98,8 @@ class PackageDelta:
         return None
 
     @contextmanager
-    def opened(self) -> Generator[OpenDelta]:
-        with ShardReader(self.folder.shards) as reader:
+    def opened(self, *, once: bool = True) -> Generator[OpenDelta]:
+        with ShardReader(self.folder.shards, once=once) as reader:
             yield _OpenPackage(self.folder, reader)
 
 
