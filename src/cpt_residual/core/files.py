@@ -12,9 +12,11 @@ from pathlib import Path
 from pydantic import BaseModel, JsonValue
 
 __all__ = [
+    "FileState",
     "Listing",
     "append_line",
     "copy_files",
+    "file_state",
     "list_files",
     "remove_tree",
     "sync_directory",
@@ -22,6 +24,19 @@ __all__ = [
     "unique_name",
     "write_json_atomic",
 ]
+
+
+FileState = tuple[int, int, int, int]
+"""Size, both times of change (ns), inode."""
+
+
+def file_state(path: Path) -> FileState | None:
+    """What changes when somebody writes to a file; None for one that is not there."""
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def unique_name(stem: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cpt_residual.config.corpora import BadLines
+from cpt_residual.core.files import FileState, file_state
 from cpt_residual.data.files import check_unchanged, suffix_of
 from cpt_residual.data.problems import MAX_PROBLEMS, Problems
 from cpt_residual.data.readers.csv_rows import read_csv
@@ -54,7 +55,7 @@ class LocalReader:
     def __iter__(self) -> Iterator[Record]:
         """Once something is wrong no further document comes; reading goes on to collect the
         problems, then raises one `CorpusError`."""
-        states = [_state(path) for path in self._files]
+        states = [file_state(path) for path in self._files]
         check_unchanged(self._files, self._hashes)
         for number, path in enumerate(self._files, start=1):
             yield from self._read(number, path)
@@ -78,11 +79,11 @@ class LocalReader:
             files=tuple(self._ledgers),
         )
 
-    def _require_settled(self, states: Sequence[tuple[int, int]]) -> None:
+    def _require_settled(self, states: Sequence[FileState | None]) -> None:
         changed = [
             str(path)
             for path, state in zip(self._files, states, strict=True)
-            if _state(path) != state
+            if file_state(path) != state
         ]
         if changed:
             raise CorpusError(
@@ -116,11 +117,6 @@ class LocalReader:
 
 def _reader(suffix: str) -> Reader:
     return next(read for kind, read in _READERS.items() if suffix.startswith(kind))
-
-
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _remedy(bad_lines: BadLines) -> str:
