@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cpt_residual.core.hashing import file_sha256
+from cpt_residual.data.folders import FolderSearch
 from cpt_residual.data.problems import Problems
 from cpt_residual.errors import CorpusError, did_you_mean
 
@@ -45,29 +45,33 @@ def resolve_files(patterns: Sequence[str]) -> list[Path]:
 
     A pattern is a file, a folder or a glob of these (`**` is any depth). A folder stands for all
     files of known kinds below it; hidden ones and other kinds in it do not belong to the corpus,
-    while a file that is named, also by a glob, has to be of a known kind.
+    while a file that is named, also by a glob, has to be of a known kind. A file with several paths
+    has the place of the one with the fewest links in it (then the shortest, then the first).
+    Raises CorpusError with all that is not there or cannot be read.
     """
     problems = Problems("local corpus: the files cannot be read", _REMEDY)
     found: set[Path] = set()
+    refused: dict[str, None] = {}
     for pattern in patterns:
-        expanded = str(Path(pattern).expanduser())
-        # Path.glob does not take absolute patterns.
-        matches = [Path(match) for match in glob.glob(expanded, recursive=True)]  # noqa: PTH207
-        files = {match for match in matches if match.is_file()}
+        search = FolderSearch()
+        matches = search.matching(pattern)
+        files = {match for match in matches if search.is_file(match)}
         for folder in matches:
-            if folder.is_dir():
-                files.update(_below(folder))
-        if not files:
-            problems.add(_nothing_found(pattern, matches))
+            files.update(_below(folder, search))
+        if search.refused:
+            refused.update(dict.fromkeys(search.refused))
+        elif not files:
+            problems.add(_nothing_found(pattern, [each for each in matches if each.exists()]))
         found.update(files)
-    for path in sorted(found):
-        if suffix_of(path) is None:
-            known = ", ".join(SUFFIXES)
-            problems.add(f"{path}: unknown kind '{path.suffix or path.name}'; known: {known}")
-        elif path.stat().st_size == 0:
-            problems.add(f"{path}: the file is empty (0 bytes)")
+    for line in refused:
+        problems.add(line)
+    files = _each_once(found)
+    for path in files:
+        why = _why_unusable(path)
+        if why:
+            problems.add(f"{path}: {why}")
     problems.raise_if_any()
-    return sorted(found)
+    return files
 
 
 def content_sha256(file_hashes: Mapping[str, str]) -> str:
@@ -113,21 +117,42 @@ def check_unchanged(files: Sequence[Path], file_hashes: Mapping[str, str]) -> No
     )
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Files of known kinds, at any depth; links are followed, each folder once."""
-    seen: set[Path] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here = Path(place)
-        real = here.resolve()
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = here / name
-            if not name.startswith(".") and suffix_of(path) is not None and path.is_file():
+def _below(folder: Path, search: FolderSearch) -> Iterator[Path]:
+    """Files of known kinds, at any depth; links are followed."""
+    for _, entries in search.walk(folder):
+        for path in entries:
+            if suffix_of(path) is None:
+                continue
+            if search.is_file(path):
                 yield path
+            elif search.is_nothing(path):
+                search.refuse(path, "a link to nothing")
+
+
+def _each_once(found: Iterable[Path]) -> list[Path]:
+    """One path of every file, sorted."""
+    paths: dict[Path, list[Path]] = {}
+    for path in found:
+        paths.setdefault(path.resolve(), []).append(path)
+    return sorted(min(same, key=_directness) for same in paths.values())
+
+
+def _directness(path: Path) -> tuple[int, int, Path]:
+    whole = path.absolute()
+    num_links = sum(place.is_symlink() for place in (whole, *whole.parents))
+    return num_links, len(path.parts), path
+
+
+def _why_unusable(path: Path) -> str | None:
+    if suffix_of(path) is None:
+        return f"unknown kind '{path.suffix or path.name}'; known: {', '.join(SUFFIXES)}"
+    if path.stat().st_size == 0:
+        return "the file is empty (0 bytes)"
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _nothing_found(pattern: str, matches: Sequence[Path]) -> str:
@@ -138,5 +163,7 @@ def _nothing_found(pattern: str, matches: Sequence[Path]) -> str:
     folder = Path(pattern).expanduser().parent
     if not folder.is_dir():
         return f"{pattern}: no such file, and no folder {folder}"
-    siblings = [entry.name for entry in folder.iterdir() if suffix_of(entry) or entry.is_dir()]
+    search = FolderSearch()
+    entries = search.matching(f"{folder}/*")
+    siblings = [entry.name for entry in entries if suffix_of(entry) or search.is_folder(entry)]
     return f"{pattern}: no such file.{did_you_mean(Path(pattern).name, siblings)}"

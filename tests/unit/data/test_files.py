@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,7 +71,132 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (corpus / "link").symlink_to(tmp_path / "elsewhere")
     (corpus / "loop").symlink_to(corpus)
     (corpus / "copy.txt").symlink_to(inside)
-    assert resolve_files([str(corpus)]) == [corpus / "copy.txt", corpus / "link/a.txt"]
+    (corpus / "named").symlink_to(tmp_path / "elsewhere")
+    assert resolve_files([str(corpus)]) == [corpus / "copy.txt"]
+    (corpus / "copy.txt").unlink()
+    assert resolve_files([str(corpus)]) == [corpus / "link/a.txt"]
+    assert resolve_files([str(corpus / "**")]) == [corpus / "link/a.txt"]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_order_of_entries_on_the_disk_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, backwards: bool
+) -> None:
+    found = write(tmp_path, "b.jsonl", "m/c.jsonl", "z/a.jsonl")
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    _list_in_order(monkeypatch, backwards=backwards)
+    for pattern in ("", "**/*.jsonl", "*"):
+        assert resolve_files([str(tmp_path / pattern)]) == found, "real paths before links"
+
+
+def _list_in_order(monkeypatch: pytest.MonkeyPatch, *, backwards: bool) -> None:
+    listdir, scandir = os.listdir, os.scandir
+
+    @contextmanager
+    def scanned(path: str) -> Generator[Iterator[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=backwards))
+
+
+def test_a_file_with_several_paths_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "s/x.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_files(["s", f"{tmp_path}/s", "s/../s/x.jsonl"]) == [Path("s/x.jsonl")]
+    (tmp_path / "a.jsonl").symlink_to("s/x.jsonl")
+    (tmp_path / "b").symlink_to("s")
+    assert resolve_files(["a.jsonl", "b"]) == [Path("a.jsonl")]
+    assert resolve_files(["a.jsonl", "b", "s"]) == [Path("s/x.jsonl")], "itself before its links"
+    assert resolve_files(["."]) == [Path("s/x.jsonl")]
+
+
+def test_globs(tmp_path: Path) -> None:
+    a, b, deep, hidden = write(tmp_path, "a.txt", "b.txt", "x/y/c.txt", ".h.txt")
+    expected = {
+        "*.txt": [a, b],
+        "[!a].txt": [b],
+        "?.txt": [a, b],
+        ".*.txt": [hidden],
+        "**": [a, b, deep],
+        "**/*.txt": [a, b, deep],
+        "x/**/c.txt": [deep],
+        "*/y": [deep],
+    }
+    for pattern, files in expected.items():
+        assert resolve_files([str(tmp_path / pattern)]) == files, pattern
+
+
+class TestWhatCannotBeRead:
+    @pytest.fixture
+    def folder(self) -> Generator[Path]:
+        """Where also a user without rights gets in."""
+        with tempfile.TemporaryDirectory(dir="/tmp") as name:
+            Path(name).chmod(0o755)
+            yield Path(name)
+
+    @pytest.mark.parametrize("pattern", ["", "*", "**/*.jsonl", "*/*.jsonl", "b/*.jsonl"])
+    def test_a_folder_that_cannot_be_listed(self, folder: Path, pattern: str) -> None:
+        write(folder, "a/1.jsonl", "b/2.jsonl")
+        (folder / "b").chmod(0)
+        try:
+            with without_rights():
+                found = problems(str(folder / pattern))
+        finally:
+            (folder / "b").chmod(0o755)
+        assert found == (f"{folder}/b: Permission denied",)
+
+    @pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "b/2.jsonl"])
+    def test_a_folder_that_can_only_be_listed(self, folder: Path, pattern: str) -> None:
+        write(folder, "a/1.jsonl", "b/2.jsonl")
+        (folder / "b").chmod(0o444)
+        try:
+            with without_rights():
+                found = problems(str(folder / pattern))
+        finally:
+            (folder / "b").chmod(0o755)
+        assert found == (f"{folder}/b/2.jsonl: Permission denied",)
+
+    def test_a_file(self, folder: Path) -> None:
+        a, _ = write(folder, "a.jsonl", "b.jsonl")
+        a.chmod(0)
+        with without_rights():
+            assert problems(str(folder)) == (f"{a}: Permission denied",)
+
+    def test_a_name_that_is_not_there_in_a_folder_that_cannot_be_listed(self, folder: Path) -> None:
+        write(folder, "a.jsonl")
+        folder.chmod(0o111)
+        with without_rights():
+            assert problems(str(folder / "b.jsonl")) == (f"{folder}/b.jsonl: no such file.",)
+
+    def test_links_to_nothing(self, tmp_path: Path) -> None:
+        write(tmp_path, "a.jsonl")
+        (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+        (tmp_path / "notes").symlink_to(tmp_path / "gone")
+        found = problems(str(tmp_path))
+        assert found == (f"{tmp_path}/b.jsonl: a link to nothing",)
+
+
+def problems(*patterns: str) -> tuple[str, ...]:
+    with pytest.raises(CorpusError) as caught:
+        resolve_files(patterns)
+    return caught.value.problems
+
+
+@contextmanager
+def without_rights() -> Generator[None]:
+    """As another user than root, who may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_everything_wrong_with_the_files_is_said_at_once(tmp_path: Path) -> None:
