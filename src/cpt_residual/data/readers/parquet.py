@@ -37,7 +37,7 @@ def read_parquet(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[R
                     place = f"{source.path} row {number}"
                     try:
                         # One by one, so that a value that is not UTF-8 is known by its row.
-                        row = {name: column[index].as_py() for name, column in columns.items()}
+                        row = {name: _python(column[index]) for name, column in columns.items()}
                         yield record_of(row, place, fields)
                     except BadDocumentError as problem:
                         what = str(problem).removeprefix(place).removeprefix(": ")
@@ -47,6 +47,17 @@ def read_parquet(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[R
     except errors as error:
         reason = " ".join(str(error).split())
         bad.unreadable(f"{source.path}: not readable as Parquet after row {number}: {reason}")
+
+
+def _python(scalar: Any) -> object:
+    """The value as Python has it; a time that Python has not (the year 3,000,000, an unknown zone)
+    as the number in the file, which no one takes for a date."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, LookupError, OverflowError):
+        return getattr(scalar, "value", None)
 
 
 def _columns_fit(source: SourceFile, schema: Any, fields: Fields, bad: BadRows) -> bool:
