@@ -32,6 +32,21 @@ Message = Mapping[str, str]
 Messages = Sequence[Message]
 """One chat document: a dialogue with at least one answer of the assistant."""
 
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; of two values for one key Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+class _RepeatedKeyError(Exception):
+    """Its text is the key."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_key_once)
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -94,14 +109,20 @@ def parse_object(
     if not line.strip():
         raise BadDocumentError(f"{place}: empty line")
     try:
-        value: object = json.loads(line.decode("utf-8"))
+        value: object = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadDocumentError(not_utf8(place, error, offset=offset, where=where)) from None
     except json.JSONDecodeError as error:
         what = error.msg.rstrip(": ").removesuffix(" at")  # "Invalid control character at"
+        if error.doc.startswith("\ufeff"):
+            what = "a byte order mark in the middle of the file"
         raise BadDocumentError(f"{place}: not JSON: {what} at column {error.colno}") from None
     except RecursionError:
         raise BadDocumentError(f"{place}: not JSON: nested too deeply") from None
+    except _RepeatedKeyError as error:
+        raise BadDocumentError(f"{place}: the key '{error}' stands in one object twice") from None
+    except ValueError:  # sys.get_int_max_str_digits
+        raise BadDocumentError(f"{place}: a number with more digits than are read") from None
     if not isinstance(value, dict):
         raise BadDocumentError(f"{place}: the line is {_kind(value)}, not a JSON object")
     return cast("dict[str, object]", value)

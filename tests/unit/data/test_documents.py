@@ -29,6 +29,18 @@ def test_windows_line_ends_and_other_fields_are_harmless() -> None:
             "a.jsonl:3: not JSON: Invalid control character at column 12",
         ),
         (b'{"text": "x', "a.jsonl:3: not JSON: Unterminated string starting at column 10"),
+        (
+            b'{"text": "a", "id": 1, "text": "b"}',
+            "a.jsonl:3: the key 'text' stands in one object twice",
+        ),
+        (
+            b'{"text": "a", "meta": {"k": 1, "k": 1}}',
+            "a.jsonl:3: the key 'k' stands in one object twice",
+        ),
+        (
+            b'{"text": "a", "id": ' + b"7" * 4301 + b"}",
+            "a.jsonl:3: a number with more digits than are read",
+        ),
         (b'["x"]', "a.jsonl:3: the line is a list, not a JSON object"),
         (b"3", "a.jsonl:3: the line is a number, not a JSON object"),
         (b'{"text": 5}', "a.jsonl:3: field 'text' is a number, not a string"),

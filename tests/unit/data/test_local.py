@@ -13,6 +13,7 @@ from pyarrow import parquet
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.data.local import LocalReader
+from cpt_residual.data.passes.date_range import day_of
 from cpt_residual.data.problems import MAX_BAD_LINES, MAX_PROBLEMS
 from cpt_residual.data.readers.rows import Fields
 from cpt_residual.errors import CorpusError
@@ -99,6 +100,29 @@ class TestEveryKind:
         assert len(texts(path)[0]) == 500_000
 
 
+class TestDates:
+    @pytest.mark.parametrize(
+        ("kind", "value"),
+        [
+            (pa.timestamp("s"), 10**14),
+            (pa.timestamp("ms"), 10**15),
+            (pa.timestamp("s", "Foo/Bar"), 1),
+            (pa.date32(), 10**8),
+        ],
+    )
+    def test_one_that_python_has_not_is_no_date(
+        self, tmp_path: Path, kind: pa.DataType, value: int
+    ) -> None:
+        path = tmp_path / "a.parquet"
+        table = pa.table({"text": ["a", "b"], "date": pa.array([value, None], kind)})
+        parquet.write_table(table, path)
+        given = reader(path, date="date")
+        dates = [(record.text, record.date) for record in given]
+        assert [text for text, _ in dates] == ["a", "b"]
+        assert dates[0][1] in (str(value), str(1000 * value)), "the number in the file (of ms)"
+        assert day_of(dates[0][1]) is dates[1][1] is None
+
+
 class TestByteOrderMarks:
     MARK = b"\xef\xbb\xbf"
 
@@ -115,7 +139,7 @@ class TestByteOrderMarks:
         e = write(tmp_path, "e.txt", mark)
         assert problems(c, d, e) == (
             f"{c}:1: not UTF-8: byte 0xe9 at byte offset {c.read_bytes().index(0xE9)} of the file",
-            f"{c}:2: not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1",
+            f"{c}:2: not JSON: a byte order mark in the middle of the file at column 1",
             f"{d}:2: not UTF-8: byte 0xff at byte offset 5 of the file",
             f"{e}: the file holds only white space",
         )
