@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -10,25 +11,39 @@ from cpt_residual.data.pack_format import PackView, hashed_bytes
 from cpt_residual.data.rows import PADDING
 from cpt_residual.errors import CorruptArtifactError
 
-__all__ = ["check_rows", "is_beginning", "rows_sha256"]
+__all__ = ["check_rows", "is_beginning", "require_rows", "row_hashes", "rows_sha256"]
 
 _TOKENS_AT_ONCE = 1 << 20
 
 
-def rows_sha256(pack: PackView, num_rows: int) -> str:
-    """The hash over the first `num_rows` rows, as the ledger's marks have it. Reads these rows."""
-    assert 0 <= num_rows <= len(pack), "a pack has no such row"
-    digest = hashlib.sha256()
+def row_hashes(pack: PackView, at: Iterable[int]) -> dict[int, str]:
+    """The hash over the first rows, as the ledger's marks have it, for each number of rows in `at`
+    that the pack has. Reads these rows once, in constant memory."""
+    digest, done = hashlib.sha256(), 0
     step = max(_TOKENS_AT_ONCE // pack.sequence_length, 1)
-    for first in range(0, num_rows, step):
-        part = slice(first, min(first + step, num_rows))
-        digest.update(hashed_bytes(np.asarray(pack.ids[part]), np.asarray(pack.flags[part])))
-    return digest.hexdigest()
+    found: dict[int, str] = {}
+    for stop in sorted(rows for rows in set(at) if 0 <= rows <= len(pack)):
+        while done < stop:
+            part = slice(done, min(done + step, stop))
+            digest.update(hashed_bytes(np.asarray(pack.ids[part]), np.asarray(pack.flags[part])))
+            done = part.stop
+            pack.let_go()
+        found[stop] = digest.hexdigest()
+    return found
+
+
+def rows_sha256(pack: PackView, num_rows: int) -> str:
+    """The hash over the first `num_rows` rows of a pack that has so many."""
+    return row_hashes(pack, [num_rows])[num_rows]
 
 
 def check_rows(pack: PackView) -> None:
     """Raise CorruptArtifactError unless the rows are those that were written. Reads all."""
-    found = rows_sha256(pack, len(pack))
+    require_rows(pack, rows_sha256(pack, len(pack)))
+
+
+def require_rows(pack: PackView, found: str) -> None:
+    """Raise CorruptArtifactError unless `found`, the hash over all rows, is the ledger's."""
     if found != pack.ledger.rows_sha256:
         raise CorruptArtifactError(
             f"pack {pack.path} is damaged",

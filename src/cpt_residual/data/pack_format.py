@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
+from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.data.pack_ledger import PackLedger, RowMark, read_ledger
 from cpt_residual.data.row_counts import RowCounts, SpecialIds
 from cpt_residual.data.rows import LOSS, PADDING, START, Flags, Ids, Row
@@ -41,7 +43,6 @@ from cpt_residual.errors import CorruptArtifactError
 
 __all__ = [
     "IGNORED_LABEL",
-    "MAX_SOURCES",
     "PackView",
     "PackWriter",
     "hashed_bytes",
@@ -52,9 +53,6 @@ Int64s = npt.NDArray[np.int64]
 
 IGNORED_LABEL = -100
 """The label that torch's cross entropy leaves out."""
-
-MAX_SOURCES = 256
-"""A source's number is one byte."""
 
 _FILES = ("ids.npy", "flags.npy", "sources.npy")
 _DTYPES = ("<u4", "|u1", "|u1")
@@ -229,6 +227,13 @@ class PackView:
         """Real tokens of one row (padding excluded)."""
         flags = np.asarray(self.flags[number])
         return int(np.count_nonzero((flags & PADDING) == 0))
+
+    def let_go(self) -> None:
+        """What was read of the mapped files need not stay in this process's memory."""
+        for array in (self.ids, self.flags):
+            mapped = array.base
+            if isinstance(mapped, mmap.mmap):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (open_pack, (self.path,))

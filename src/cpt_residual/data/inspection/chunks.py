@@ -5,7 +5,6 @@ R = rows of a chunk, L = sequence length.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,12 +56,4 @@ def chunks(view: PackView, *, chunk_tokens: int = _CHUNK_TOKENS) -> Iterator[Chu
             padding=(flags & PADDING) != 0,
             continuation=(flags & CONTINUATION) != 0,
         )
-        _let_go(view)
-
-
-def _let_go(view: PackView) -> None:
-    """What was read of the mapped files need not stay in this process's memory."""
-    for array in (view.ids, view.flags):
-        mapped = array.base
-        if isinstance(mapped, mmap.mmap):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        view.let_go()

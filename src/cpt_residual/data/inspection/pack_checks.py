@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cpt_residual.data.inspection.checks import Check, compared, manifest_check, some
-from cpt_residual.data.inspection.chunks import chunks
 from cpt_residual.data.inspection.lineage import Lineage
 from cpt_residual.data.inspection.recount import Recount
-from cpt_residual.data.pack_format import PackView, hashed_bytes
+from cpt_residual.data.nesting import row_hashes
+from cpt_residual.data.pack_format import PackView
 
 if TYPE_CHECKING:
     from cpt_residual.data.inspection.decoding import TokenDecoder
@@ -77,7 +76,7 @@ def _row_hashes(view: PackView, *, verify: bool) -> Check:
     ledger = view.ledger
     recorded = {mark.rows: mark.sha256 for mark in ledger.marks}
     recorded[ledger.num_rows] = ledger.rows_sha256
-    found = row_hashes(view, sorted(recorded))
+    found = row_hashes(view, recorded)
     wrong = [
         f"the first {rows:,} rows: {found.get(rows)}, in the ledger {recorded[rows]}"
         for rows in sorted(recorded)
@@ -87,20 +86,6 @@ def _row_hashes(view: PackView, *, verify: bool) -> Check:
         return Check(name=name, state="differs", detail=some(wrong))
     detail = f"rows_sha256 and {len(ledger.marks)} marks; {ledger.rows_sha256}"
     return Check(name=name, state="agrees", detail=detail)
-
-
-def row_hashes(view: PackView, at: list[int]) -> dict[int, str]:
-    """sha256 over the first rows, for each number of rows in `at` (sorted)."""
-    digest = hashlib.sha256()
-    found: dict[int, str] = {}
-    for chunk in chunks(view):
-        first, end = chunk.first, chunk.first + chunk.num_rows
-        for stop in [*(rows for rows in at if first < rows < end), end]:
-            part = slice(first - chunk.first, stop - chunk.first)
-            digest.update(hashed_bytes(chunk.ids[part], chunk.flags[part]))
-            found[stop] = digest.hexdigest()
-            first = stop
-    return found
 
 
 def _integers(fields: Mapping[str, object]) -> dict[str, int]:
