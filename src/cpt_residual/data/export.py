@@ -7,16 +7,27 @@ beside. Constant memory.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from cpt_residual.core.files import copy_files, remove_tree, unique_name
+from cpt_residual.core.disk import check_free_space, writing
+from cpt_residual.core.files import (
+    copy_files,
+    list_files,
+    remove_tree,
+    sync_directory,
+    sync_file,
+    unique_name,
+)
 from cpt_residual.core.stage import ProgressReport, no_progress
-from cpt_residual.data.pack_format import PackView, open_pack
+from cpt_residual.data.nesting import require_rows
+from cpt_residual.data.pack_format import PackView, hashed_bytes, open_pack
 from cpt_residual.errors import ConfigError
 
 __all__ = ["ExportLayout", "export_pack"]
@@ -28,6 +39,7 @@ _parquet = cast("Any", importlib.import_module("pyarrow.parquet"))
 ExportLayout = Literal["parquet", "hf"]
 """parquet: `datasets.load_dataset(folder)`; hf: `datasets.load_from_disk(folder)`."""
 
+_BYTES_PER_TOKEN = {"parquet": 12, "hf": 24}  # at most; hf: once more while it is made
 _TOKENS_AT_ONCE = 1 << 18
 _TABLES_PER_FILE = 256
 _COLUMNS = ("input_ids", "position_ids", "labels")
@@ -62,8 +74,9 @@ def export_pack(
 ) -> int:
     """Write the pack in directory `pack` as a data set to the new directory `out`.
 
-    Returns the number of rows. `out` appears whole or not at all. Raises ConfigError when it
-    exists, and what `open_pack` raises.
+    Returns the number of rows. `out` appears whole or not at all, also after a power cut. Raises
+    ConfigError when it exists, CorruptArtifactError when a row is not what was packed,
+    DiskSpaceError and ArtifactError when it cannot be written, and what `open_pack` raises.
     """
     view = open_pack(pack)
     if out.exists():
@@ -71,19 +84,32 @@ def export_pack(
             f"{out} exists",
             remedy="Nothing was written. Name a folder that does not exist.",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(unique_name(f".{out.name}"))
-    try:
-        if layout == "parquet":
-            _write_parquet(view, temporary, progress)
-        else:
-            _write_hf(view, temporary, progress)
-        copy_files(pack, temporary, leave_out=_not_the_ledger(pack))
-        temporary.rename(out)
-    except BaseException:
-        remove_tree(temporary, temporary.parent)
-        raise
+    check_free_space(out, _BYTES_PER_TOKEN[layout] * view.ids.size)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(unique_name(f".{out.name}"))
+        try:
+            if layout == "parquet":
+                _write_parquet(view, temporary, progress)
+            else:
+                _write_hf(view, temporary, progress)
+            copy_files(pack, temporary, leave_out=_not_the_ledger(pack))
+            _sync(temporary)
+            temporary.rename(out)
+        except BaseException:
+            remove_tree(temporary, temporary.parent)
+            raise
+        sync_directory(out.parent)
     return len(view)
+
+
+def _sync(folder: Path) -> None:
+    """Force the files below `folder` to the disk."""
+    listing = list_files(folder)
+    for file in listing.files.values():
+        sync_file(file)
+    for directory in listing.directories:
+        sync_directory(directory)
 
 
 def _not_the_ledger(pack: Path) -> tuple[str, ...]:
@@ -100,11 +126,13 @@ def _rows_at_once(view: PackView) -> int:
 
 
 def _tables(view: PackView, progress: ProgressReport) -> Iterator[Any]:
-    """The rows in order, some at a time."""
+    """The rows in order, some at a time. Raises CorruptArtifactError at the end unless they are
+    those that were packed."""
     length, schema = view.sequence_length, _schema(view.sequence_length)
-    step = _rows_at_once(view)
+    step, digest = _rows_at_once(view), hashlib.sha256()
     for first in range(0, len(view), step):
         last = min(first + step, len(view))
+        digest.update(hashed_bytes(view.ids[first:last], view.flags[first:last]))
         rows = [view.row(number) for number in range(first, last)]
         arrays = [
             _arrow.FixedSizeListArray.from_arrays(
@@ -114,26 +142,22 @@ def _tables(view: PackView, progress: ProgressReport) -> Iterator[Any]:
         ]
         sources = np.asarray(view.row_sources[first:last]).astype(np.int32)
         yield _arrow.Table.from_arrays([*arrays, _arrow.array(sources)], schema=schema)
+        view.let_go()
         progress(last, len(view), "rows")
+    require_rows(view, digest.hexdigest())
 
 
 def _write_parquet(view: PackView, out: Path, progress: ProgressReport) -> None:
     (out / "data").mkdir(parents=True)
-    rows_per_file = _TABLES_PER_FILE * _rows_at_once(view)
-    num_files = -(-len(view) // rows_per_file)
-    writer: Any = None
-    number = in_file = 0
-    for table in _tables(view, progress):
-        if writer is None:
-            name = f"train-{number:05}-of-{num_files:05}.parquet"
-            writer = _parquet.ParquetWriter(out / "data" / name, table.schema)
-        writer.write_table(table)
-        in_file += len(table)
-        if in_file >= rows_per_file:
-            writer.close()
-            writer, number, in_file = None, number + 1, 0
-    if writer is not None:
-        writer.close()
+    num_files = -(-len(view) // (_TABLES_PER_FILE * _rows_at_once(view)))
+    schema, tables = _schema(view.sequence_length), _tables(view, progress)
+    for number in range(num_files):
+        name = f"train-{number:05}-of-{num_files:05}.parquet"
+        with _parquet.ParquetWriter(out / "data" / name, schema) as writer:
+            for table in islice(tables, _TABLES_PER_FILE):
+                writer.write_table(table)
+    left_over = next(tables, None)  # the end, where the rows are checked
+    assert left_over is None, "all rows are in a file"
     ledger = view.ledger
     card = _CARD.format(
         rows=len(view), length=view.sequence_length, tokens=ledger.tokens, padding=ledger.padding
@@ -144,7 +168,11 @@ def _write_parquet(view: PackView, out: Path, progress: ProgressReport) -> None:
 def _write_hf(view: PackView, out: Path, progress: ProgressReport) -> None:
     library = cast("Any", importlib.import_module("datasets"))
     scratch = out / "scratch"
-    _write_parquet(view, scratch, progress)
-    files = [str(file) for file in sorted((scratch / "data").iterdir())]
-    library.Dataset.from_parquet(files, cache_dir=str(scratch)).save_to_disk(str(out))
+    scratch.mkdir(parents=True)
+    file = str(scratch / "rows.arrow")
+    schema = _schema(view.sequence_length)
+    with _arrow.OSFile(file, "wb") as sink, _arrow.ipc.new_stream(sink, schema) as writer:
+        for table in _tables(view, progress):
+            writer.write_table(table)
+    library.Dataset.from_file(file).save_to_disk(str(out))
     remove_tree(scratch, out)

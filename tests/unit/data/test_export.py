@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import datasets
 import numpy as np
 import pytest
 
+from cpt_residual.core import disk
+from cpt_residual.data import export
 from cpt_residual.data.export import ExportLayout, export_pack
 from cpt_residual.data.packing import PackView, open_pack
-from cpt_residual.errors import ConfigError
+from cpt_residual.errors import ConfigError, CorruptArtifactError, DiskSpaceError
 from support.packs import byte_texts, pack, plan, write_texts
 
 
@@ -54,3 +58,55 @@ def test_the_rows_come_back(layout: ExportLayout, view: PackView, tmp_path: Path
 def test_a_folder_that_exists_is_left_alone(view: PackView, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists"):
         export_pack(view.path, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "hf"])
+@pytest.mark.parametrize("file", ["ids.npy", "flags.npy"])
+def test_a_damaged_pack_is_not_exported(
+    layout: ExportLayout, file: str, view: PackView, tmp_path: Path
+) -> None:
+    content = bytearray((view.path / file).read_bytes())
+    content[-1] ^= 1
+    (view.path / file).write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CorruptArtifactError, match="is damaged"):
+        export_pack(view.path, tmp_path / "out", layout=layout)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_it_is_on_the_disk_before_it_appears(
+    view: PackView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, synced = tmp_path / "out", list[str]()
+
+    def sync(path: Path) -> None:
+        assert not out.exists()
+        synced.append(path.name)
+
+    monkeypatch.setattr(export, "sync_file", sync)
+    export_pack(view.path, out)
+    assert sorted(synced) == sorted(path.name for path in out.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("layout", ["parquet", "hf"])
+def test_too_little_room_is_known_before(
+    layout: ExportLayout, view: PackView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 100)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DiskSpaceError, match="not enough disk space at"):
+        export_pack(view.path, tmp_path / "out", layout=layout)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_is_full_in_between_is_named_and_nothing_stays(
+    view: PackView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export, "sync_file", full)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DiskSpaceError, match="not enough disk space at"):
+        export_pack(view.path, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
