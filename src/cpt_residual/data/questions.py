@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict
 
 from cpt_residual.config.cloze import ClozeSuite, SpanKind
-from cpt_residual.data.spans import Span, shape_of, starts_sentence, telling_words, words_of
+from cpt_residual.data.spans import Span, lower_words, shape_of, starts_sentence, telling_words
 
 __all__ = [
     "QUESTIONS_FILE",
@@ -78,7 +78,7 @@ def why_unusable(text: str, span: Span, *, max_characters: int) -> str | None:
     context = context_before(text, span, max_characters=max_characters)
     if len(context) < min(_MIN_CONTEXT_CHARACTERS, max_characters // 2):
         return "too little context"
-    if telling_words(span.text) & set(words_of(context)):
+    if telling_words(span.text) & set(lower_words(context)):
         return "its words stand in the context"
     return None
 
@@ -128,7 +128,7 @@ class _LookAlikes:
     def of(self, candidate: Candidate, context: str, num: int) -> list[str]:
         """Up to `num` spans of its shape, the nearest in length first; none stands in its document
         or has a word in common with `context`."""
-        said = set(words_of(context))
+        said = set(lower_words(context))
         found: list[str] = []
         for other in self._near(candidate):
             if len(found) == num:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,10 +16,10 @@ __all__ = [
     "SpanIndex",
     "find_spans",
     "key_of",
+    "lower_words",
     "shape_of",
     "starts_sentence",
     "telling_words",
-    "words_of",
 ]
 
 _MONTHS = (
@@ -66,15 +67,14 @@ def find_spans(text: str, kinds: Collection[SpanKind]) -> list[Span]:
     the marks inside it; name: up to five capitalised words on one line.
     """
     dates = [Span("date", match.start(), match[0]) for match in _DATE.finditer(text)]
-    taken = [(span.start, span.end) for span in dates]
     found: list[Span] = []
     if "date" in kinds:
         found += dates
     if "number" in kinds:
         numbers = (Span("number", match.start(), match[0]) for match in _NUMBER.finditer(text))
-        found += (span for span in numbers if not _overlaps(span, taken))
+        found += (span for span in numbers if not _overlaps(span, dates))
     if "name" in kinds:
-        found += (span for span in _names(text) if not _overlaps(span, taken))
+        found += (span for span in _names(text) if not _overlaps(span, dates))
     short = (span for span in found if len(span.text) <= _MAX_SPAN_CHARACTERS)
     return sorted(short, key=lambda span: span.start)
 
@@ -85,7 +85,7 @@ def starts_sentence(text: str, start: int) -> bool:
     return not before or before[-1] in _SENTENCE_ENDS or before[-1].isspace()
 
 
-def words_of(text: str) -> list[str]:
+def lower_words(text: str) -> list[str]:
     """The words of `text` as they are compared: lower case, one Unicode form, no marks."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
@@ -94,7 +94,7 @@ def words_of(text: str) -> list[str]:
 
 def key_of(text: str) -> str:
     """The same for every way of writing a span that counts as the same."""
-    return " ".join(words_of(text))
+    return " ".join(lower_words(text))
 
 
 def telling_words(text: str) -> set[str]:
@@ -102,7 +102,7 @@ def telling_words(text: str) -> set[str]:
     three letters or more that do not merely link others."""
     return {
         word
-        for word in words_of(text)
+        for word in lower_words(text)
         if word[0].isdigit() or (len(word) >= 3 and word not in _LINKS)
     }
 
@@ -140,7 +140,7 @@ class SpanIndex:
 
     def found_in(self, text: str) -> set[str]:
         """The keys of all spans that `text` holds."""
-        words = words_of(text)
+        words = lower_words(text)
         hits = self._anchors.intersection(words)
         found: set[str] = set()
         if not hits:
@@ -189,5 +189,7 @@ def _end_of_name(word: re.Match[str]) -> int:
     return word.start() + len(stem)
 
 
-def _overlaps(span: Span, taken: list[tuple[int, int]]) -> bool:
-    return any(span.start < end and start < span.end for start, end in taken)
+def _overlaps(span: Span, others: list[Span]) -> bool:
+    """`others`: in order, none overlaps another."""
+    following = bisect_right(others, span.start, key=lambda other: other.end)
+    return following < len(others) and others[following].start < span.end

@@ -17,7 +17,7 @@ from cpt_residual.data.index import seeded_order
 from cpt_residual.data.packing import open_pack
 from cpt_residual.data.probe import ProbeLedger, Reference, build_probe
 from cpt_residual.data.questions import Question
-from cpt_residual.data.spans import key_of, shape_of, telling_words, words_of
+from cpt_residual.data.spans import key_of, lower_words, shape_of, telling_words
 from cpt_residual.errors import CorpusError
 from support.packs import EOS, FIRST_BYTE, byte_texts, pack, plan, write_texts
 from support.rare_spans import records
@@ -60,7 +60,7 @@ def test_every_question_is_true_and_its_choices_are_alike(tmp_path: Path) -> Non
         assert len(question.context) <= 120
         assert len(set(question.choices)) == 4
         assert question.span_documents == 1
-        said = set(words_of(question.context))
+        said = set(lower_words(question.context))
         for choice in question.choices:
             wrong = choice.removeprefix(" ")
             assert choice == f" {wrong}"

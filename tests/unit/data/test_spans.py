@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from cpt_residual.data.spans import (
     SpanIndex,
     find_spans,
     key_of,
+    lower_words,
     shape_of,
     starts_sentence,
     telling_words,
-    words_of,
 )
 
 ALL = ("name", "number", "date")
@@ -48,6 +50,28 @@ def test_only_the_kinds_asked_for_but_a_date_is_never_a_number() -> None:
     assert [s.text for s in find_spans(text, ("name",))] == ["Anna Berg"]
 
 
+def test_the_work_grows_with_the_text_and_not_with_its_square() -> None:
+    line = "2025-06-12 12:30 Anna Berg took 1000 items\n"
+
+    def work(num_lines: int) -> int:
+        """Calls of Python functions."""
+        count = 0
+
+        def see(_frame: object, event: str, _argument: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        before = sys.getprofile()
+        sys.setprofile(see)
+        try:
+            assert len(find_spans(line * num_lines, ALL)) == 4 * num_lines
+        finally:
+            sys.setprofile(before)
+        return count
+
+    assert work(400) < 6 * work(100)
+
+
 def test_starts_of_sentences() -> None:
     text = 'Anna came. "Berg left (Ole saw Nils).'
     assert [starts_sentence(text, text.index(name)) for name in ("Anna", "Berg", "Ole")] == [
@@ -67,7 +91,7 @@ def test_shapes() -> None:
 
 
 def test_words_have_one_form() -> None:
-    assert words_of("Zoe\u0308 SAID: don't!") == ["zoë", "said", "don", "t"]
+    assert lower_words("Zoe\u0308 SAID: don't!") == ["zoë", "said", "don", "t"]
     assert key_of("Anna-Lena BERG") == "anna lena berg"
     assert telling_words("The van der Berg of 12") == {"the", "berg", "12"}
 

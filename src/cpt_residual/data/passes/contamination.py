@@ -10,7 +10,7 @@ from cpt_residual.data.passes.ledger import Match, TaskContamination
 from cpt_residual.data.passes.ngrams import NgramIndex, NgramSettings, Occurrence
 from cpt_residual.data.passes.one import Dropped, Fact, Pass
 from cpt_residual.data.passes.references import References
-from cpt_residual.data.passes.words import words_of
+from cpt_residual.data.passes.words import folded_words
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
@@ -36,7 +36,7 @@ class ContaminationPass(Pass):
         questions: list[list[str]] = []
         for reference in references:
             owners.append(self._tasks.setdefault(reference.task, len(self._tasks)))
-            questions.append(words_of(reference.text))
+            questions.append(folded_words(reference.text))
         if not questions:
             raise CorpusError(
                 "contamination check: the evaluation's suites have no questions to look for",
@@ -54,7 +54,7 @@ class ContaminationPass(Pass):
 
     def take(self, record: Record) -> Record | Dropped:
         self._num_documents += 1
-        words = words_of(record.text)
+        words = folded_words(record.text)
         occurrences = self._index.find(words)
         if not occurrences:
             return record

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from cpt_residual.config.passes import ExactDedup
 from cpt_residual.data.passes.one import Dropped, Fact, Pass
-from cpt_residual.data.passes.words import words_of
+from cpt_residual.data.passes.words import folded_words
 from cpt_residual.data.records import Record
 
 __all__ = ["ExactDedupPass"]
@@ -40,7 +40,7 @@ class ExactDedupPass(Pass):
     def _compared(self, text: str) -> str:
         """What of a text is compared; one without any word (`---`) is compared as it is."""
         if self._settings.compare == "words":
-            words = " ".join(words_of(text))
+            words = " ".join(folded_words(text))
             if words:
                 return words
         return " ".join(unicodedata.normalize("NFC", text).split())

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 from cpt_residual.config.passes import NearDedup
 from cpt_residual.data.passes.one import Dropped, Fact, Pass
-from cpt_residual.data.passes.words import words_of
+from cpt_residual.data.passes.words import folded_words
 from cpt_residual.data.records import Record
 
 __all__ = ["NearDedupPass", "num_bands_for", "shingles_of"]
@@ -64,7 +64,7 @@ class NearDedupPass(Pass):
 
 def shingles_of(text: str, num_words: int) -> list[str]:
     """Every run of `num_words` words; a shorter text is one shingle, as is one without words."""
-    words = words_of(text)
+    words = folded_words(text)
     if len(words) < num_words:
         return [" ".join(words) or text.strip()]
     return [" ".join(words[at : at + num_words]) for at in range(len(words) - num_words + 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["words_of"]
+__all__ = ["folded_words"]
 
 # Scripts that write no blanks between words; each of their letters counts as a word: Thai, Lao,
 # Myanmar, Khmer, Kana, Han.
@@ -16,7 +16,7 @@ _UNSPACED = (
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
-def words_of(text: str) -> list[str]:
+def folded_words(text: str) -> list[str]:
     """The words of `text` in order: NFKC, case folded, runs of letters and digits. All else ends a
     word, also `_` and the apostrophe ("don't" is two words)."""
     if not text.isascii():

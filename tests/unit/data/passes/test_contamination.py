@@ -9,7 +9,7 @@ import pytest
 
 from cpt_residual.config.passes import Contamination, Passes
 from cpt_residual.data.passes.references import Reference, read_references, write_references
-from cpt_residual.data.passes.words import words_of
+from cpt_residual.data.passes.words import folded_words
 from cpt_residual.errors import CorpusError
 from support.records import dropped, passed, records_of
 
@@ -54,14 +54,14 @@ def test_report_lets_all_documents_pass_and_counts_the_same() -> None:
 
 
 def test_a_part_of_a_question_counts_from_thirteen_words_on() -> None:
-    words = words_of(QUESTION)
+    words = folded_words(QUESTION)
     for number in (12, 13):
         _, [ledger] = passed(REPORT, records_of([" ".join(words[2 : 2 + number])]), REFERENCES)
         assert ledger.counts["documents_contaminated"] == (number == 13)
 
 
 def test_a_short_question_counts_as_a_whole_only() -> None:
-    words = words_of(SHORT)
+    words = folded_words(SHORT)
     assert 8 <= len(words) < 13
     whole, part = records_of([SHORT, " ".join(words[:-1])])
     _, [ledger] = passed(REPORT, [whole], REFERENCES)
@@ -83,7 +83,7 @@ def test_the_wording_that_many_questions_share_is_not_looked_for() -> None:
     [task] = ledger.tasks
     assert task.questions_found == 1
     assert task.questions_of_shared_wording == 1
-    assert task.ngrams_shared == len(words_of(wording)) - 12
+    assert task.ngrams_shared == len(folded_words(wording)) - 12
     assert task.questions_checked == 11
 
 

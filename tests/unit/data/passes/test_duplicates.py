@@ -12,7 +12,7 @@ import pytest
 
 from cpt_residual.config.passes import ExactDedup, NearDedup, Passes
 from cpt_residual.data.passes.near_dedup import num_bands_for, shingles_of
-from cpt_residual.data.passes.words import words_of
+from cpt_residual.data.passes.words import folded_words
 from support.records import dropped, passed, records_of
 
 EXACT = Passes(exact_dedup=ExactDedup())
@@ -34,7 +34,7 @@ def _kept(passes: Passes, texts: Sequence[str]) -> list[str]:
     ],
 )
 def test_the_words_of_a_text(text: str, words: list[str]) -> None:
-    assert words_of(text) == words
+    assert folded_words(text) == words
 
 
 # --- exact ---------------------------------------------------------------------------------------
