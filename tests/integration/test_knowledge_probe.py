@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,7 @@ def test_identity(lab: Lab) -> None:
     probe = lab.probe
     more = SUITE.model_copy(update={"num_questions": 33})
     other = Probe("cloze", more, probe.corpora, 0)
+    assert probe.recipe().unicode == unicodedata.unidata_version
     assert other.recipe() != probe.recipe() != Probe("cloze", SUITE, probe.corpora, 1).recipe()
     assert Probe("renamed", SUITE, probe.corpora, 0).recipe() == probe.recipe()
     assert probe.recipe().references == {"old": "documents.jsonl", "held-out new": "heldout.jsonl"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,14 @@ _BYTES_PER_SECOND = 10e6
 
 
 class ProbeRecipe(Frozen):
-    """What is asked for, and the files inside the inputs: of the corpus and of every reference."""
+    """What is asked for, and the files inside the inputs: of the corpus and of every reference.
+    unicode: the version of the tables that say what a word is; it comes with Python."""
 
     suite: ClozeSuite
     documents: str
     references: dict[str, str]
     seed: int
+    unicode: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Probe:
             documents=self.corpora[self.suite.corpus].documents,
             references={name: file for name, (_, file) in self._references().items()},
             seed=self.seed,
+            unicode=unicodedata.unidata_version,
         )
 
     def inputs(self) -> Mapping[str, Stage]:

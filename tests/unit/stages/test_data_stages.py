@@ -185,7 +185,8 @@ class TestCorpus:
         ]
         recipes = [Corpus("mine", each, pins(each), 0).recipe() for each in corpora]
         assert len({recipe.model_dump_json() for recipe in recipes}) == len(changes)
-        assert "rensa" in recipes[-1].passes.libraries
+        assert [dict(each.passes.libraries) for each in recipes[:-1]] == [{}] * len(recipes[:-1])
+        assert set(recipes[-1].passes.libraries) == {"rensa", "unicode"}
         pinned = corpora[0].model_copy(update={"content_sha256": "0" * 64})
         assert Corpus("mine", pinned, pins(pinned), 0).recipe() == recipes[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
@@ -59,9 +60,14 @@ class PassChain:
 
 
 def library_versions(passes: Passes) -> dict[str, str]:
-    """The libraries that decide which documents remain, with their versions: part of a recipe."""
+    """The libraries that decide which documents remain, with their versions, and the version of
+    Unicode where its tables do (it comes with Python): part of a recipe."""
     used = {"py3langid": passes.language, "rensa": passes.near_dedup}
-    return {name: version(name) for name, settings in used.items() if settings is not None}
+    found = {name: version(name) for name, settings in used.items() if settings is not None}
+    by_unicode = (passes.normalise, passes.exact_dedup, passes.near_dedup, passes.contamination)
+    if any(settings is not None for settings in by_unicode):
+        found["unicode"] = unicodedata.unidata_version
+    return found
 
 
 def _made(passes: Passes, references: References | None) -> Iterator[Pass]:

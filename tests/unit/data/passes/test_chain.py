@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from datetime import date
 from itertools import pairwise
@@ -103,5 +104,18 @@ def test_no_document_at_all_is_not_the_passes_business() -> None:
 
 
 def test_libraries_are_named_only_where_they_decide() -> None:
-    assert library_versions(Passes(normalise=Normalise())) == {}
-    assert sorted(library_versions(ALL)) == ["py3langid", "rensa"]
+    assert library_versions(Passes()) == {}
+    assert library_versions(Passes(length=Length(min_characters=1))) == {}
+    assert sorted(library_versions(ALL)) == ["py3langid", "rensa", "unicode"]
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        Passes(normalise=Normalise()),
+        Passes(exact_dedup=ExactDedup()),
+        Passes(contamination=Contamination(action="report")),
+    ],
+)
+def test_what_the_tables_of_unicode_decide_names_their_version(passes: Passes) -> None:
+    assert library_versions(passes) == {"unicode": unicodedata.unidata_version}
