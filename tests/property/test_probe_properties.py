@@ -13,7 +13,7 @@ from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.stage import no_progress
 from cpt_residual.data.probe import Reference, build_probe
 from cpt_residual.data.questions import Question
-from cpt_residual.data.spans import SpanIndex, find_spans, key_of, shape_of, words_of
+from cpt_residual.data.spans import SpanIndex, find_spans, key_of, lower_words, shape_of
 from cpt_residual.errors import CorpusError
 from support.packs import write_texts
 
@@ -51,7 +51,7 @@ def test_spans_are_pieces_of_the_text_in_order_and_apart(text: str) -> None:
 @given(st.lists(texts, max_size=6), texts)
 def test_the_index_finds_what_a_search_word_by_word_finds(spans: list[str], text: str) -> None:
     keys = {key_of(span) for span in spans} - {""}
-    said = f" {' '.join(words_of(text))} "
+    said = f" {' '.join(lower_words(text))} "
     assert SpanIndex(keys).found_in(text) == {key for key in keys if f" {key} " in said}
 
 
@@ -65,7 +65,7 @@ def test_every_question_is_unknown_to_the_reference_and_every_span_is_counted(
     new: list[str], old: list[str], seed: int
 ) -> None:
     suite = ClozeSuite(
-        kind="cloze", corpus="new", num_questions=1, num_distractors=1, context_characters=30
+        kind="cloze", corpus="new", num_questions=1, num_distractors=1, context_characters=32
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -33,7 +33,7 @@ class ClozeSuite(Frozen):
     questions_per_document: PositiveInt = 1
     min_span_documents: PositiveInt = 1
     max_span_documents: PositiveInt = 20
-    context_characters: PositiveInt = 400  # at most so many before the span are shown
+    context_characters: Annotated[int, Field(ge=32)] = 400  # at most so many before the span
 
     @property
     def chance(self) -> float:

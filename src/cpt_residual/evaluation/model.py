@@ -266,11 +266,13 @@ class RecordingLM(_HFLM):
             start = end
 
     def _encoded_pair(self, context: str, answer: str) -> tuple[Any, list[int], list[int]]:
-        """Ids of the tokens that end within `context`, and of those after them."""
+        """Ids of the tokens that end within `context`, and of the rest of the text. What the
+        tokenizer puts behind a text (EOS) is no part of an answer."""
         encoding = self._text_tokenizer.encode(context + answer, add_special_tokens=True)
         ends = [end for _, end in encoding.offsets]
         given = next(k for k, end in enumerate(ends) if end > len(context))
-        return (context, answer), encoding.ids[:given], encoding.ids[given:]
+        scored = [k for k in range(given, len(ends)) if ends[k] > len(context)]
+        return (context, answer), encoding.ids[:given], [encoding.ids[k] for k in scored]
 
     def _encoded(self, text: str) -> _EncodedText:
         """As packs encode documents: text that looks like a special token stays text."""

@@ -49,6 +49,7 @@ def test_chance() -> None:
             "suites.cloze.references: empty: nothing tells new knowledge from old",
         ),
         ({"span_kinds": []}, "suites.cloze.span_kinds"),
+        ({"context_characters": 31}, "suites.cloze.context_characters"),
         (
             {"min_span_documents": 3, "max_span_documents": 2},
             "suites.cloze.min_span_documents: 3: must not be above max_span_documents=2",

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.schema import HeldoutSuite, Suite, WorldSuite
 from cpt_residual.data.questions import Question
 from cpt_residual.errors import CompatibilityError, EvaluationError
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate
+from cpt_residual.evaluation.model import RecordingLM
 from cpt_residual.evaluation.results import (
     EvaluationResult,
     read_results,
@@ -26,6 +28,7 @@ from cpt_residual.evaluation.results import (
 )
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.tokenizer import backend_of, load_tokenizer
+from support.tiny_tokenizer import tiny_tokenizer
 
 Run = Callable[..., EvaluationResult]
 
@@ -372,3 +375,16 @@ def test_a_bad_line_of_a_document_file_is_named(
             inputs=replace(inputs, heldout={"general": bad}),
             settings=settings,
         )
+
+
+@pytest.mark.parametrize("template", ["$A", "<|user|> $A", "<|user|> $A <|endoftext|>"])
+def test_what_the_tokenizer_adds_is_no_part_of_an_answer(template: str) -> None:
+    backend = backend_of(tiny_tokenizer(), specials_as_text=True)
+    plain = backend.encode("Anna likes bread", add_special_tokens=False).ids
+    added = [("<|user|>", 2), ("<|endoftext|>", 1)]
+    backend.post_processor = TemplateProcessing(single=template, special_tokens=added)
+    lm = RecordingLM.__new__(RecordingLM)
+    lm._text_tokenizer = backend
+    _, given, scored = lm._encoded_pair("Anna likes", " bread")
+    assert [*given, *scored] == [2] * template.startswith("<|user|>") + plain
+    assert backend.decode(scored) == " bread"
