@@ -25,6 +25,7 @@ from cpt_residual.data.packing import (
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START
 from support.packs import (
     EOS,
+    FIRST_BYTE,
     PAD,
     Dialogue,
     byte_dialogues,
@@ -289,6 +290,30 @@ def test_best_fit_keeps_documents_whole_where_they_fit(lengths: list[int], lengt
     assert (source.tokens, source.tokens_left_over, source.tokens_cut) == (total, 0, 0)
     assert source.documents == source.eos_tokens == source.bos_tokens == len(texts)
     assert source.masked_tokens == source.documents + source.continuations
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    length=st.integers(2, 64),
+    tenths=st.integers(1, 35),
+)
+@settings(deadline=None, max_examples=100)
+def test_best_fit_repeats_nothing_before_everything_was_there(
+    lengths: list[int], length: int, tenths: int
+) -> None:
+    """No document comes k + 1 times before every other one has come k times."""
+    texts = [chr(ord("A") + number) * size for number, size in enumerate(lengths)]
+    budget = max(sum(size + 2 for size in lengths) * tenths // 10, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_texts(Path(folder) / "texts.jsonl", texts)
+        asked = plan(length, budget, repeat=True)
+        pack(Path(folder), [byte_texts(path, packing="best_fit")], asked)
+        found = segments(open_pack(Path(folder)))
+    times = dict.fromkeys((text.encode()[0] for text in texts), 0)
+    for is_continuation, ids in found:
+        if not is_continuation and len(ids) > 1:  # else the budget cut it after BOS
+            times[ids[1] - FIRST_BYTE] += 1
+            assert max(times.values()) - min(times.values()) <= 1
 
 
 def segments(view: PackView) -> list[tuple[bool, tuple[int, ...]]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isclose
+from fractions import Fraction
+from math import fsum, isclose
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from cpt_residual.config.frozen import Frozen, Name, PositiveInt, Share
 
-__all__ = ["Pack", "PackPhase", "PackSource", "problems_of_pack"]
+__all__ = ["MAX_SOURCES", "Pack", "PackPhase", "PackSource", "problems_of_pack"]
 
-_MAX_SOURCES = 256
+MAX_SOURCES = 256
+"""A source's number is one byte."""
 
 
 class PackSource(Frozen):
@@ -22,7 +24,11 @@ class PackSource(Frozen):
     `packing` of text: `concat_chunk` puts documents end to end and cuts every row (no padding; the
     token after a cut loses its label and its context); `best_fit` keeps documents whole where they
     fit into a row and fills longer ones into rows of their own (some padding). The ledger of the
-    pack states the price of either."""
+    pack states the price of either.
+
+    With several passes every text comes k times before any comes k + 1 times (`best_fit` pads its
+    open rows at the end of a pass). Dialogues of a source that needs more than 64 rows may wait in
+    open rows while others of the next pass fill them."""
 
     corpus: Name
     share: Share = 1.0
@@ -49,7 +55,7 @@ class Pack(Frozen):
     tokenizer: Name  # a key of `models`: whose tokenizer is used
     sequence_length: PositiveInt
     token_budget: PositiveInt
-    sources: Annotated[list[PackSource], Field(min_length=1, max_length=_MAX_SOURCES)]
+    sources: Annotated[list[PackSource], Field(min_length=1, max_length=MAX_SOURCES)]
     repeat: bool = False  # False: too few tokens is an error; True: whole passes in a new order
     phases: list[PackPhase] = Field(default_factory=list[PackPhase])
 
@@ -59,13 +65,20 @@ class Pack(Frozen):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Each source's share of the token budget, over all phases."""
+        """Each source's share of the token budget, over all phases; correctly rounded, so that it
+        is the same everywhere."""
         if not self.phases:
             return tuple(source.share for source in self.sources)
         parts = [
-            [phase.share * share for share in self.phase_shares(phase)] for phase in self.phases
+            [_exact(phase.share) * _exact(share) for share in self.phase_shares(phase)]
+            for phase in self.phases
         ]
-        return tuple(sum(column) for column in zip(*parts, strict=True))
+        return tuple(float(sum(column)) for column in zip(*parts, strict=True))
+
+
+def _exact(share: float) -> Fraction:
+    """What was written, not the nearest binary fraction."""
+    return Fraction(repr(share))
 
 
 def problems_of_pack(place: str, pack: Pack) -> Iterator[str]:
@@ -98,6 +111,7 @@ def _problems_of_phases(place: str, pack: Pack) -> Iterator[str]:
 
 
 def _not_one(place: str, shares: list[float]) -> Iterator[str]:
-    if not isclose(sum(shares), 1.0, rel_tol=0.0, abs_tol=1e-9):
+    total = fsum(shares)
+    if not isclose(total, 1.0, rel_tol=0.0, abs_tol=1e-9):
         text = " + ".join(f"{share:g}" for share in shares)
-        yield f"{place}: shares {text} = {sum(shares):.12g}: must sum to 1"
+        yield f"{place}: shares {text} = {total:.12g}: must sum to 1"

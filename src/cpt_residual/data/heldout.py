@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cpt_residual.data.corpus_ledger import SplitLedger
 from cpt_residual.data.documents import document_line
+from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE
 from cpt_residual.errors import CorpusError
 
 __all__ = ["write_corpus"]
@@ -47,8 +48,8 @@ def write_corpus(
         ledger = _split(staged, out, lowest)
         staged.unlink()
     else:
-        staged.replace(out / "documents.jsonl")
-        (out / "heldout.jsonl").write_bytes(b"")
+        staged.replace(out / DOCUMENTS_FILE)
+        (out / HELDOUT_FILE).write_bytes(b"")
         ledger = _all_training(num_read, num_characters)
     if ledger.documents == 0 or ledger.heldout_documents < heldout_documents:
         raise CorpusError(
@@ -130,8 +131,8 @@ def _split(staged: Path, out: Path, lowest: _LowestRanks) -> SplitLedger:
     documents = {"training": 0, "heldout": 0, "copy": 0}
     characters = dict(documents)
     with (
-        (out / "documents.jsonl").open("wb") as training,
-        (out / "heldout.jsonl").open("wb") as heldout,
+        (out / DOCUMENTS_FILE).open("wb") as training,
+        (out / HELDOUT_FILE).open("wb") as heldout,
     ):
         for line, text in _staged_texts(staged):
             part = lowest.part_of(text)

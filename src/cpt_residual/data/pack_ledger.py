@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError, CorruptArtifactError
 
@@ -26,6 +27,9 @@ FORMAT_VERSION = 2
 column."""
 
 _LEDGER = "pack.json"
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
 
 
 class _Frozen(BaseModel):
@@ -46,40 +50,40 @@ class SourceLedger(_Frozen):
     format: str
     packing: str  # concat_chunk, best_fit; whole: best fit, never split
     share: float  # of the token budget, over all phases
-    max_passes: int | None
-    documents_available: int
-    documents_read: int
-    characters_read: int
-    tokens_read: int
-    passes: int  # begun
-    rows: int
-    documents: int  # documents that begin in the pack
-    tokens: int
-    loss_tokens: int
-    masked_tokens: int
-    bos_tokens: int
-    eos_tokens: int
-    padding: int
-    continuations: int  # segments that continue the document of an earlier row
-    tokens_cut: int  # of the last row, beyond the budget
-    tokens_left_over: int  # read, but in no row: the rest of a document, or rows not needed
+    max_passes: Positive | None
+    documents_available: Positive
+    documents_read: Count
+    characters_read: Count
+    tokens_read: Count
+    passes: Count  # begun
+    rows: Count
+    documents: Count  # documents that begin in the pack
+    tokens: Count
+    loss_tokens: Count
+    masked_tokens: Count
+    bos_tokens: Count
+    eos_tokens: Count
+    padding: Count
+    continuations: Count  # segments that continue the document of an earlier row
+    tokens_cut: Count  # of the last row, beyond the budget
+    tokens_left_over: Count  # read, but in no row: the rest of a document, or rows not needed
 
 
 class PhaseLedger(_Frozen):
     """One phase: `tokens_by_source` in the order of the sources. `share` is what was asked for."""
 
     share: float
-    first_row: int
-    rows: int
-    tokens: int
-    tokens_by_source: tuple[int, ...]
+    first_row: Count
+    rows: Count
+    tokens: Count
+    tokens_by_source: tuple[Count, ...]
 
 
 class RowMark(_Frozen):
     """The first `rows` rows hold `tokens` real tokens; `sha256` is over these rows."""
 
-    rows: int
-    tokens: int
+    rows: Count
+    tokens: Count
     sha256: str
 
 
@@ -91,23 +95,23 @@ class PackLedger(_Frozen):
     without their rows: equal hashes at the same number of rows mean equal rows up to there.
     """
 
-    format_version: int
-    num_rows: int
-    sequence_length: int
-    token_budget: int
-    tokens: int
-    loss_tokens: int
-    padding: int
+    format_version: Positive
+    num_rows: Positive
+    sequence_length: Positive
+    token_budget: Positive
+    tokens: Count
+    loss_tokens: Count
+    padding: Count
     repeat: bool
     seed: int
-    bos_id: int | None
-    eos_id: int
-    pad_id: int
+    bos_id: Count | None
+    eos_id: Count
+    pad_id: Count
     tokenizer_map_hash: str
     rows_sha256: str
     marks: tuple[RowMark, ...]
     phases: tuple[PhaseLedger, ...]  # none where the mixture is the same throughout
-    sources: tuple[SourceLedger, ...]
+    sources: Annotated[tuple[SourceLedger, ...], Field(min_length=1, max_length=MAX_SOURCES)]
 
 
 def write_ledger(out: Path, ledger: PackLedger) -> None:
@@ -124,7 +128,7 @@ def read_ledger(path: Path) -> PackLedger:
         content = (path / _LEDGER).read_bytes()
         _check_version(path, json.loads(content))
         return PackLedger.model_validate_json(content)
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptArtifactError(
             f"pack {path} has no readable ledger",
             problems=[f"{_LEDGER}: {error}"],

@@ -4,8 +4,9 @@ Guarantees: the sum of real tokens is exactly `token_budget`. The rule for the l
 next row in order, cut after the last token that the budget allows and padded. Every token read is
 in the pack or counted as cut or left over. The bytes depend on the documents, the encoders and the
 plan only, never on workers, shards or kills. Without phases, the pack of a smaller budget is the
-beginning of the pack of a larger one, but for the padding of its last row. Constant memory besides
-about 16 bytes a document. The format is in `pack_format`.
+beginning of the pack of a larger one, but for the padding of its last row. A text comes k times
+before any text of its source comes k + 1 times. Constant memory besides 16 bytes a document (40 for
+a moment when a pass begins). The format is in `pack_format`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.stage import ProgressReport
 from cpt_residual.data.document_source import DocumentSource, Source, chat_source, text_source
 from cpt_residual.data.index import LineIndex
 from cpt_residual.data.mixture import Curriculum, PhasePlan
 from cpt_residual.data.pack_format import (
     IGNORED_LABEL,
-    MAX_SOURCES,
     PackView,
     PackWriter,
     open_pack,

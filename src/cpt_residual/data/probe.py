@@ -7,8 +7,8 @@ Three passes, each over one document at a time:
 2. all training documents: in how many does each span stand?
 3. all reference documents: does it stand there at all?
 
-Memory: about 1 kB per span (at most 16 a document asked about) and 8 bytes per document, whatever
-the size of the corpus. Price: one reading of the corpus and of every reference (10 to 20 million
+Memory: about 1 kB per span (at most 16 a document asked about) and 8 bytes per document (32 for a
+moment, while their order is found), whatever the size of the corpus. Price: one reading of the corpus and of every reference (10 to 20 million
 characters a second), and of the documents asked about once more (4 million a second).
 """
 
@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.data.documents import parse_text
+from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.index import LineIndex, seeded_order
 from cpt_residual.data.questions import (
     QUESTIONS_FILE,
@@ -40,14 +41,11 @@ from cpt_residual.data.spans import Span, SpanIndex, find_spans, key_of
 from cpt_residual.errors import CorpusError
 
 __all__ = [
-    "LEDGER_FILE",
     "ProbeLedger",
     "Reference",
     "ReferenceLedger",
     "build_probe",
 ]
-
-LEDGER_FILE = "ledger.json"
 
 _REPORT_EVERY = 1000
 
@@ -171,6 +169,7 @@ class _Count:
         suite = self._suite
         order = seeded_order(len(index), seed=seed, name=suite.corpus, epoch=0)
         numbers: list[int] = sorted(order[: suite.max_documents].tolist())
+        del order
         found: dict[str, Candidate] = {}
         for number in numbers:
             line = index.line(number)

@@ -76,6 +76,11 @@ class RowPacker(Protocol):
         """Here are the next documents; all before have been used up (`next_row` gave None)."""
         ...
 
+    def end_pass(self) -> None:
+        """The next document, if any, is from another pass over the source (`next_row` gave None).
+        May make padded rows of what is pending."""
+        ...
+
     def finish(self) -> None:
         """No document follows (`next_row` gave None): make padded rows of what is pending."""
         ...
@@ -132,6 +137,9 @@ class ConcatChunk:
         self._ids = np.concatenate([self._ids[self._position :], documents.ids])
         self._flags = np.concatenate([self._flags[self._position :], _flags_of(documents)])
         self._position = 0
+
+    def end_pass(self) -> None:
+        """The next pass goes on in the same row."""
 
     def finish(self) -> None:
         self._is_finished = True
@@ -197,6 +205,9 @@ class BestFit:
     A document goes into the open row with the least room that still holds it. When it fits
     nowhere and all rows are in use, the fullest row is given out first. A document longer than a
     row fills rows of its own, and its rest is placed like a document. The price is padding.
+
+    All rows are given out at the end of a pass over the source: none holds documents of two, so
+    every document comes k times before any comes k + 1 times.
     """
 
     splits = True
@@ -214,6 +225,7 @@ class BestFit:
         self._flags: Flags = np.empty(0, dtype=np.uint8)
         self._position = 0
         self._num_documents = 0
+        self._was_full = False  # all rows were in use, and one more was needed, in this pass
 
     @property
     def num_documents(self) -> int:
@@ -228,6 +240,9 @@ class BestFit:
         assert not self._given, "documents were left"
         self._given.extend(documents.lengths.tolist())
         self._ids, self._flags, self._position = documents.ids, _flags_of(documents), 0
+
+    def end_pass(self) -> None:
+        self.finish()
 
     def finish(self) -> None:
         self._rooms.clear()
@@ -271,6 +286,7 @@ class BestFit:
         if best < len(self._rooms):
             return self._rooms.pop(best)[1]
         if len(self._rooms) == self._num_open_rows:
+            self._was_full = True
             self._close(self._rooms.pop(0)[1])
         number = self._num_opened
         self._num_opened += 1
@@ -282,9 +298,18 @@ class BestFit:
 
 
 class WholeDocuments(BestFit):
-    """Best fit that never splits a document: one longer than a row is a DocumentTooLongError."""
+    """Best fit that never splits a document: one longer than a row is a DocumentTooLongError.
+
+    At the end of a pass rows stay open for documents of the next one, but not where a whole pass
+    fits into the open rows: some of its documents would come several times before others at all.
+    """
 
     splits = False
+
+    def end_pass(self) -> None:
+        if not self._was_full:
+            self.finish()
+        self._was_full = False
 
 
 def cut_row(row: Row, num_tokens: int, *, pad_id: int) -> Row:

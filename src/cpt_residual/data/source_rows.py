@@ -72,6 +72,7 @@ class SourceRows:
         self._packer = packer
         self._before = _Read()  # all blocks but the last
         self._last: TokenBlock | None = None
+        self._num_given = 0  # documents of this pass that the packer has
         self._has_ended = False
         self.num_cut = 0
 
@@ -90,7 +91,11 @@ class SourceRows:
         of larger ones."""
         try:
             while (row := self._packer.next_row()) is None and not self._has_ended:
-                self._take_block()
+                if self._num_given == len(self._index):
+                    self._num_given = 0
+                    self._packer.end_pass()
+                else:
+                    self._take_block()
         except DocumentTooLongError:
             raise self._too_long() from None
         return row
@@ -136,6 +141,7 @@ class SourceRows:
         if self._last is not None:
             self._before = self._before.plus(self._last, len(self._last.documents))
         self._last = block
+        self._num_given += len(block.documents)
         self._packer.add(block.documents)
 
     def _raise_bad_documents(self) -> None:

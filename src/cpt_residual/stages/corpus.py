@@ -13,6 +13,7 @@ from cpt_residual.config.corpora import BadLines, HubCorpus, LocalCorpus
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.passes import Passes
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, ProgressReport, RunContext, Stage
+from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.files import suffix_of
 
 if TYPE_CHECKING:
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
     from cpt_residual.data.passes.chain import PassChain
     from cpt_residual.data.records import Record
 
-__all__ = ["DOCUMENTS_FILE", "HELDOUT_FILE", "LEDGER_FILE", "Corpus", "HubRecipe", "LocalRecipe"]
-
-DOCUMENTS_FILE = "documents.jsonl"
-HELDOUT_FILE = "heldout.jsonl"
-LEDGER_FILE = "ledger.json"
+__all__ = ["Corpus", "HubRecipe", "LocalRecipe"]
 
 _LOCAL_BYTES_PER_SECOND = 40e6
 _HUB_BYTES_PER_SECOND = 5e6

@@ -181,6 +181,34 @@ def test_a_ledger_that_does_not_add_up_is_corrupt(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sequence_length", 0), ("num_rows", -2), ("num_rows", 0), ("pad_id", -1), ("sources", [])],
+)
+def test_a_ledger_of_impossible_values_is_corrupt(folder: Path, name: str, value: object) -> None:
+    ledger = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps(ledger | {name: value}))
+    with pytest.raises(CorruptArtifactError, match=name):
+        open_pack(folder)
+
+
+def test_a_ledger_without_an_end_is_corrupt(folder: Path) -> None:
+    (folder / "pack.json").write_text("[" * 200_000)
+    with pytest.raises(CorruptArtifactError, match="no readable ledger"):
+        open_pack(folder)
+
+
+def test_few_dialogues_are_all_there_before_one_comes_again(tmp_path: Path) -> None:
+    """They would all lie in rows that are open, pass after pass."""
+    chat = [dialogue(f"q{number:02}", "a" * (5 + number)) for number in range(40)]
+    source = byte_dialogues(write_dialogues(tmp_path / "c.jsonl", chat))
+    total = sum(8 + number for number in range(40))
+    ledger = pack(tmp_path / "p", [source], plan(128, total, repeat=True))
+    (only,) = ledger.sources
+    assert (only.passes, only.documents_read, only.documents) == (1, 40, 40)
+    assert only.tokens_cut == only.tokens_left_over == 0
+
+
 def test_lines_by_number(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\n\nthree\r\nlast")

@@ -9,8 +9,8 @@ from typing import cast
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.inspection.checks import Check, some
-from cpt_residual.data.inspection.looking import LEDGER_FILE
 from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.errors import CorruptArtifactError
 
@@ -33,7 +33,7 @@ def read_corpus_ledger(path: Path) -> JsonObject:
     file = path / LEDGER_FILE
     try:
         value = cast("JsonValue", json.loads(file.read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(value, dict):
         raise _unreadable(path, "not a JSON object")

@@ -13,17 +13,17 @@ from pydantic import JsonValue
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.data.documents import chat_characters, parse_messages, parse_text
+from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE, LEDGER_FILE
 from cpt_residual.data.inspection.balance import balance_check, passes_of, read_corpus_ledger
 from cpt_residual.data.inspection.checks import Check, compared, manifest_check
 from cpt_residual.data.inspection.lengths import Lengths, LengthSummary
-from cpt_residual.data.inspection.looking import DOCUMENTS_FILE, LEDGER_FILE, Looking
+from cpt_residual.data.inspection.looking import Looking
 from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.data.problems import BadDocumentError
 from cpt_residual.errors import CorpusError
 
 __all__ = ["CorpusInspection", "DocumentsFile", "SampleDocument", "inspect_corpus"]
 
-HELDOUT_FILE = "heldout.jsonl"
 _REPORT_EVERY = 2000
 
 Form = Literal["text", "chat"]

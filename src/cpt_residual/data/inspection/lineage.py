@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.artifact import Manifest
+from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.inspection.balance import passes_of, read_corpus_ledger
-from cpt_residual.data.inspection.looking import LEDGER_FILE, read_manifest
+from cpt_residual.data.inspection.looking import read_manifest
 from cpt_residual.data.passes.ledger import PassLedger
 
 __all__ = ["Lineage", "SourceCorpus", "corpora_of"]
