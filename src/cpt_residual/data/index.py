@@ -40,6 +40,11 @@ class LineIndex:
         """Where each line ends, its line feed included."""
         return self._starts[1:]
 
+    @property
+    def sizes(self) -> Offsets:
+        """Bytes of each line, its line feed included; made anew every time."""
+        return np.diff(self._starts)
+
     def line(self, number: int) -> bytes:
         """Line `number`, counted from 0, without its line feed."""
         start, end = int(self._starts[number]), int(self._starts[number + 1])
@@ -66,7 +71,7 @@ def seeded_order(num_documents: int, *, seed: int, name: str, epoch: int) -> Off
     ranks = _splitmix64(
         np.arange(num_documents, dtype=np.uint64) ^ np.uint64(int.from_bytes(key, "little"))
     )
-    return np.argsort(ranks, kind="stable").astype(np.int64)
+    return np.argsort(ranks, kind="stable").astype(np.int64, copy=False)
 
 
 def _splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ __all__ = ["Shard", "ShardEncoder", "cut_into_shards"]
 _ENCODING_VERSION = 1
 """Raise it when the same documents give other token files: old ones are then not used again."""
 
-_BATCH_BYTES = 2_000_000
-"""Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token."""
+_BATCH_BYTES = 500_000
+"""Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token. Small,
+so that there are several in the smallest shards and memory is the same for all."""
 
 _AT_ONCE = 2
 """Batches in work: while the ids of one are taken out, the next is encoded."""
@@ -51,31 +53,34 @@ class Shard:
         """Size of the lines."""
         return int((self.ends - self.begins).sum())
 
-    def key(self, identity: str) -> str:
-        """What a token file of these documents answers to; `identity` says how they are encoded."""
-        digest = hashlib.sha256(f"{_ENCODING_VERSION}/{identity}".encode())
-        for part in (self.numbers, self.begins, self.ends):
-            digest.update(part.astype("<i8", copy=False).data)
-        return digest.hexdigest()
-
 
 def cut_into_shards(
     index: LineIndex, order: Offsets, *, source: int, shard_bytes: int
 ) -> Iterator[Shard]:
-    """All documents of `order`; a shard ends with the document that makes it `shard_bytes`."""
-    begins, ends = index.begins[order], index.ends[order]
-    grown = np.cumsum(ends - begins)
-    first = 0
-    while first < len(order):
+    """All documents of `order`; a shard ends with the document that makes it `shard_bytes`.
+
+    Holds nothing but `order`."""
+    for first, last in pairwise(_cuts(index, order, shard_bytes)):
+        numbers = order[first:last]
+        yield Shard(source, numbers, index.begins[numbers], index.ends[numbers])
+
+
+def _cuts(index: LineIndex, order: Offsets, shard_bytes: int) -> list[int]:
+    """Where shards begin in `order`, and its length."""
+    grown = np.cumsum(index.sizes[order])
+    cuts = [0]
+    while (first := cuts[-1]) < len(order):
         before = int(grown[first - 1]) if first else 0
-        last = min(int(np.searchsorted(grown, before + shard_bytes)) + 1, len(order))
-        part = slice(first, last)
-        yield Shard(source, order[part], begins[part], ends[part])
-        first = last
+        last = int(np.searchsorted(grown, before + shard_bytes)) + 1
+        cuts.append(min(last, len(order)))
+    return cuts
 
 
 class ShardEncoder:
-    """Encodes shards of several sources. Holds one open file a source."""
+    """Encodes shards of several sources. Holds one open file a source.
+
+    `identity`: whose ids they are; token files of another one are not used.
+    """
 
     def __init__(self, sources: Sequence[DocumentSource[Any]], identity: str) -> None:
         self._sources = sources
@@ -86,7 +91,7 @@ class ShardEncoder:
         """Make sure that the shard's token file is there, whole. False: it cannot be made, because
         some documents cannot be used."""
         assert shard.path is not None, "a shard without a place for its tokens"
-        key = shard.key(self._identity)
+        key = self._key(shard)
         if tokens_are_whole(shard.path, key=key):
             return True
         block = self.block(shard)
@@ -103,6 +108,15 @@ class ShardEncoder:
         except BadDocumentError:
             return None
         return TokenBlock.joined(parts)
+
+    def _key(self, shard: Shard) -> str:
+        """What the shard's token file answers to: its lines, and how they are encoded."""
+        digest = hashlib.sha256(f"{_ENCODING_VERSION}/{self._identity}/{shard.source}".encode())
+        digest.update((shard.ends - shard.begins).astype("<i8", copy=False).data)
+        for lines in self._batches(shard):
+            for line in lines:
+                digest.update(line)
+        return digest.hexdigest()
 
     def _encoded(self, number: int, lines: Sequence[bytes]) -> TokenBlock:
         source = self._sources[number]

@@ -2,17 +2,20 @@
 
 A small pack is encoded here, a batch at a time. A large one is encoded by processes that put
 shard after shard into files, some ahead of the assembly; a file that is already there, from a
-build that was killed, is used again after its hash was checked. The documents and their order are
-the same either way.
+build that was killed, is used again after it was checked: the same lines, the same encoder, its
+own bytes. The documents and their order are the same either way.
 """
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,25 +34,26 @@ many threads in one process, too many would wait for what is done one after the 
 _BYTES_PER_TOKEN = 4.0
 """Of English and code, roughly: how far to work ahead before anything was counted."""
 
+_SHARDS = 64
+"""At least so many of a source, for machines of many cores and because the last one is seldom
+needed to its end."""
 
-_LEAST = 2_000_000
-"""Bytes of the smallest shards, unless asked for smaller ones."""
+_LEAST_SHARD_BYTES = 1_000_000
+"""Of the smallest shards, unless asked for smaller ones."""
 
 
 @dataclass(frozen=True)
 class Tokenising:
     """How documents are encoded; never what comes out.
 
-    Packs that need more than `small_bytes` of documents are encoded by processes with
-    `num_workers` threads in all, into files below `scratch`, in shards of at most `shard_bytes`:
-    what a kill loses is the shards in work. Without `scratch`, and for small packs, it is done in this
-    process.
+    Processes of two threads, together `num_workers` (and one more where that is odd), encode into
+    files below `scratch`, in shards of at most `shard_bytes`: what a kill loses is the shards in
+    work. Without `scratch` it is done in this process, which pays for small packs.
     """
 
     scratch: Path | None = None
     num_workers: int = 1
     shard_bytes: int = 16_000_000
-    small_bytes: int = 16_000_000
     batch_bytes: int = 500_000  # encoded at a time in this process
 
 
@@ -90,14 +94,13 @@ class Supplier:
         self._encoder = ShardEncoder(sources, identity)
         self._crew: Crew[Shard, bool] | None = None
         self._stack = ExitStack()
-        large = sum(reading.likely_bytes for reading in readings) > how.small_bytes
-        if how.scratch is not None and large:
+        if how.scratch is not None:
             how.scratch.mkdir(parents=True, exist_ok=True)
             threads = min(_THREADS_PER_PROCESS, how.num_workers)
             crew: Crew[Shard, bool] = Crew(
                 ShardEncoder,
                 sources,
-                identity,
+                _with_encoders(identity, sources),
                 num_workers=-(-how.num_workers // threads),
                 threads=threads,
             )
@@ -120,11 +123,19 @@ class Supplier:
             size = self._how.batch_bytes
             return _HereBlocks(_shards(name, number, reading, size), self._encoder)
         assert self._how.scratch is not None
-        # Small packs in smaller shards: the last one is seldom needed to its end.
-        shard_bytes = int(min(self._how.shard_bytes, max(_LEAST, reading.likely_bytes / 16)))
+        least = max(_LEAST_SHARD_BYTES, int(reading.likely_bytes / _SHARDS))
+        shard_bytes = min(self._how.shard_bytes, least)
         shards = _shards(name, number, reading, shard_bytes, self._how.scratch)
         ahead = self._how.num_workers + 1
         return _CrewBlocks(shards, self._crew, reading.needed_tokens, ahead)
+
+
+def _with_encoders(identity: str, sources: Sequence[DocumentSource[Any]]) -> str:
+    """`identity` with all that decides which ids a text gets."""
+    digest = hashlib.sha256(f"{identity}/tokenizers {version('tokenizers')}".encode())
+    for source in sources:
+        digest.update(pickle.dumps((source.parse, source.characters, source.encode)))
+    return digest.hexdigest()
 
 
 def _shards(

@@ -62,11 +62,16 @@ def write_tokens(path: Path, block: TokenBlock, *, key: str) -> None:
         "sha256": digest.hexdigest(),
     }
     temporary = path.with_name(unique_name(f".{path.name}"))
-    with temporary.open("wb") as file:
-        file.write(json.dumps(header).encode() + b"\n")
-        for part in arrays:
-            file.write(part.data)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(json.dumps(header).encode() + b"\n")
+            for part in arrays:
+                file.write(part.data)
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a write does not say which file it was
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_tokens(path: Path) -> TokenBlock:
@@ -93,7 +98,7 @@ def tokens_are_whole(path: Path, *, key: str) -> bool:
             header = _header(file)
             while part := file.read(_HASHED_BYTES):
                 digest.update(part)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return False
     return header.get("key") == key and header.get("sha256") == digest.hexdigest()
 

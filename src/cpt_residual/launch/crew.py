@@ -23,25 +23,25 @@ from cpt_residual.launch.environment import child_environment
 
 __all__ = ["Crew"]
 
-Job = TypeVar("Job")
+Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 _START = "from cpt_residual.launch.crew_member import serve; serve({handle}, {parent})"
 
 
-class Crew(Generic[Job, Result]):
+class Crew(Generic[Piece, Result]):
     """`num_workers` processes of `threads` threads; each calls `make(*arguments)` once, and its
-    result for each job.
+    result for each piece of work.
 
     A context manager. `make` is importable by name and all arguments pickle. Processes start with
-    the first jobs, end with the context and with this process, however it ends. Jobs are begun in
-    the order in which they are handed in. An error of the user's to mend is raised as it is,
-    anything else as WorkerError.
+    the first pieces, end with the context and with this process, however it ends. Pieces are begun
+    in the order in which they are handed in. An error of the user's to mend is raised as it is, one
+    of the operating system as ArtifactError with its file, anything else as WorkerError.
     """
 
     def __init__(
         self,
-        make: Callable[..., Callable[[Job], Result]],
+        make: Callable[..., Callable[[Piece], Result]],
         *arguments: object,
         num_workers: int,
         threads: int = 1,
@@ -56,9 +56,9 @@ class Crew(Generic[Job, Result]):
         self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, job: Job) -> Future[Result]:
-        """Hand in a job."""
-        return self._threads.submit(self._do, job)
+    def submit(self, piece: Piece) -> Future[Result]:
+        """Hand in a piece of work."""
+        return self._threads.submit(self._do, piece)
 
     def __enter__(self) -> Self:
         return self
@@ -73,10 +73,10 @@ class Crew(Generic[Job, Result]):
         for member in self._members:
             member.close()
 
-    def _do(self, job: Job) -> Result:
+    def _do(self, piece: Piece) -> Result:
         member = self._member()
         try:
-            return member.ask(job)
+            return member.ask(piece)
         finally:
             self._idle.put(member)
 
@@ -100,13 +100,13 @@ class _Member:
         self._process = _started(theirs, threads)
         theirs.close()
 
-    def ask(self, job: object) -> Any:
-        """The result of a job, or its error."""
+    def ask(self, piece: object) -> Any:
+        """The result of a piece of work, or its error."""
         try:
             if self._order is not None:
                 self._pipe.send(self._order)
                 self._order = None
-            self._pipe.send(job)
+            self._pipe.send(piece)
             kind, value = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._ended() from error

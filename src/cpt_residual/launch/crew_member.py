@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.5
 
 
 def serve(handle: int, parent: int) -> None:
-    """Receive how to make the work, then answer jobs until the other end closes."""
+    """Receive how to make the work, then answer every piece of work until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     pipe = Connection(handle)
@@ -29,10 +29,10 @@ def serve(handle: int, parent: int) -> None:
     try:
         order = pipe.recv_bytes()
         while True:
-            job = pipe.recv_bytes()
+            piece = pipe.recv_bytes()
             try:
                 work = work or _made(order)
-                reply = ("done", work(pickle.loads(job)))  # noqa: S301  from the parent
+                reply = ("done", work(pickle.loads(piece)))  # noqa: S301  from the parent
             except Exception as error:  # noqa: BLE001  the outer edge: told to the parent in full
                 reply = ("failed", _portable(error))
             pipe.send(reply)
@@ -47,9 +47,18 @@ def _made(order: bytes) -> Callable[[Any], Any]:
 
 def _portable(error: Exception) -> Exception | str:
     """Errors with fields of their own pickle; of others the traceback is told."""
-    from cpt_residual.errors import CptResidualError
+    from cpt_residual.errors import ArtifactError, CptResidualError
 
-    return error if isinstance(error, CptResidualError) else traceback.format_exc()
+    if isinstance(error, CptResidualError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return ArtifactError(
+            "a process that helps could not read or write a file",
+            problems=[f"{error.filename or 'file not known'}: {error.strerror}"],
+            remedy="Mend that (room on the disk, limits, rights), then run the same command again;"
+            " what is done is kept.",
+        )
+    return traceback.format_exc()
 
 
 def _end_with(parent: int) -> None:

@@ -23,8 +23,9 @@ _BYTES_PER_TOKEN = 5  # uint32 id + uint8 flags
 _SCRATCH_BYTES_PER_TOKEN = 5  # ids that wait in token files, and those encoded ahead
 _TOKENS_PER_SECOND_AND_CORE = 600_000
 _PARALLEL_TOKENS = 4_000_000
-"""From here on it pays to have processes that encode; it takes seconds to begin anew."""
+"""From here on it pays to have processes that encode; to begin anew takes longer than seconds."""
 _PADDED_ROWS = 1.1
+_MEMORY_BYTES = 500 * 2**20  # interpreter, libraries, what one process encodes at a time
 
 
 class PackSourceRecipe(Frozen):
@@ -32,7 +33,7 @@ class PackSourceRecipe(Frozen):
 
     corpus: str
     documents: str
-    share: float
+    share: float | None  # None with phases, which say the shares
     format: Literal["text", "chat"]
     packing: Literal["concat_chunk", "best_fit"]
     max_passes: int | None
@@ -91,14 +92,12 @@ class PackStage:
                 PackSourceRecipe(
                     corpus=source.corpus,
                     documents=given.documents,
-                    share=share,
+                    share=None if self.pack.phases else source.share,
                     format=source.format,
                     packing=source.packing,
                     max_passes=source.max_passes,
                 )
-                for source, given, share in zip(
-                    self.pack.sources, self.sources, self.pack.shares, strict=True
-                )
+                for source, given in zip(self.pack.sources, self.sources, strict=True)
             ),
             phases=tuple(
                 PackPhaseRecipe(share=phase.share, shares=self.pack.phase_shares(phase))
@@ -126,6 +125,7 @@ class PackStage:
         return Cost(
             tokens=tokens,
             seconds=tokens / (_TOKENS_PER_SECOND_AND_CORE * cores),
+            memory_bytes=_MEMORY_BYTES,
             disk_bytes=int(tokens * _BYTES_PER_TOKEN * (_PADDED_ROWS if pads else 1.0)),
             scratch_bytes=_SCRATCH_BYTES_PER_TOKEN * tokens if self.is_large else 0,
             cores=cores,

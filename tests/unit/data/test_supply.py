@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cpt_residual.data.packing import Source, Tokenising, chat_source, open_pack, text_source
 from cpt_residual.data.tokens import read_tokens
-from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.errors import ArtifactError, CompatibilityError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, ChatEncoder
 from cpt_residual.modeling.tokenizer import text_encoder
 from support.packs import (
+    FIRST_BYTE,
     byte_dialogues,
     byte_texts,
     dialogue,
@@ -24,7 +27,7 @@ from support.packs import (
 )
 from support.tiny_tokenizer import texts, tiny_tokenizer
 
-CREW = Tokenising(num_workers=2, small_bytes=0)
+CREW = Tokenising(num_workers=2)
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +115,38 @@ def test_files_of_another_tokenizer_are_not_used(sources: list[Source], tmp_path
     assert files_of(tmp_path / "crew") == files_of(tmp_path / "here")
 
 
-def test_small_packs_leave_no_files(sources: list[Source], tmp_path: Path) -> None:
-    pack(tmp_path / "p", sources, ASKED, tokenising=Tokenising(scratch=tmp_path / "scratch"))
-    assert not (tmp_path / "scratch").exists()
+def test_files_of_other_texts_of_the_same_lengths_are_not_used(tmp_path: Path) -> None:
+    how = replace(CREW, scratch=tmp_path / "scratch", shard_bytes=60)
+    for letters in ("abc", "def"):
+        path = write_texts(tmp_path / "t.jsonl", [letter * 20 for letter in letters])
+        pack(tmp_path / letters, [byte_texts(path)], plan(8, 60), tokenising=how)
+    ids = np.array(open_pack(tmp_path / "def").ids)
+    assert {chr(int(token) - FIRST_BYTE) for token in ids[ids >= FIRST_BYTE]} == set("def")
+
+
+def test_files_of_another_encoder_are_not_used(tmp_path: Path) -> None:
+    """The tokens are the same, the special tokens around them are not."""
+    path = write_texts(tmp_path / "t.jsonl", texts(60))
+    plain = text_encoder(tiny_tokenizer())
+    for name, encode in (("plain", plain), ("other", replace(plain, eos_id=plain.eos_id + 1))):
+        source = text_source("a", path, share=1.0, encode=encode)
+        how = replace(CREW, scratch=tmp_path / "scratch", shard_bytes=5000)
+        pack(tmp_path / name / "crew", [source], plan(64, 1000), tokenising=how)
+        pack(tmp_path / name / "here", [source], plan(64, 1000))
+        assert files_of(tmp_path / name / "crew") == files_of(tmp_path / name / "here")
+
+
+def test_a_full_disk_is_no_defect(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "t.jsonl", ["x" * 3000] * 50)
+    how = replace(CREW, scratch=tmp_path / "scratch")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"0-0000-000000\.tokens: File too large"):
+            pack(tmp_path / "p", [byte_texts(path)], plan(8, 100), tokenising=how)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not files_of(tmp_path / "scratch")
 
 
 def test_bad_lines_are_told_as_in_one_process(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.errors import CorpusError, WorkerError
+from cpt_residual.errors import ArtifactError, CorpusError, WorkerError
 from cpt_residual.launch.crew import Crew
 
 
@@ -21,37 +22,42 @@ def _find_this(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[repo
 
 
 def make(offset: int) -> Callable[[int], int]:
-    """Work of which some jobs fail; importable by name."""
+    """Work that fails here and there; importable by name."""
 
-    def work(job: int) -> int:
-        if job == 1:
-            raise CorpusError("a bad job", problems=["job 1"])
-        if job == 2:
+    def work(piece: int) -> int:
+        if piece == 1:
+            raise CorpusError("a bad piece", problems=["piece 1"])
+        if piece == 2:
             raise ValueError("a defect")
-        if job == 3:
+        if piece == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return offset + job if job else os.getpid()
+        if piece == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
+        return offset + piece if piece else os.getpid()
 
     return work
 
 
-def test_results_come_in_the_order_of_the_jobs() -> None:
+def test_results_come_in_the_order_of_the_pieces() -> None:
     crew: Crew[int, int] = Crew(make, 100, num_workers=2)
     with crew:
-        futures = [crew.submit(job) for job in range(10, 30)]
+        futures = [crew.submit(piece) for piece in range(10, 30)]
         assert [future.result() for future in futures] == list(range(110, 130))
 
 
 def test_errors_of_the_users_come_as_they_are_and_others_as_defects() -> None:
     crew: Crew[int, int] = Crew(make, 0, num_workers=1)
     with crew:
-        with pytest.raises(CorpusError, match="a bad job") as caught:
+        with pytest.raises(CorpusError, match="a bad piece") as caught:
             crew.submit(1).result()
-        assert caught.value.problems == ("job 1",)
+        assert caught.value.problems == ("piece 1",)
         with pytest.raises(WorkerError, match="unexpected") as defect:
             crew.submit(2).result()
         assert defect.value.problems[-1] == "ValueError: a defect"
-        assert crew.submit(10).result() == 10, "a failed job harms no other"
+        with pytest.raises(ArtifactError) as refused:
+            crew.submit(4).result()
+        assert refused.value.problems == ("some/file: No space left on device",)
+        assert crew.submit(10).result() == 10, "a failed piece harms no other"
 
 
 def test_a_process_that_dies_is_told() -> None:
