@@ -50,40 +50,40 @@ class SourceLedger(_Frozen):
     format: str
     packing: str  # concat_chunk, best_fit; whole: best fit, never split
     share: float  # of the token budget, over all phases
-    max_passes: Positive | None
-    documents_available: Positive
-    documents_read: Count
-    characters_read: Count
-    tokens_read: Count
-    passes: Count  # begun
-    rows: Count
-    documents: Count  # documents that begin in the pack
-    tokens: Count
-    loss_tokens: Count
-    masked_tokens: Count
-    bos_tokens: Count
-    eos_tokens: Count
-    padding: Count
-    continuations: Count  # segments that continue the document of an earlier row
-    tokens_cut: Count  # of the last row, beyond the budget
-    tokens_left_over: Count  # read, but in no row: the rest of a document, or rows not needed
+    max_passes: int | None
+    documents_available: int
+    documents_read: int
+    characters_read: int
+    tokens_read: int
+    passes: int  # begun
+    rows: int
+    documents: int  # documents that begin in the pack
+    tokens: int
+    loss_tokens: int
+    masked_tokens: int
+    bos_tokens: int
+    eos_tokens: int
+    padding: int
+    continuations: int  # segments that continue the document of an earlier row
+    tokens_cut: int  # of the last row, beyond the budget
+    tokens_left_over: int  # read, but in no row: the rest of a document, or rows not needed
 
 
 class PhaseLedger(_Frozen):
     """One phase: `tokens_by_source` in the order of the sources. `share` is what was asked for."""
 
     share: float
-    first_row: Count
-    rows: Count
-    tokens: Count
-    tokens_by_source: tuple[Count, ...]
+    first_row: int
+    rows: int
+    tokens: int
+    tokens_by_source: tuple[int, ...]
 
 
 class RowMark(_Frozen):
     """The first `rows` rows hold `tokens` real tokens; `sha256` is over these rows."""
 
-    rows: Count
-    tokens: Count
+    rows: int
+    tokens: int
     sha256: str
 
 
@@ -93,6 +93,8 @@ class PackLedger(_Frozen):
     Hashes are over every row's ids (uint32, little endian), then its flags, in order. `marks` are
     at 1, 2, 4, ... rows and at the last but one, so packs of different budgets can be compared
     without their rows: equal hashes at the same number of rows mean equal rows up to there.
+
+    Values that no pack can have are refused; counts that are wrong are for `data inspect` to find.
     """
 
     format_version: Positive

@@ -217,6 +217,8 @@ def test_a_damaged_corpus_is_named(root: Path, run: Run) -> None:
     assert "passes.0.name" in run("data", "inspect", corpus).stderr
     (corpus / "ledger.json").write_text("[]")
     assert "ledger.json: not a JSON object" in run("data", "inspect", corpus).stderr
+    (corpus / "ledger.json").write_text("[" * 200_000)
+    assert "has no readable ledger" in run("data", "inspect", corpus).stderr
     (corpus / "manifest.json").write_text("{}")
     assert "cannot be trusted" in run("data", "inspect", corpus).stderr
 

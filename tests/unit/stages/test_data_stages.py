@@ -316,6 +316,29 @@ class TestPack:
         cost = packing.stage.cost()
         assert cost.tokens == 5000
         assert 25_000 <= cost.disk_bytes <= 30_000
+        assert cost.memory_bytes > 0
+
+    def test_one_threshold_says_who_encodes(self, packing: Packing, tmp_path: Path) -> None:
+        build(packing.stage, tmp_path / "small", packing.inputs)
+        assert not (tmp_path / "small" / "tokens").exists()
+        assert packing.stage.cost().scratch_bytes == 0
+        large = dataclasses.replace(packing.stage, pack=pack_config(token_budget=4_000_000))
+        assert large.cost().scratch_bytes > 0
+
+    def test_phases_alone_say_the_shares(self, packing: Packing) -> None:
+        names = ("general", "new", "chat")
+        phases = [
+            {"share": share, "shares": dict(zip(names, shares, strict=True))}
+            for share, shares in ((0.7, (0.5, 0.3, 0.2)), (0.3, (0.1, 0.7, 0.2)))
+        ]
+        sources = [
+            {"corpus": name, "format": "chat" if name == "chat" else "text"} for name in names
+        ]
+        stage = packing.stage
+        phased = dataclasses.replace(stage, pack=pack_config(sources=sources, phases=phases))
+        assert [source.share for source in phased.recipe().sources] == [None] * 3
+        assert [phase.share for phase in phased.recipe().phases] == [0.7, 0.3]
+        assert [source.share for source in stage.recipe().sources] == [0.4, 0.4, 0.2]
 
     def test_text_alone_needs_no_template(self, packing: Packing) -> None:
         given = packing.stage.sources[:1]
