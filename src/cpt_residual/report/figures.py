@@ -28,6 +28,10 @@ class FigureNote:
     skipped: str | None
 
 
+_Planned = tuple[str, str, str, Callable[[], Figure | None]]
+"""Name, caption, why it may be left out, and what draws it."""
+
+
 def draw_figures(
     facts: ReportFacts,
     scores: Scores,
@@ -36,7 +40,18 @@ def draw_figures(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[FigureNote, ...]:
     """Write `folder/NAME.png` for every figure that has data; same facts, same bytes."""
-    plan: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
+    plan = _plan(facts, scores)
+    notes: list[FigureNote] = []
+    for name, caption, reason, draw in plan:
+        drawn = write_png(folder / f"{name}.png", draw)
+        notes.append(FigureNote(name, caption, None if drawn else reason))
+        if progress is not None:
+            progress(len(notes), len(plan), "figures")
+    return tuple(notes)
+
+
+def _plan(facts: ReportFacts, scores: Scores) -> tuple[_Planned, ...]:
+    return (
         (
             "comparison",
             "Strict instruction following per variant, with loose and open scores beside it.",
@@ -86,10 +101,3 @@ def draw_figures(
             lambda: cost_figure(facts, scores),
         ),
     )
-    notes: list[FigureNote] = []
-    for name, caption, reason, draw in plan:
-        drawn = write_png(folder / f"{name}.png", draw)
-        notes.append(FigureNote(name, caption, None if drawn else reason))
-        if progress is not None:
-            progress(len(notes), len(plan), "figures")
-    return tuple(notes)

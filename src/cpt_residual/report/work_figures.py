@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from cpt_residual.evaluation.results import ResultRow
 from cpt_residual.report.facts import Geometry, ReportFacts, TracePoint, Training, Variant
 from cpt_residual.report.format import MINUS, MISSING, TIMES
 from cpt_residual.report.labels import PointLabel, along, error_bars, label_points
@@ -31,6 +33,8 @@ _MODULES = (
     "norm",
     "lm_head",
 )
+_ROUTE_KINDS = ("instruct_cpt", "merged", "replay", "sft")
+_ROOM_RIGHT = 1.18  # the width of the cost figure, in those of its dearest route
 _MAX_NUMBERED_CELLS = 48
 _LEAST_COSINE_SCALE = 0.2  # so that noise around zero does not look like structure
 
@@ -109,71 +113,100 @@ def _heat(axes: Axes, table: Table, limit: float, *, cosine: bool) -> Any:
 
 def cost_figure(facts: ReportFacts, scores: Scores) -> Figure | None:
     """FLOPs of each route beyond the released pair against the instruction following it reaches."""
-    points: list[tuple[Variant, float, float, float | None]] = []
-    for variant in facts.variants:
-        row = scores.row(variant.name, "strict")
-        flops = variant.flops
-        if (
-            row is None
-            or not flops
-            or variant.kind not in ("instruct_cpt", "merged", "replay", "sft")
-        ):
-            continue
-        stderr = None if row.stderr is None else 100 * row.stderr
-        points.append((variant, flops, 100 * row.value, stderr))
+    points, exponent = _routes(facts, scores)
     if not points:
         return None
-    exponent = 3 * int(np.floor(np.log10(max(flops for _, flops, _, _ in points)) / 3))
-    unit = 10.0**exponent
     figure = new_figure(8.6, 5.0)
     axes = figure.add_subplot()
-    for variant, flops, value, stderr in points:
+    for point in points:
         axes.errorbar(
-            flops / unit,
-            value,
-            yerr=stderr,
-            marker=MARKERS[variant.kind],
-            color=COLOURS[variant.kind],
+            point.flops,
+            point.value,
+            yerr=point.stderr,
+            marker=MARKERS[point.variant.kind],
+            color=COLOURS[point.variant.kind],
             markersize=9,
             capsize=3,
             linestyle="",
             zorder=3,
         )
-    most = max(flops for _, flops, _, _ in points) / unit
-    axes.set_xlim(0, 1.18 * most)
+    most = max(point.flops for point in points)
+    axes.set_xlim(0, _ROOM_RIGHT * most)
     axes.set_ylim(-4, 108)
-    released = scores.value(facts.roles.instruct, "strict")
-    if released is not None:
-        axes.axhline(100 * released, color=COLOURS["instruct"], linestyle="--", linewidth=1.1)
-        axes.annotate(
-            f"{facts.roles.instruct} as released: {100 * released:.1f}",
-            (0.01, 100 * released + 1.2),
-            xycoords=("axes fraction", "data"),
-            color=COLOURS["instruct"],
-            fontsize=9,
-            va="bottom",
-        )
     axes.set_xlabel(f"counted FLOPs beyond the released pair ({TIMES} 1e{exponent})")
     axes.set_ylabel("instruction following, strict, %")
     axes.set_title("What each route costs and reaches")
-    labels = [
-        PointLabel(
-            flops / unit,
-            value,
-            _route_label(variant),
-            COLOURS[variant.kind],
-            bold=variant.kind == "merged",
-        )
-        for variant, flops, value, _ in points
-    ]
-    obstacles = [spot for _, x, y, dy in points for spot in error_bars(x / unit, y, None, dy)]
-    if released is not None:
-        obstacles += along((0, 100 * released), (1.18 * most, 100 * released), steps=120)
-        obstacles += along((0, 100 * released + 3), (0.28 * most, 100 * released + 3))
-    label_points(axes, labels, obstacles)
-    if any(v.needs_instruction_data for v, _, _, _ in points):
+    obstacles = [spot for each in points for spot in each.error_bar()]
+    obstacles += _released_line(axes, facts, scores, most)
+    label_points(axes, [point.label() for point in points], obstacles)
+    if any(point.variant.needs_instruction_data for point in points):
         figure.supxlabel("* needs instruction data", fontsize=9, x=0.99, ha="right", color=FAINT)
     return figure
+
+
+@dataclass(frozen=True)
+class _Route:
+    """A route's cost (FLOPs in the unit of the axis) and what it reaches, in percent."""
+
+    variant: Variant
+    flops: float
+    value: float
+    stderr: float | None
+
+    def error_bar(self) -> list[tuple[float, float]]:
+        return error_bars(self.flops, self.value, None, self.stderr)
+
+    def label(self) -> PointLabel:
+        return PointLabel(
+            self.flops,
+            self.value,
+            _route_label(self.variant),
+            COLOURS[self.variant.kind],
+            bold=self.variant.kind == "merged",
+        )
+
+
+def _routes(facts: ReportFacts, scores: Scores) -> tuple[list[_Route], int]:
+    """All routes that were scored, and the power of ten (a multiple of three) that is the unit."""
+    found: list[tuple[Variant, float, ResultRow]] = []
+    for variant in facts.variants:
+        row = scores.row(variant.name, "strict")
+        if row is not None and variant.flops and variant.kind in _ROUTE_KINDS:
+            found.append((variant, variant.flops, row))
+    if not found:
+        return [], 0
+    exponent = 3 * int(np.floor(np.log10(max(flops for _, flops, _ in found)) / 3))
+    routes = [
+        _Route(
+            variant,
+            flops / 10.0**exponent,
+            100 * row.value,
+            None if row.stderr is None else 100 * row.stderr,
+        )
+        for variant, flops, row in found
+    ]
+    return routes, exponent
+
+
+def _released_line(
+    axes: Axes, facts: ReportFacts, scores: Scores, most: float
+) -> list[tuple[float, float]]:
+    """The score of the released instruct model as a line with its name; returns where they lie."""
+    released = scores.value(facts.roles.instruct, "strict")
+    if released is None:
+        return []
+    value = 100 * released
+    axes.axhline(value, color=COLOURS["instruct"], linestyle="--", linewidth=1.1)
+    axes.annotate(
+        f"{facts.roles.instruct} as released: {value:.1f}",
+        (0.01, value + 1.2),
+        xycoords=("axes fraction", "data"),
+        color=COLOURS["instruct"],
+        fontsize=9,
+        va="bottom",
+    )
+    line = along((0, value), (_ROOM_RIGHT * most, value), steps=120)
+    return [*line, *along((0, value + 3), (0.28 * most, value + 3))]
 
 
 def _curves(axes: Axes, facts: ReportFacts, trainings: list[Training]) -> None:
