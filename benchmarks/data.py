@@ -18,13 +18,15 @@ or processes as there are cores and the text in the page cache:
 All rates are of the same tokens: those of the text, EOS not counted. On 500 MB ours and the limit
 take part, with --large-peers also the peers, once each. Result: medians, all numbers, ratios per
 round and of medians, times extrapolated to 500M and 10B tokens, goals; results/data.json and .png.
-A run that is not the full one (--quick, --only ...) leaves both in the data folder.
+A run that is not the full one (--quick, --only, code that is not committed) leaves both in the data
+folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +48,11 @@ from cpt_residual.errors import CptResidualError
 
 ROUNDS = 3
 _STARTED = time.monotonic()
+SAME_TOKENS = (0.98, 1.001)
+"""What a peer's tokens may be over those of the text with an EOS for each document: `group_texts`
+drops the rest of every batch."""
+
+_CODE = ("src", ":(glob)benchmarks/*.py", "constraints.txt")
 _ROOM = 12  # bytes of disk per byte of the largest corpus: its copies, and what peers write
 
 
@@ -67,15 +74,19 @@ class Options:
     only: tuple[str, ...]
     large_peers: bool
     quick: bool
+    is_committed: bool
 
     @property
     def is_full(self) -> bool:
         """Whether this is the run whose result is kept with the code."""
-        return not self.quick and not self.only and self.rounds >= ROUNDS
+        whole = not self.quick and not self.only and self.rounds >= ROUNDS
+        return whole and self.is_committed
 
 
 def measure(options: Options) -> tuple[dict[str, Any], dict[str, Runs], dict[str, int]]:
     """The whole benchmark: as one JSON value, the runs on each corpus, and its tokens."""
+    if not options.is_committed:
+        say("the code is not committed: the result stays in the data folder")
     check_free_space(options.data, _ROOM * options.sizes[-1] * MEGABYTE)
     place = Workplace(options.data, options.vocab_size)
     corpora, tokenizer = _prepared(options, place)
@@ -160,17 +171,39 @@ def _result(
 
 
 def _correctness(bench: Bench, sizes: dict[str, Runs]) -> dict[str, Any]:
-    """Every pack holds all tokens of its corpus, and all packs of a corpus are the same."""
+    """Every pack holds all tokens of its corpus, all packs of a corpus are the same, and peers had
+    the same tokens. `holds`: None where ours took no part."""
     packs = {name: runs.get(report.OURS, []) for name, runs in sizes.items()}
     complete = {
-        name: all(run.tokens == bench.budgets[name] for run in runs) for name, runs in packs.items()
+        name: bool(runs) and all(run.tokens == bench.budgets[name] for run in runs)
+        for name, runs in packs.items()
     }
     hashes = {name: {run.more["rows_sha256"] for run in runs} for name, runs in packs.items()}
+    peers = {
+        name: {
+            peer: [run.tokens / bench.budgets[name] for run in items]
+            for peer, items in runs.items()
+            if peer not in (report.LIMIT, report.OURS)
+        }
+        for name, runs in sizes.items()
+    }
+    ratios = [ratio for runs in peers.values() for items in runs.values() for ratio in items]
+    same = all(SAME_TOKENS[0] <= ratio <= SAME_TOKENS[1] for ratio in ratios)
+    holds = all(complete.values()) and all(len(found) == 1 for found in hashes.values()) and same
     return {
         "all_tokens_packed": complete,
         "rows_sha256": {name: sorted(found) for name, found in hashes.items()},
-        "holds": all(complete.values()) and all(len(found) <= 1 for found in hashes.values()),
+        "tokens_of_peers_over_those_of_the_text": peers,
+        "holds": holds if any(packs.values()) else None,
     }
+
+
+def _is_committed() -> bool:
+    """Whether the code that is measured is what its commit says."""
+    command = ["git", "status", "--porcelain", "--", *_CODE]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and not done.stdout.strip()
 
 
 def main() -> None:
@@ -195,8 +228,8 @@ def main() -> None:
         report.draw(sizes, tokens, picture, title=title)
         lasting = options.is_full or arguments.data
         print(f"\nresult: {path}" if lasting else "\nnot the full run, and no --data: not kept")
-    if not result["correctness"]["holds"]:
-        sys.exit(f"ours is wrong: {json.dumps(result['correctness'], indent=1)}")
+    if result["correctness"]["holds"] is False:
+        sys.exit(f"tokens are wrong: {json.dumps(result['correctness'], indent=1)}")
 
 
 def _options(arguments: argparse.Namespace, temporary: Path) -> Options:
@@ -210,6 +243,7 @@ def _options(arguments: argparse.Namespace, temporary: Path) -> Options:
         only=tuple(arguments.only or ()),
         large_peers=arguments.large_peers or quick,
         quick=quick,
+        is_committed=_is_committed(),
     )
 
 

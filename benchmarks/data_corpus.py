@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 SUFFIXES = (".py", ".pyi", ".md", ".rst", ".txt")
 MAX_FILE_BYTES = 1_000_000  # larger ones are tables rather than text
@@ -31,7 +32,8 @@ _LEFT_OUT = {"__pycache__", "site-packages", "node_modules"}
 @dataclass(frozen=True)
 class Facts:
     """What a corpus is. `num_bytes`: of the documents in UTF-8. `unique_bytes`: of one pass over
-    everything that is installed. `sha256`: over the lines in order."""
+    everything that is installed. `sha256`: over the lines in order. `wanted_bytes`, `num_files`:
+    what was asked for (None: all that is installed, once)."""
 
     num_documents: int
     num_bytes: int
@@ -39,6 +41,8 @@ class Facts:
     unique_documents: int
     unique_bytes: int
     sha256: str
+    wanted_bytes: int | None
+    num_files: int
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ class Corpus:
 
 
 def make_corpus(folder: Path, *, num_bytes: int | None, num_files: int = 8) -> Corpus:
-    """The corpus in `folder`; one that is there already is used again."""
+    """The corpus in `folder`; one that is there already, of the same request, is used again."""
     known = folder / "facts.json"
     if known.is_file():
-        return Corpus(folder, Facts(**json.loads(known.read_text())))
+        found: dict[str, Any] = json.loads(known.read_text())
+        if (found.get("wanted_bytes"), found.get("num_files")) == (num_bytes, num_files):
+            return Corpus(folder, Facts(**found))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     documents = installed_documents()
@@ -85,6 +91,8 @@ def make_corpus(folder: Path, *, num_bytes: int | None, num_files: int = 8) -> C
         unique_documents=len(documents),
         unique_bytes=unique_bytes,
         sha256=digest.hexdigest(),
+        wanted_bytes=num_bytes,
+        num_files=num_files,
     )
     known.write_text(json.dumps(asdict(facts), indent=1) + "\n")
     return Corpus(folder, facts)
@@ -142,7 +150,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="a folder; used again if complete")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a folder; used again if it is of the same size"
+    )
     parser.add_argument("--megabytes", type=int, help="how much text (all that is installed, once)")
     arguments = parser.parse_args()
     wanted = arguments.megabytes and arguments.megabytes * MEGABYTE

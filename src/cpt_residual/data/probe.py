@@ -8,8 +8,9 @@ Three passes, each over one document at a time:
 3. all reference documents: does it stand there at all?
 
 Memory: about 1 kB per span (at most 16 a document asked about) and 8 bytes per document (32 for a
-moment, while their order is found), whatever the size of the corpus. Price: one reading of the corpus and of every reference (10 to 20 million
-characters a second), and of the documents asked about once more (4 million a second).
+moment, while their order is found), whatever the size of the corpus. Price: one reading of the
+corpus and of every reference (10 to 20 million characters a second), and of the documents asked
+about once more (4 million a second).
 """
 
 from __future__ import annotations
