@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +34,16 @@ from cpt_residual.cli.options import (
 )
 from cpt_residual.cli.terminal import Terminal, interruptible
 from cpt_residual.core.disk import format_bytes
+from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ConfigError
 from cpt_residual.launch import hub
 from cpt_residual.launch.console import duration
 
 if TYPE_CHECKING:
     from cpt_residual import api
+    from cpt_residual.config.merging import MergeRecipe
+    from cpt_residual.weights.opening import ModelReference
+    from cpt_residual.weights.residual_format import ResidualManifest
 
 _RESUMES = "run the same command again to resume"
 _RESTARTS = "no output was made; run the same command again"
@@ -71,40 +76,34 @@ def compute(  # noqa: PLR0913 - a verb's options
         if dry_run:
             streaming = Streaming(threads=num_threads(threads))
             plan = api.plan_compute(
-                left,
-                right,
-                out,
-                storage=how,
-                vocab_policy=vocab_policy,
-                streaming=streaming,
+                left, right, out, storage=how, vocab_policy=vocab_policy, streaming=streaming
             )
             terminal.result(plan, lambda: _plan_rows(plan))
             return
         with terminal.progress("compute", out.name) as report:
             streaming = Streaming(progress=report, threads=num_threads(threads))
             manifest = api.compute(
-                left,
-                right,
-                out,
-                storage=how,
-                vocab_policy=vocab_policy,
-                streaming=streaming,
+                left, right, out, storage=how, vocab_policy=vocab_policy, streaming=streaming
             )
     document = manifest.model_dump(mode="json", exclude={"tensors"})
     terminal.result(
         {**document, "out": str(out), "num_tensors": len(manifest.tensors)},
-        lambda: {
-            "residual": str(out),
-            "parameters": f"{manifest.num_parameters:,}",
-            "norms": f"base {manifest.base_norm:.6g}, instruct {manifest.instruct_norm:.6g}, "
-            f"residual {manifest.residual_norm:.6g}",
-            "proof": "base + residual is instruct bit for bit, in every tensor"
-            if manifest.bit_exact
-            else f"base + residual misses instruct in {manifest.num_wrong:,} elements and "
-            f"{manifest.num_zero_signs:,} signs of zero: this storage is not exact",
-            "storage error": f"{manifest.relative_error:.3g} (relative norm)",
-        },
+        lambda: _residual_rows(manifest, out),
     )
+
+
+def _residual_rows(manifest: ResidualManifest, out: Path) -> dict[str, str]:
+    return {
+        "residual": str(out),
+        "parameters": f"{manifest.num_parameters:,}",
+        "norms": f"base {manifest.base_norm:.6g}, instruct {manifest.instruct_norm:.6g}, "
+        f"residual {manifest.residual_norm:.6g}",
+        "proof": "base + residual is instruct bit for bit, in every tensor"
+        if manifest.bit_exact
+        else f"base + residual misses instruct in {manifest.num_wrong:,} elements and "
+        f"{manifest.num_zero_signs:,} signs of zero: this storage is not exact",
+        "storage error": f"{manifest.relative_error:.3g} (relative norm)",
+    }
 
 
 def apply(  # noqa: PLR0913 - a verb's options
@@ -178,41 +177,76 @@ def apply(  # noqa: PLR0913 - a verb's options
     place = out if out.name not in ("", "..") else out.resolve()  # publishing replaces `.`
     _require_pushable(push, alphas, dry_run=dry_run)
     from cpt_residual import api
-    from cpt_residual.weights.reader import Streaming
 
     api.output_folders(out, alphas)
     source = _source_of(residual, base, instruct, terminal)
     model = pinned_reference(target, "target", terminal)
-    start = target_base and pinned_reference(target_base, "target_base", terminal)
+    start = pinned_reference(target_base, "target_base", terminal) if target_base else None
+    merge = _Merge(model, source, out, alphas, recipe, start, verify, num_threads(threads))
     with interruptible(_RESUMES):
         if dry_run:
-            options = api.ApplyOptions(
-                start or None, verify, Streaming(threads=num_threads(threads))
-            )
-            plan = api.plan_apply(
-                model, source, out, alphas=alphas, recipe=recipe, options=options
-            ).model_copy(update={"upload": push})
+            plan = merge.plan().model_copy(update={"upload": push})
             terminal.result(plan, lambda: _plan_rows(plan))
             return
-        with terminal.progress("apply", place.name) as report:
-            streaming = Streaming(progress=report, threads=num_threads(threads))
-            if start and isinstance(source, api.Pair) and source.base != start:
-                for line in api.ancestry_warnings(source.base, start, streaming=streaming):
-                    terminal.warn(line)
-            reports = api.apply(
-                model,
-                source,
-                out,
-                alphas=alphas,
-                recipe=recipe,
-                options=api.ApplyOptions(start or None, verify, streaming),
-            )
+        with terminal.progress("apply", place.name) as progress:
+            reports = merge.run(terminal, progress)
         pushed = hub.upload(place, push) if push else None
     terminal.result(
         {"outputs": [_report_document(each) for each in reports], "verified": verify}
         | {"pushed": pushed},
         lambda: _report_rows(reports, verify=verify, pushed=pushed),
     )
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """What `apply` was asked for, its models pinned."""
+
+    target: ModelReference
+    source: Path | api.Pair
+    out: Path
+    alphas: Sequence[float]
+    recipe: MergeRecipe
+    target_base: ModelReference | None
+    verify: bool
+    num_threads: int
+
+    def plan(self) -> api.WorkPlan:
+        from cpt_residual import api
+
+        return api.plan_apply(
+            self.target,
+            self.source,
+            self.out,
+            alphas=self.alphas,
+            recipe=self.recipe,
+            options=self._options(),
+        )
+
+    def run(self, terminal: Terminal, progress: ProgressReport) -> list[api.MergeReport]:
+        """Warns, too, of a base that CPT cannot have started from."""
+        from cpt_residual import api
+
+        options, start = self._options(progress), self.target_base
+        if start and isinstance(self.source, api.Pair) and self.source.base != start:
+            streaming = options.streaming
+            for line in api.ancestry_warnings(self.source.base, start, streaming=streaming):
+                terminal.warn(line)
+        return api.apply(
+            self.target,
+            self.source,
+            self.out,
+            alphas=self.alphas,
+            recipe=self.recipe,
+            options=options,
+        )
+
+    def _options(self, progress: ProgressReport = no_progress) -> api.ApplyOptions:
+        from cpt_residual import api
+        from cpt_residual.weights.reader import Streaming
+
+        streaming = Streaming(progress=progress, threads=self.num_threads)
+        return api.ApplyOptions(self.target_base, self.verify, streaming)
 
 
 def _require_pushable(push: str | None, alphas: Sequence[float], *, dry_run: bool) -> None:
