@@ -25,7 +25,7 @@ from cpt_residual.data.shards import Shard, ShardEncoder, cut_into_shards
 from cpt_residual.data.tokens import TokenBlock, read_tokens
 from cpt_residual.launch.crew import Crew
 
-__all__ = ["Blocks", "Supplier", "Tokenising"]
+__all__ = ["Blocks", "Supplier", "Tokenising", "shard_size"]
 
 _THREADS_PER_PROCESS = 2
 """Two threads that share one tokenizer are a tenth faster than two processes with one each; of
@@ -35,11 +35,10 @@ _BYTES_PER_TOKEN = 4.0
 """Of English and code, roughly: how far to work ahead before anything was counted."""
 
 _SHARDS = 64
-"""At least so many of a source, for machines of many cores and because the last one is seldom
-needed to its end."""
+"""Of a source: enough for many cores, and little is lost where the last one is not needed whole."""
 
 _LEAST_SHARD_BYTES = 1_000_000
-"""Of the smallest shards, unless asked for smaller ones."""
+"""Fewer of a small source: to begin a shard takes its time."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Tokenising:
 
     Processes of two threads, together `num_workers` (and one more where that is odd), encode into
     files below `scratch`, in shards of at most `shard_bytes`: what a kill loses is the shards in
-    work. Without `scratch` it is done in this process, which pays for small packs.
+    work. Without `scratch` it is done in this process, which is faster for small packs.
     """
 
     scratch: Path | None = None
@@ -123,11 +122,15 @@ class Supplier:
             size = self._how.batch_bytes
             return _HereBlocks(_shards(name, number, reading, size), self._encoder)
         assert self._how.scratch is not None
-        least = max(_LEAST_SHARD_BYTES, int(reading.likely_bytes / _SHARDS))
-        shard_bytes = min(self._how.shard_bytes, least)
+        shard_bytes = shard_size(reading.likely_bytes, at_most=self._how.shard_bytes)
         shards = _shards(name, number, reading, shard_bytes, self._how.scratch)
         ahead = self._how.num_workers + 1
         return _CrewBlocks(shards, self._crew, reading.needed_tokens, ahead)
+
+
+def shard_size(likely_bytes: float, *, at_most: int) -> int:
+    """Bytes of a shard of a source of which `likely_bytes` will be read."""
+    return min(at_most, max(_LEAST_SHARD_BYTES, int(likely_bytes / _SHARDS)))
 
 
 def _with_encoders(identity: str, sources: Sequence[DocumentSource[Any]]) -> str:
