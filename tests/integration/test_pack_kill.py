@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from support.packs import write_texts
 from support.tiny_tokenizer import save, texts, tiny_tokenizer
 
@@ -22,30 +24,33 @@ from cpt_residual.stages import pack as module
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.data import packing, supply
 
-folder, work, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-module._PARALLEL_TOKENS = 1000
+folder, *works = map(Path, sys.argv[1:])
 original = supply.Tokenising
-packing.Tokenising = lambda **how: original(**how, shard_bytes=40_000, small_bytes=0)
+packing.Tokenising = lambda **how: original(**how, shard_bytes=20_000)
 
 def ref(path):
     return ArtifactRef("x", "x", "f", "c", path, {})
 
 sources = [{"corpus": "a", "share": 0.7}, {"corpus": "b", "share": 0.3, "packing": "best_fit"}]
 pack = Pack(
-    tokenizer="m", sequence_length=128, token_budget=1_500_000, sources=sources, repeat=True
+    tokenizer="m", sequence_length=128, token_budget=400_000, sources=sources, repeat=True
 )
 stage = module.PackStage(
     "p", pack, None, None, (CorpusInput(None, "a.jsonl"), CorpusInput(None, "b.jsonl")), seed=0
 )
 inputs = {"tokenizer": ref(folder / "model"), "source_0": ref(folder), "source_1": ref(folder)}
-(work / "out").mkdir(parents=True, exist_ok=True)
-stage.build(inputs, work, RunContext(run_dir=work, threads=threads))
+for work, least in zip(works, (1000, 10**9)):
+    module._PARALLEL_TOKENS = least
+    (work / "out").mkdir(parents=True, exist_ok=True)
+    stage.build(inputs, work, RunContext(run_dir=work, threads=2))
 """
 
 
-def start(folder: Path, work: Path, *, threads: int = 2) -> subprocess.Popen[bytes]:
+def start(folder: Path, *works: Path) -> subprocess.Popen[bytes]:
+    """Build the pack in the first of `works` with processes that encode, then in the second one
+    without."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    command = [sys.executable, "-c", BUILD, str(folder), str(work), str(threads)]
+    command = [sys.executable, "-c", BUILD, str(folder), *map(str, works)]
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
@@ -71,21 +76,26 @@ def killed_with(process: subprocess.Popen[bytes], work: Path, num_files: int) ->
     return found
 
 
-def test_a_killed_pack_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kills", [pytest.param((4,), id="once"), pytest.param((2, 9, 16), marks=pytest.mark.slow)]
+)
+def test_a_killed_pack_goes_on_and_ends_with_the_same_bytes(
+    kills: tuple[int, ...], tmp_path: Path
+) -> None:
     some = [f"{number} {one}" for number, one in enumerate(texts(200))]
     write_texts(tmp_path / "a.jsonl", some * 10)
     write_texts(tmp_path / "b.jsonl", [" ".join(some[n : n + 9]) for n in range(150)] * 4)
     save(tiny_tokenizer(), tmp_path / "model")
-    assert start(tmp_path, tmp_path / "whole", threads=1).wait() == 0
-    killed = tmp_path / "killed"
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
     before: dict[str, int] = {}
-    for num_files in (2, 9, 20):
+    for num_files in kills:
         process = start(tmp_path, killed)
         found = killed_with(process, killed, max(num_files, len(before) + 1))
         assert {name: found.get(name) for name in before} == before, "nothing is encoded again"
         before = found
-    assert start(tmp_path, killed).wait() == 0
+    assert start(tmp_path, killed, whole).wait() == 0
     after = finished(killed)
     assert len(after) > len(before)
     assert {name: after[name] for name in before} == before
-    assert hashes(killed / "out") == hashes(tmp_path / "whole" / "out")
+    assert not (whole / "tokens").exists()
+    assert hashes(killed / "out") == hashes(whole / "out")
