@@ -27,6 +27,7 @@ PAGE = 4096
 """Bytes. A multiple of what disks ask for: addresses, offsets and lengths are multiples of it."""
 _LARGE_FILE = 64 << 20
 _WORTH_IT = 1 << 16  # bytes of one read or write
+_MOSTLY = 0.5  # share of the pages
 _NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -161,7 +162,7 @@ class OutputFile:
 
 
 def _is_cached(file: int, start: int, stop: int) -> bool:
-    """Whether all bytes from start to stop lie in the page cache (mincore), or the system does not
+    """Whether most bytes from start to stop lie in the page cache (mincore), or the system does not
     tell: then they are read as if they did."""
     first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     try:
@@ -174,7 +175,7 @@ def _is_cached(file: int, start: int, stop: int) -> bool:
         where, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(view.size)
         status = _libc().mincore(where, length, ctypes.c_void_p(flags.ctypes.data))
         del view  # a map with views cannot be closed
-    return status != 0 or bool((flags[(start - first) // PAGE :] & 1).all())
+    return status != 0 or bool(np.mean(flags[(start - first) // PAGE :] & 1) >= _MOSTLY)
 
 
 @cache
