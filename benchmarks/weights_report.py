@@ -21,6 +21,7 @@ RATIOS = (
     ("four_alphas", "copy_four"),
     ("copy_four", "copy"),
     *((peer, "direct") for peer in PEER_MERGES),
+    *((peer, "copy") for peer in PEER_MERGES),
     ("residuals_apply", "apply"),
 )
 Runs = Mapping[str, Sequence[Run]]
@@ -82,12 +83,20 @@ def goals(states: Mapping[str, Runs], twice: Mapping[str, Run]) -> dict[str, Goa
         )
         for peer in PEER_MERGES:
             found[f"{state}: {peer} over direct apply"] = Goal(
-                known.get(f"{peer}/direct"), PEER_FACTOR, at_least=True
+                known.get(f"{peer}/direct"),
+                PEER_FACTOR,
+                at_least=True,
+                note=_most_note(known.get(f"{peer}/copy")),
             )
         found[f"{state}: four alphas over one"] = Goal(
             known.get("four_alphas/direct"), ALPHAS_FACTOR, note=_disk_note(known)
         )
     return found | _memory_goals(states, twice)
+
+
+def _most_note(copies: float | None) -> str:
+    """How much faster than a peer any program could be here."""
+    return "" if copies is None else f"it takes {copies:.2f} times as long as copying"
 
 
 def _disk_note(known: Mapping[str, float]) -> str:
