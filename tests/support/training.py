@@ -9,7 +9,7 @@ import numpy as np
 
 from cpt_residual.config.schema import Architecture, DeepSpeed, Launch, TrainRecipe
 from cpt_residual.data.pack_format import PackWriter
-from cpt_residual.data.pack_ledger import FORMAT_VERSION, PackLedger, write_ledger
+from cpt_residual.data.pack_ledger import FORMAT_VERSION, PackLedger, SourceLedger, write_ledger
 from cpt_residual.data.row_counts import SpecialIds
 from cpt_residual.data.rows import LOSS, PADDING, START, Row
 from cpt_residual.modeling.initialise import write_initial_model
@@ -76,10 +76,19 @@ def write_pack(
             rows_sha256=digest,
             marks=(),
             phases=(),
-            sources=(),
+            sources=(_books(num_rows=num_rows, length=length, tokens=tokens),),
         ),
     )
     return folder
+
+
+def _books(*, num_rows: int, length: int, tokens: int) -> SourceLedger:
+    """One source that gave all rows; what no training looks at is 0."""
+    counts = dict.fromkeys(SourceLedger.model_fields, 0)
+    named = {"corpus": "text", "format": "text", "packing": "concat_chunk", "share": 1.0}
+    padding = num_rows * length - tokens
+    given = {"rows": num_rows, "tokens": tokens, "loss_tokens": tokens, "padding": padding}
+    return SourceLedger.model_validate({**counts, **named, **given})
 
 
 def _row(random: np.random.Generator, length: int, *, real: int) -> Row:
