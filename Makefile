@@ -42,7 +42,7 @@ bench: install ## every benchmark; results in benchmarks/results
 	$(PYTHON) benchmarks/data.py
 
 slow: install ## the tests marked slow
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -n 0 -m slow
 
 smoke: install ## plan every experiment, then run every stage once (about a minute)
 	@for file in conf/experiment/*.yaml; do \
