@@ -76,14 +76,18 @@ def test_changes_are_undone() -> None:
 def test_waiting_threads_sleep_unless_the_user_chose_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert child_environment(threads=1)["GOMP_SPINCOUNT"] == "10000"
+    let_waiting_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    let_waiting_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     let_waiting_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    let_waiting_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert child_environment(threads=1)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:
