@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cpt_residual.errors import ConfigError, CptResidualError
 from cpt_residual.launch.console import BuildConsole, duration
-from cpt_residual.launch.environment import let_waiting_threads_sleep
+from cpt_residual.launch.environment import set_maths_defaults
 from cpt_residual.stages.execute import Builder, BuildRequest
 from cpt_residual.stages.frozen import FrozenPlan
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build(path: Path, index: int) -> None:
     plan = FrozenPlan.read(path)
     row = plan.row(index)
-    let_waiting_threads_sleep()
+    set_maths_defaults()
     run_dir = _run_folder(plan)
     builder = Builder.of(plan.config)
     present = builder.graph[row.node].fingerprint

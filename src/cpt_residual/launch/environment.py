@@ -17,10 +17,10 @@ from cpt_residual.errors import LaunchError
 __all__ = [
     "RankEnvironment",
     "child_environment",
-    "let_waiting_threads_sleep",
     "preserved_environment",
     "rank_environment",
     "require_gpus",
+    "set_maths_defaults",
     "too_few_gpus",
     "uses_gpu",
     "visible_gpus",
@@ -119,19 +119,24 @@ def too_few_gpus(launch: Launch, found: int) -> LaunchError:
     )
 
 
-def let_waiting_threads_sleep() -> None:
-    """Have the maths threads of processes started from now on wait for each other awake for some
-    microseconds only and asleep afterwards, unless the user has chosen otherwise.
+def set_maths_defaults() -> None:
+    """What the maths libraries of processes started from now on are told, where the user has not
+    chosen otherwise.
 
-    A training step of the tiny model with two threads, in ms on two cores, idle / beside another
-    busy process: awake for long (libgomp's default) 125 / 300 to 415, asleep at once 160 / 260,
-    this 125 / 280 to 330."""
-    _let_waiting_threads_sleep(os.environ)
+    * Threads wait for each other awake for some microseconds only, then asleep. A training step
+      of the tiny model with two threads, in ms on two cores, idle / beside a busy process: awake
+      for long (libgomp's default) 125 / 300 to 415, asleep at once 160 / 260, so 125 / 280 to 330.
+    * MKL gives the same bits in every run with the same number of threads, which it does not
+      promise otherwise (oneMKL Developer Guide, "Reproducibility conditions"). The bits and the
+      speed are those without it.
+    """
+    _set_maths_defaults(os.environ)
 
 
-def _let_waiting_threads_sleep(environment: MutableMapping[str, str]) -> None:
+def _set_maths_defaults(environment: MutableMapping[str, str]) -> None:
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "10000")
+    environment.setdefault("MKL_CBWR", "AUTO")
 
 
 def child_environment(*, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -150,7 +155,7 @@ def child_environment(*, threads: int, extra: Mapping[str, str] | None = None) -
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         child[name] = str(threads)
     child["TOKENIZERS_PARALLELISM"] = "false"
-    _let_waiting_threads_sleep(child)
+    _set_maths_defaults(child)
     child.update(extra or {})
     return child
 

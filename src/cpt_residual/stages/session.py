@@ -22,7 +22,7 @@ from cpt_residual.core.run_record import git_state, library_versions, new_run_di
 from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
 from cpt_residual.launch.console import BuildConsole, duration, paragraph
-from cpt_residual.launch.environment import let_waiting_threads_sleep, require_gpus, uses_gpu
+from cpt_residual.launch.environment import require_gpus, set_maths_defaults, uses_gpu
 from cpt_residual.launch.pool import Event, Job, run_jobs
 from cpt_residual.stages.closing import show_results
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
@@ -192,7 +192,7 @@ class _Session:
         jobs = self._jobs(overview)
         log = self._run_dir / WORKERS_LOG
         if jobs:
-            let_waiting_threads_sleep()
+            set_maths_defaults()
             run_jobs(
                 jobs,
                 execute,

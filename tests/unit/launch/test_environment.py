@@ -14,10 +14,10 @@ from cpt_residual.errors import LaunchError
 from cpt_residual.launch import environment
 from cpt_residual.launch.environment import (
     child_environment,
-    let_waiting_threads_sleep,
     preserved_environment,
     rank_environment,
     require_gpus,
+    set_maths_defaults,
     visible_gpus,
 )
 
@@ -73,21 +73,24 @@ def test_changes_are_undone() -> None:
     assert dict(os.environ) == before
 
 
-def test_waiting_threads_sleep_unless_the_user_chose_otherwise(
+def test_maths_libraries_are_told_what_the_user_has_not_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_CBWR"):
         monkeypatch.delenv(name, raising=False)
+    assert child_environment(threads=1)["MKL_CBWR"] == "AUTO"
     assert child_environment(threads=1)["GOMP_SPINCOUNT"] == "10000"
-    let_waiting_threads_sleep()
+    set_maths_defaults()
     assert os.environ["GOMP_SPINCOUNT"] == "10000"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    let_waiting_threads_sleep()
+    set_maths_defaults()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    let_waiting_threads_sleep()
+    set_maths_defaults()
     assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert child_environment(threads=1)["MKL_CBWR"] == "COMPATIBLE"
 
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:
