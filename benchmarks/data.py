@@ -10,6 +10,7 @@ or processes as there are cores and the text in the page cache:
 
 * encode_batch_fast: the limit. Only the seconds inside that call of the tokenizers library count;
   the fastest of several batch sizes.
+* limit_small_cache: the same with as few words remembered as our encoder has it, on 50 MB.
 * pack_stage: ours, the stage as a run builds it, from documents.jsonl to the published, hashed
   ids, flags and ledger: one pass, every token in it.
 * datasets_map: `load_dataset` of JSON lines, `map` with a fast tokenizer, `map` of group_texts.

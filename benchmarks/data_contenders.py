@@ -13,6 +13,7 @@ from typing import Literal
 from data_stages import SEQUENCE_LENGTH, Workplace
 
 from cpt_residual.core.measure import usable_cores
+from cpt_residual.modeling.text_encoder import CACHED_WORDS
 
 DATATROVE = "0.10.1"
 OFFLINE = ("env", "-u", "PYTHONDONTWRITEBYTECODE", "HF_HUB_OFFLINE=1")
@@ -35,7 +36,12 @@ class Contender:
 
 def contenders(place: Workplace, tokenizer: Path, peers: Path | None) -> list[Contender]:
     """All that can run here; the limit first. `tokenizer`: its folder."""
-    everybody = [_limit(place, tokenizer), _ours(place), _map(place, tokenizer)]
+    everybody = [
+        _limit(place, tokenizer),
+        _ours(place),
+        _small_cache(place, tokenizer),
+        _map(place, tokenizer),
+    ]
     python = datatrove_python(peers)
     return [*everybody, _datatrove(place, tokenizer, python)] if python else everybody
 
@@ -57,6 +63,20 @@ def datatrove_python(peers: Path | None) -> Path | None:
 
 
 def _limit(place: Workplace, tokenizer: Path) -> Contender:
+    return Contender(
+        "encode_batch_fast",
+        "limit",
+        {f"batches of {size} MB": _encode(place, tokenizer, size) for size in _BATCH_MEGABYTES},
+    )
+
+
+def _small_cache(place: Workplace, tokenizer: Path) -> Contender:
+    """The same with as many words remembered as our encoder has: how much of ours is due to it."""
+    setting = _encode(place, tokenizer, _BATCH_MEGABYTES[0], cached_words=CACHED_WORDS)
+    return Contender("limit_small_cache", "peer", {f"{CACHED_WORDS} words": setting})
+
+
+def _encode(place: Workplace, tokenizer: Path, megabytes: int, *, cached_words: int = 0) -> Command:
     start = [
         *OFFLINE,
         "TOKENIZERS_PARALLELISM=true",
@@ -64,22 +84,15 @@ def _limit(place: Workplace, tokenizer: Path) -> Contender:
         sys.executable,
         str(_HERE / "data_limit.py"),
     ]
-
-    def settings(megabytes: int) -> Command:
-        size = str(megabytes * 1_000_000)
-        return lambda name, _, out: [
-            *start,
-            str(place.text(name)),
-            str(tokenizer / "tokenizer.json"),
-            size,
-            _report(out),
-        ]
-
-    return Contender(
-        "encode_batch_fast",
-        "limit",
-        {f"batches of {size} MB": settings(size) for size in _BATCH_MEGABYTES},
-    )
+    size = str(megabytes * 1_000_000)
+    return lambda name, _, out: [
+        *start,
+        str(place.text(name)),
+        str(tokenizer / "tokenizer.json"),
+        size,
+        str(cached_words),
+        _report(out),
+    ]
 
 
 def _ours(place: Workplace) -> Contender:

@@ -102,7 +102,6 @@ def _write(plan: FrozenPlan, out: Path) -> None:
 def _show(experiment: Experiment, graph: Graph, overview: Overview, store: Store) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are data
     console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, nothing is cut
-    cores = min(experiment.launch.cores or usable_cores(), usable_cores())
     identity = f"  seed {experiment.seed}  plan {graph.fingerprint[:8]}"
     console.print(Text.assemble((experiment.name, "bold"), identity))
     console.print(experiment.question, style="italic", soft_wrap=True)
@@ -111,19 +110,26 @@ def _show(experiment: Experiment, graph: Graph, overview: Overview, store: Store
     if merged in graph:
         console.print(graph.lineage(merged), soft_wrap=True)
     reused, missing = len(overview.reused), len(overview.to_build)
-    console.print(
-        f"\n{len(overview.stages)} stages: {reused} ready and reused, {missing} to build. "
-        f"Estimated: {scientific(overview.flops)} FLOPs, about "
-        f"{duration(overview.wall_seconds(cores))} on {_machine(experiment.launch, cores)}, "
-        f"peak {format_bytes(overview.peak_memory_bytes)} a process, "
-        f"{format_bytes(overview.disk_bytes_needed)} of disk.",
-        soft_wrap=True,
-    )
+    counted = f"{len(overview.stages)} stages: {reused} ready and reused, {missing} to build."
+    console.print(f"\n{counted} {_estimate(experiment.launch, overview)}", soft_wrap=True)
     for stage in overview.stages:
         if stage.status.state in ("stale", "corrupt", "busy"):
             reason = stage.status.reason.removeprefix(f"{stage.name}: ")
             console.print(f"{stage.name}: {reason}", style="red", soft_wrap=True)
     console.print(f"store: {store.root}", soft_wrap=True)
+
+
+def _estimate(launch: Launch, overview: Overview) -> str:
+    """What building the missing stages takes."""
+    if not overview.to_build:
+        return "Nothing to do."
+    cores = min(launch.cores or usable_cores(), usable_cores())
+    return (
+        f"Estimated: {scientific(overview.flops) or 'no counted'} FLOPs, about "
+        f"{duration(overview.wall_seconds(cores))} on {_machine(launch, cores)}, "
+        f"peak {format_bytes(overview.peak_memory_bytes)} a process, "
+        f"{format_bytes(overview.disk_bytes_needed)} of disk."
+    )
 
 
 def _machine(launch: Launch, cores: int) -> str:

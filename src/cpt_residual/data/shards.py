@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,7 @@ _ENCODING_VERSION = 1
 """Raise it when the same documents give other token files: old ones are then not used again."""
 
 _BATCH_BYTES = 500_000
-"""Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token. Small,
-so that there are several in the smallest shards and memory is the same for all."""
-
-_AT_ONCE = 2
-"""Batches in work: while the ids of one are taken out, the next is encoded."""
+"""Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +72,7 @@ def _cuts(index: LineIndex, order: Offsets, shard_bytes: int) -> list[int]:
 
 
 class ShardEncoder:
-    """Encodes shards of several sources. Holds one open file a source.
+    """Encodes shards of several sources, in any threads. Holds one open file a source.
 
     `identity`: whose ids they are; token files of another one are not used.
     """
@@ -86,6 +81,7 @@ class ShardEncoder:
         self._sources = sources
         self._identity = identity
         self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, shard: Shard) -> bool:
         """Make sure that the shard's token file is there, whole. False: it cannot be made, because
@@ -102,9 +98,7 @@ class ShardEncoder:
     def block(self, shard: Shard) -> TokenBlock | None:
         """The shard's documents, encoded; None when some cannot be used."""
         try:
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                encoded = partial(self._encoded, shard.source)
-                parts = list(pool.map(encoded, self._batches(shard)))
+            parts = [self._encoded(shard.source, lines) for lines in self._batches(shard)]
         except BadDocumentError:
             return None
         return TokenBlock.joined(parts)
@@ -139,9 +133,10 @@ class ShardEncoder:
             yield lines
 
     def _file(self, source: int) -> int:
-        if source not in self._files:
-            self._files[source] = os.open(self._sources[source].documents, os.O_RDONLY)
-        return self._files[source]
+        with self._lock:
+            if source not in self._files:
+                self._files[source] = os.open(self._sources[source].documents, os.O_RDONLY)
+            return self._files[source]
 
     def close(self) -> None:
         """Give the open files back."""

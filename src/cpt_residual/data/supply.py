@@ -25,57 +25,39 @@ from cpt_residual.data.shards import Shard, ShardEncoder, cut_into_shards
 from cpt_residual.data.tokens import TokenBlock, read_tokens
 from cpt_residual.launch.crew import Crew
 
-__all__ = ["Blocks", "Supplier", "Tokenising", "shard_size"]
+__all__ = ["Blocks", "Supplier", "Tokenising"]
 
 _THREADS_PER_PROCESS = 2
-"""Two threads that share one tokenizer are a tenth faster than two processes with one each; of
-many threads in one process, too many would wait for what is done one after the other."""
+"""Two threads that share one tokenizer are a tenth faster than two processes with one each; many
+would wait for Python's lock."""
 
 _BYTES_PER_TOKEN = 4.0
 """Of English and code, roughly: how far to work ahead before anything was counted."""
-
-_SHARDS = 64
-"""Of a source: enough for many cores, and little is lost where the last one is not needed whole."""
-
-_LEAST_SHARD_BYTES = 1_000_000
-"""Fewer of a small source: to begin a shard takes its time."""
 
 
 @dataclass(frozen=True)
 class Tokenising:
     """How documents are encoded; never what comes out.
 
-    Processes of two threads, together `num_workers` (and one more where that is odd), encode into
-    files below `scratch`, in shards of at most `shard_bytes`: what a kill loses is the shards in
-    work. Without `scratch` it is done in this process, which is faster for small packs.
+    `num_workers` threads of other processes encode into files below `scratch`, in shards of
+    `shard_bytes`: what a kill loses is the shards in work. Without `scratch` it is done in this
+    process, which is faster for small packs.
     """
 
     scratch: Path | None = None
     num_workers: int = 1
-    shard_bytes: int = 16_000_000
+    shard_bytes: int = 4_000_000  # about a second of a core
     batch_bytes: int = 500_000  # encoded at a time in this process
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How one source is read: in which order, how often, and about how much of it."""
+    """How one source is read: in which order, how often, and how much of it."""
 
     index: LineIndex
     seed: int
     max_passes: int | None  # None: as often as wanted
     needed_tokens: int
-
-    @property
-    def likely_bytes(self) -> float:
-        """Bytes of documents that will be encoded, give or take."""
-        wanted = self.needed_tokens * _BYTES_PER_TOKEN
-        most = float("inf") if self.max_passes is None else self.max_passes * self.num_bytes
-        return min(wanted, most)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of one pass."""
-        return int(self.index.ends[-1])
 
 
 class Supplier:
@@ -95,13 +77,12 @@ class Supplier:
         self._stack = ExitStack()
         if how.scratch is not None:
             how.scratch.mkdir(parents=True, exist_ok=True)
-            threads = min(_THREADS_PER_PROCESS, how.num_workers)
             crew: Crew[Shard, bool] = Crew(
                 ShardEncoder,
                 sources,
                 _with_encoders(identity, sources),
-                num_workers=-(-how.num_workers // threads),
-                threads=threads,
+                num_workers=how.num_workers,
+                threads_per_process=_THREADS_PER_PROCESS,
             )
             self._crew = self._stack.enter_context(crew)
 
@@ -122,15 +103,9 @@ class Supplier:
             size = self._how.batch_bytes
             return _HereBlocks(_shards(name, number, reading, size), self._encoder)
         assert self._how.scratch is not None
-        shard_bytes = shard_size(reading.likely_bytes, at_most=self._how.shard_bytes)
-        shards = _shards(name, number, reading, shard_bytes, self._how.scratch)
+        shards = _shards(name, number, reading, self._how.shard_bytes, self._how.scratch)
         ahead = self._how.num_workers + 1
         return _CrewBlocks(shards, self._crew, reading.needed_tokens, ahead)
-
-
-def shard_size(likely_bytes: float, *, at_most: int) -> int:
-    """Bytes of a shard of a source of which `likely_bytes` will be read."""
-    return min(at_most, max(_LEAST_SHARD_BYTES, int(likely_bytes / _SHARDS)))
 
 
 def _with_encoders(identity: str, sources: Sequence[DocumentSource[Any]]) -> str:

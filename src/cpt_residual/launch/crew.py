@@ -26,12 +26,20 @@ __all__ = ["Crew"]
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
-_START = "from cpt_residual.launch.crew_member import serve; serve({handle}, {parent})"
+_START = "from cpt_residual.launch.crew_member import serve; serve({handles}, {parent})"
+
+_ENVIRONMENT = {
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
+}
+"""Libraries in Rust, such as tokenizers, work in the thread that calls them. glibc gives memory
+back, where its own rule keeps as much as the largest piece of work ever took."""
 
 
 class Crew(Generic[Piece, Result]):
-    """`num_workers` processes of `threads` threads; each calls `make(*arguments)` once, and its
-    result for each piece of work.
+    """`num_workers` threads in as few processes of at most `threads_per_process` as that takes.
+    Each process calls `make(*arguments)` once, and its threads that result for each piece of work.
 
     A context manager. `make` is importable by name and all arguments pickle. Processes start with
     the first pieces, end with the context and with this process, however it ends. Pieces are begun
@@ -44,15 +52,15 @@ class Crew(Generic[Piece, Result]):
         make: Callable[..., Callable[[Piece], Result]],
         *arguments: object,
         num_workers: int,
-        threads: int = 1,
+        threads_per_process: int = 1,
     ) -> None:
         assert num_workers > 0, "a crew needs a worker"
+        assert threads_per_process > 0, "a process needs a thread"
         self._order = (make, arguments)
-        self._num_workers = num_workers
-        self._num_threads = threads
-        self._threads = ThreadPoolExecutor(num_workers)  # each waits for one process
+        self._sizes = _even_sizes(num_workers, at_most=threads_per_process)
+        self._threads = ThreadPoolExecutor(num_workers)  # each waits for one of the others
         self._members: list[_Member] = []
-        self._idle: SimpleQueue[_Member] = SimpleQueue()
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -74,31 +82,68 @@ class Crew(Generic[Piece, Result]):
             member.close()
 
     def _do(self, piece: Piece) -> Result:
-        member = self._member()
+        worker = self._worker()
         try:
-            return member.ask(piece)
+            return worker.ask(piece)
         finally:
-            self._idle.put(member)
+            self._idle.put(worker)
 
-    def _member(self) -> _Member:
-        """An idle process: there are as many as threads that ask for one."""
+    def _worker(self) -> _Worker:
+        """An idle one: there are as many as threads that ask for one."""
         with self._lock:
             if self._closed:
                 raise WorkerError("the crew is closed")
-            if self._idle.empty() and len(self._members) < self._num_workers:
-                self._members.append(member := _Member(self._order, self._num_threads))
-                return member
+            if self._idle.empty() and len(self._members) < len(self._sizes):
+                member = _Member(self._order, self._sizes[len(self._members)])
+                self._members.append(member)
+                for worker in member.workers:
+                    self._idle.put(worker)
         return self._idle.get()
 
 
-class _Member:
-    """One process; used by one thread at a time."""
+def _even_sizes(num_workers: int, *, at_most: int) -> list[int]:
+    """Threads of each process."""
+    num_processes = -(-num_workers // at_most)
+    return [len(range(first, num_workers, num_processes)) for first in range(num_processes)]
 
-    def __init__(self, order: tuple[object, ...], threads: int) -> None:
+
+class _Member:
+    """One process and its workers."""
+
+    def __init__(self, order: tuple[object, ...], num_workers: int) -> None:
+        pairs = [Pipe() for _ in range(num_workers)]
+        self._process = _started([theirs for _, theirs in pairs])
+        self.workers = [_Worker(self, ours, order) for ours, _ in pairs]
+        for _, theirs in pairs:
+            theirs.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Give the pipes back, once no thread uses them any more."""
+        for worker in self.workers:
+            worker.close()
+
+    def ended(self) -> WorkerError:
+        """What to raise when the process is gone."""
+        code = self._process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return WorkerError(
+            f"a process that helps {how}",
+            remedy="SIGKILL often means that memory ran out: lower launch.cores, then run the same"
+            " command again; what is done is kept.",
+        )
+
+
+class _Worker:
+    """A thread of a process, at the other end of a pipe; used by one thread at a time."""
+
+    def __init__(self, member: _Member, pipe: Connection, order: tuple[object, ...]) -> None:
+        self._member, self._pipe = member, pipe
         self._order: tuple[object, ...] | None = order
-        self._pipe, theirs = Pipe()
-        self._process = _started(theirs, threads)
-        theirs.close()
 
     def ask(self, piece: object) -> Any:
         """The result of a piece of work, or its error."""
@@ -109,7 +154,7 @@ class _Member:
             self._pipe.send(piece)
             kind, value = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise self._ended() from error
+            raise self._member.ended() from error
         if kind == "done":
             return value
         if isinstance(value, CptResidualError):
@@ -120,36 +165,16 @@ class _Member:
             remedy="This is a defect of cpt_residual: please report it with the lines above.",
         )
 
-    def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
-        self._process.wait()
-
     def close(self) -> None:
-        """Give the pipe back, once no thread uses it any more."""
+        """Give the pipe back."""
         self._pipe.close()
 
-    def _ended(self) -> WorkerError:
-        code = self._process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        return WorkerError(
-            f"a process that helps {how}",
-            remedy="SIGKILL often means that memory ran out: lower launch.cores, then run the same"
-            " command again; what is done is kept.",
-        )
 
-
-def _started(pipe: Connection, threads: int) -> subprocess.Popen[bytes]:
-    command = _START.format(handle=pipe.fileno(), parent=os.getpid())
+def _started(pipes: list[Connection]) -> subprocess.Popen[bytes]:
+    handles = [pipe.fileno() for pipe in pipes]
     return subprocess.Popen(
-        [sys.executable, "-c", command],
-        pass_fds=[pipe.fileno()],
-        env=child_environment(threads=threads, extra=_rust_threads(threads)),
+        [sys.executable, "-c", _START.format(handles=handles, parent=os.getpid())],
+        pass_fds=handles,
+        env=child_environment(threads=1, extra=_ENVIRONMENT),
         stdin=subprocess.DEVNULL,
     )
-
-
-def _rust_threads(threads: int) -> dict[str, str]:
-    """What tells libraries in Rust, such as tokenizers, how many threads to use."""
-    parallel = "true" if threads > 1 else "false"
-    return {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": parallel}

@@ -1,6 +1,6 @@
 """What a process of a crew runs. Only the standard library: a member starts in no time.
 
-The command that starts it is in `crew`; both sides speak through one pipe.
+The command that starts it is in `crew`; both sides speak through a pipe for each thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,19 +20,27 @@ __all__ = ["serve"]
 _POLL_SECONDS = 0.5
 
 
-def serve(handle: int, parent: int) -> None:
-    """Receive how to make the work, then answer every piece of work until the other end closes."""
+def serve(handles: Sequence[int], parent: int) -> None:
+    """Answer what comes through every pipe, in a thread each, until the other end closes them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    pipe = Connection(handle)
-    work: Callable[[Any], Any] | None = None
+    work = _Work()
+    threads = [threading.Thread(target=_answer, args=(Connection(h), work)) for h in handles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _answer(pipe: Connection, work: _Work) -> None:
+    """Receive how to make the work, then answer every piece of work."""
     try:
         order = pipe.recv_bytes()
         while True:
             piece = pipe.recv_bytes()
             try:
-                work = work or _made(order)
-                reply = ("done", work(pickle.loads(piece)))  # noqa: S301  from the parent
+                do = work.made(order)
+                reply = ("done", do(pickle.loads(piece)))  # noqa: S301  from the parent
             except Exception as error:  # noqa: BLE001  the outer edge: told to the parent in full
                 reply = ("failed", _portable(error))
             pipe.send(reply)
@@ -40,9 +48,20 @@ def serve(handle: int, parent: int) -> None:
         return  # the parent has closed its end, or is gone
 
 
-def _made(order: bytes) -> Callable[[Any], Any]:
-    make, arguments = pickle.loads(order)  # noqa: S301  from the parent
-    return make(*arguments)
+class _Work:
+    """What all threads call; made once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._do: Callable[[Any], Any] | None = None
+
+    def made(self, order: bytes) -> Callable[[Any], Any]:
+        with self._lock:
+            do = self._do
+            if do is None:
+                make, arguments = pickle.loads(order)  # noqa: S301  from the parent
+                do = self._do = make(*arguments)
+            return do
 
 
 def _portable(error: Exception) -> Exception | str:

@@ -13,7 +13,11 @@ import tokenizers
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.encoded import EncodedDocuments, Ids
 
-__all__ = ["FastTextEncoder"]
+__all__ = ["CACHED_WORDS", "FastTextEncoder"]
+
+CACHED_WORDS = 2000
+"""Of which a byte-pair model remembers the ids, the first it meets. The library's 10,000 leave the
+processor's own cache, which costs an eighth of the speed; more cost a third."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class FastTextEncoder:
     backend: tokenizers.Tokenizer
     bos_id: int | None
     eos_id: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backend.model, tokenizers.models.BPE):
+            self.backend.model._resize_cache(CACHED_WORDS)  # noqa: SLF001  it has no other name
 
     def __call__(self, texts: Sequence[str]) -> EncodedDocuments:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import tokenizers
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.text_encoder import FastTextEncoder
@@ -49,7 +49,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         )
     load = cast("Callable[..., object]", cast("Any", AutoTokenizer).from_pretrained)
     try:
-        tokenizer = load(str(directory), local_files_only=True, trust_remote_code=False)
+        tokenizer = load(
+            str(directory),
+            config=_light_config(directory),
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise CompatibilityError(
             f"no tokenizer can be loaded from {directory}",
@@ -179,6 +184,23 @@ def train_bpe_tokenizer(
         pad_token=pad_token,
         extra_special_tokens=others,
     )
+
+
+def _light_config(directory: Path) -> PreTrainedConfig | None:
+    """All that AutoTokenizer wants of a config where tokenizer_config.json names the tokenizer's
+    class: the model type. None: it shall read the config itself, and thereby import the model's
+    code and torch's compiler, which takes two seconds."""
+    try:
+        settings = json.loads((directory / "tokenizer_config.json").read_bytes())
+        named, own_code = settings.get("tokenizer_class"), "auto_map" in settings
+        model_type = json.loads((directory / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    if own_code or not (isinstance(named, str) and isinstance(model_type, str)):
+        return None
+    config = cast("Any", PreTrainedConfig)(name_or_path=str(directory))
+    config.model_type = model_type
+    return cast("PreTrainedConfig", config)
 
 
 def _pairs(tokenizer: Vocabulary) -> list[tuple[int, str]]:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cpt_residual.data.packing import Source, Tokenising, chat_source, open_pack, text_source
-from cpt_residual.data.supply import shard_size
 from cpt_residual.data.tokens import read_tokens
 from cpt_residual.errors import ArtifactError, CompatibilityError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, ChatEncoder
@@ -75,14 +74,6 @@ def test_bytes_do_not_depend_on_workers_and_shards(
     pack(tmp_path / "crew", sources, ASKED, tokenising=how)
     assert len(files_of(tmp_path / "scratch")) > 3
     assert files_of(tmp_path / "crew") == files_of(tmp_path / "here")
-
-
-@pytest.mark.parametrize(
-    ("megabytes", "shards"), [(16, 16), (64, 64), (256, 64), (1024, 64), (4096, 256)]
-)
-def test_there_are_shards_for_many_cores(megabytes: int, shards: int) -> None:
-    size = shard_size(megabytes * 1e6, at_most=Tokenising().shard_bytes)
-    assert round(megabytes * 1e6 / size) == shards
 
 
 def test_only_about_as_many_shards_as_the_budget_needs(tmp_path: Path) -> None:

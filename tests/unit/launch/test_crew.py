@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,9 @@ def make(offset: int) -> Callable[[int], int]:
     return work
 
 
-def test_results_come_in_the_order_of_the_pieces() -> None:
-    crew: Crew[int, int] = Crew(make, 100, num_workers=2)
+@pytest.mark.parametrize(("num_workers", "threads"), [(2, 1), (3, 2), (2, 4)])
+def test_results_come_in_the_order_of_the_pieces(num_workers: int, threads: int) -> None:
+    crew: Crew[int, int] = Crew(make, 100, num_workers=num_workers, threads_per_process=threads)
     with crew:
         futures = [crew.submit(piece) for piece in range(10, 30)]
         assert [future.result() for future in futures] == list(range(110, 130))
@@ -58,6 +60,35 @@ def test_errors_of_the_users_come_as_they_are_and_others_as_defects() -> None:
             crew.submit(4).result()
         assert refused.value.problems == ("some/file: No space left on device",)
         assert crew.submit(10).result() == 10, "a failed piece harms no other"
+
+
+def make_meeting(num_threads: int) -> Callable[[int], tuple[int, int]]:
+    """Work that goes on only when as many threads are at it; tells its process and thread."""
+    barrier = threading.Barrier(num_threads, timeout=20)
+
+    def work(_: int) -> tuple[int, int]:
+        barrier.wait()
+        return os.getpid(), threading.get_ident()
+
+    return work
+
+
+def test_threads_of_a_process_share_what_is_made_and_work_at_once() -> None:
+    crew: Crew[int, tuple[int, int]] = Crew(make_meeting, 2, num_workers=2, threads_per_process=2)
+    with crew:
+        one, other = [future.result() for future in [crew.submit(0) for _ in range(2)]]
+    assert one[0] == other[0] != os.getpid()
+    assert one[1] != other[1]
+
+
+def test_all_threads_of_a_process_that_dies_are_told() -> None:
+    crew: Crew[int, int] = Crew(make, 0, num_workers=2, threads_per_process=2)
+    with crew:
+        crew.submit(10).result()
+        crew.submit(3).exception()
+        for future in [crew.submit(10) for _ in range(2)]:
+            with pytest.raises(WorkerError, match="was killed by SIGKILL"):
+                future.result()
 
 
 def test_a_process_that_dies_is_told() -> None:

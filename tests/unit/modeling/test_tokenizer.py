@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.modeling.text_encoder import FastTextEncoder
 from cpt_residual.modeling.tokenizer import (
     Tokenizer,
     backend_of,
@@ -156,6 +159,47 @@ def test_a_plain_token_as_eos_is_refused() -> None:
     plain._special_tokens_map["eos_token"] = "t"
     with pytest.raises(CompatibilityError, match=r"EOS id .* out of plain text"):
         text_encoder(plain)(["q t q t q"])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "Qwen2Tokenizer", None])
+def test_it_is_the_tokenizer_that_transformers_loads(
+    model_type: str, tokenizer_class: str | None, tmp_path: Path
+) -> None:
+    folder = save(bos_tokenizer(), tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = tokenizer_class
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded = load_tokenizer(folder)
+    expected = cast("Any", AutoTokenizer).from_pretrained(str(folder))
+    assert type(loaded) is type(expected)
+    assert token_map_hash(loaded) == token_map_hash(expected)
+    assert backend_of(loaded).to_str() == backend_of(expected).to_str()
+    assert loaded.special_tokens_map == expected.special_tokens_map
+    assert eos_id_of(loaded) == expected.eos_token_id
+
+
+def test_a_tokenizer_is_loaded_without_the_code_of_models(tmp_path: Path) -> None:
+    folder = save(tiny_tokenizer(), tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    code = (
+        "import sys; from pathlib import Path;"
+        "from cpt_residual.modeling.tokenizer import load_tokenizer;"
+        f"load_tokenizer(Path({str(folder)!r}));"
+        "print('torch._dynamo' in sys.modules, 'transformers.models.llama' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_few_words_are_remembered_and_no_id_changes() -> None:
+    backend = backend_of(train())
+    many = [f"{word}{number} bread" for number, word in enumerate(texts(3000, max_words=2))]
+    expected = [encoding.ids for encoding in backend.encode_batch(many)]
+    encode = FastTextEncoder(backend, None, eos_id_of(train()))
+    for _ in range(2):
+        assert [ids[:-1].tolist() for ids, _ in encode(many)] == expected
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
