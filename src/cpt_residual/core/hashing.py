@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
 from typing import cast
@@ -103,13 +104,17 @@ def fingerprint(
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, links followed; constant memory (one 4 MiB block)."""
+    """sha256 of a file's bytes, links followed; constant memory (two 4 MiB blocks, one of which is
+    read while the other is hashed)."""
     digest = hashlib.sha256()
-    block = bytearray(_BLOCK_BYTES)
-    view = memoryview(block)
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(block):
-            digest.update(view[:count])
+    block, following = bytearray(_BLOCK_BYTES), bytearray(_BLOCK_BYTES)
+    with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as reader:
+        count = stream.readinto(block)
+        while count:
+            reading = reader.submit(stream.readinto, following)
+            digest.update(memoryview(block)[:count])
+            count = reading.result()
+            block, following = following, block
     return digest.hexdigest()
 
 

@@ -79,7 +79,13 @@ def _rows(corpus: HubCorpus) -> Iterator[Mapping[str, object]]:
     """Raw rows; what the network or the hub refuses becomes a `CorpusError`."""
     # `datasets` is only partly typed; this is the one place that calls it.
     library = cast("Any", importlib.import_module("datasets"))
-    refusals = (*network_errors(), library.exceptions.DatasetsError, ValueError, RuntimeError)
+    refusals = (
+        *network_errors(),
+        library.exceptions.DatasetsError,
+        ValueError,
+        RuntimeError,
+        OverflowError,  # a date that Python cannot hold
+    )
     try:
         # With `hf://`, a folder or a format of that name is never taken for the data set.
         builder = library.load_dataset_builder(
@@ -110,6 +116,11 @@ def _check_commit(found: object, corpus: HubCorpus) -> None:
 
 
 def _remedy(error: Exception, corpus: HubCorpus) -> str:
+    if isinstance(error, OverflowError):
+        return (
+            "A row holds a date or number that Python cannot hold. Choose another config or split,"
+            " or download the files and leave that column out."
+        )
     if "revision" in str(error).lower():
         return (
             f"Commit {corpus.revision} is not there: the data set was changed since it was pinned,"

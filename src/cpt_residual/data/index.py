@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +18,8 @@ __all__ = ["LineIndex", "Offsets", "seeded_order"]
 
 Offsets = npt.NDArray[np.int64]
 
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 22
+_READERS = 2
 
 
 class LineIndex:
@@ -90,14 +93,16 @@ def _line_starts(path: Path) -> Offsets:
             problems=[str(path)],
             remedy="Name another corpus in the pack's `sources`, or build this one again.",
         )
-    parts: list[Offsets] = [np.zeros(1, dtype=np.int64)]
-    offset = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            feeds = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
-            parts.append(feeds.astype(np.int64) + (offset + 1))
-            offset += len(block)
-    starts = np.concatenate(parts)
-    if starts[-1] != offset:  # the last line has no line feed
-        starts = np.append(starts, np.int64(offset))
+    with path.open("rb") as file, ThreadPoolExecutor(_READERS) as pool:
+        size = os.fstat(file.fileno()).st_size
+        ends = pool.map(partial(_line_ends, file.fileno()), range(0, size, _BLOCK_BYTES))
+        starts = np.concatenate([np.zeros(1, dtype=np.int64), *ends])
+    if starts[-1] != size:  # the last line has no line feed
+        starts = np.append(starts, np.int64(size))
     return starts
+
+
+def _line_ends(file: int, first: int) -> Offsets:
+    """Where lines end in the block of the file that begins at byte `first`."""
+    block = np.frombuffer(os.pread(file, _BLOCK_BYTES, first), dtype=np.uint8)
+    return np.flatnonzero(block == ord("\n")).astype(np.int64) + (first + 1)

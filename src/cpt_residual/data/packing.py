@@ -38,7 +38,13 @@ from cpt_residual.data.pack_ledger import (
 from cpt_residual.data.row_counts import SpecialIds
 from cpt_residual.data.rows import Row, cut_row
 from cpt_residual.data.source_rows import RowShape, SourceRows
-from cpt_residual.data.supply import Reading, Supplier, Tokenising
+from cpt_residual.data.supply import (
+    EncodingCrew,
+    Reading,
+    Supplier,
+    Tokenising,
+    encoding_crew,
+)
 from cpt_residual.errors import ConfigError, CorpusError
 
 __all__ = [
@@ -53,6 +59,7 @@ __all__ = [
     "Tokenising",
     "build_pack",
     "chat_source",
+    "encoding_crew",
     "open_pack",
     "text_source",
 ]
@@ -97,8 +104,10 @@ def build_pack(
     *,
     progress: ProgressReport,
     tokenising: Tokenising = Tokenising(),  # noqa: B008  a frozen value
+    crew: EncodingCrew | None = None,
 ) -> PackLedger:
-    """Write the pack below `out` and return its ledger.
+    """Write the pack below `out` and return its ledger. `crew`: for `tokenising` with a scratch,
+    an `encoding_crew` that was started beforehand, to save the time that it takes.
 
     Raises `CorpusError` for documents that cannot be used, for chat documents longer than a row,
     and when a source has fewer tokens than its share needs in as many passes as it may have.
@@ -111,7 +120,9 @@ def build_pack(
             Reading(index, plan.seed, plan.max_passes(source), curriculum.needed(number))
             for number, (source, index) in enumerate(zip(sources, indexes, strict=True))
         ]
-        supplier = Supplier(sources, readings, tokenising, identity=plan.tokenizer_map_hash)
+        supplier = Supplier(
+            sources, readings, tokenising, identity=plan.tokenizer_map_hash, crew=crew
+        )
         blocks = stack.enter_context(supplier).blocks()
         shape = RowShape(plan.sequence_length, plan.pad_id)
         streams = [

@@ -27,7 +27,7 @@ __all__ = ["Shard", "ShardEncoder", "cut_into_shards"]
 _ENCODING_VERSION = 1
 """Raise it when the same documents give other token files: old ones are then not used again."""
 
-_BATCH_BYTES = 500_000
+_BATCH_BYTES = 100_000
 """Lines encoded at a time, which bounds memory: encodings take some hundred bytes a token."""
 
 
@@ -119,16 +119,16 @@ class ShardEncoder:
         return TokenBlock(source.encode(documents), np.array(characters, dtype=np.int64))
 
     def _batches(self, shard: Shard) -> Iterator[list[bytes]]:
-        """The lines of a shard, bounded in bytes."""
+        """The lines of a shard, bounded in bytes: only a long line is alone in more."""
         file = self._file(shard.source)
         lines: list[bytes] = []
         num_bytes = 0
         for begin, end in zip(shard.begins.tolist(), shard.ends.tolist(), strict=True):
-            lines.append(os.pread(file, end - begin, begin).rstrip(b"\n"))
-            num_bytes += end - begin
-            if num_bytes >= _BATCH_BYTES:
+            if lines and num_bytes + end - begin > _BATCH_BYTES:
                 yield lines
                 lines, num_bytes = [], 0
+            lines.append(os.pread(file, end - begin, begin).rstrip(b"\n"))
+            num_bytes += end - begin
         if lines:
             yield lines
 

@@ -25,7 +25,7 @@ from cpt_residual.data.shards import Shard, ShardEncoder, cut_into_shards
 from cpt_residual.data.tokens import TokenBlock, read_tokens
 from cpt_residual.launch.crew import Crew
 
-__all__ = ["Blocks", "Supplier", "Tokenising"]
+__all__ = ["Blocks", "EncodingCrew", "Reading", "Supplier", "Tokenising", "encoding_crew"]
 
 _THREADS_PER_PROCESS = 2
 """Two threads that share one tokenizer are a tenth faster than two processes with one each; many
@@ -33,6 +33,15 @@ would wait for Python's lock."""
 
 _BYTES_PER_TOKEN = 4.0
 """Of English and code, roughly: how far to work ahead before anything was counted."""
+
+
+EncodingCrew = Crew[Shard, bool]
+"""Makes sure that the token files of shards are there; see `ShardEncoder`."""
+
+
+def encoding_crew(num_workers: int) -> EncodingCrew:
+    """Processes that get ready to encode when they are entered."""
+    return Crew(ShardEncoder, num_workers=num_workers, threads_per_process=_THREADS_PER_PROCESS)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,8 @@ class Reading:
 
 
 class Supplier:
-    """Makes the blocks of all sources; a context manager. `identity`: whose token ids they are."""
+    """Makes the blocks of all sources; a context manager. `identity`: whose token ids they are;
+    `crew`: one that was started before, and has not begun."""
 
     def __init__(
         self,
@@ -70,21 +80,16 @@ class Supplier:
         how: Tokenising,
         *,
         identity: str,
+        crew: EncodingCrew | None = None,
     ) -> None:
         self._sources, self._readings, self._how = sources, readings, how
         self._encoder = ShardEncoder(sources, identity)
-        self._crew: Crew[Shard, bool] | None = None
+        self._crew: EncodingCrew | None = None
         self._stack = ExitStack()
         if how.scratch is not None:
             how.scratch.mkdir(parents=True, exist_ok=True)
-            crew: Crew[Shard, bool] = Crew(
-                ShardEncoder,
-                sources,
-                _with_encoders(identity, sources),
-                num_workers=how.num_workers,
-                threads_per_process=_THREADS_PER_PROCESS,
-            )
-            self._crew = self._stack.enter_context(crew)
+            self._crew = crew or self._stack.enter_context(encoding_crew(how.num_workers))
+            self._crew.begin(sources, _with_encoders(identity, sources))
 
     def blocks(self) -> list[Blocks]:
         """One stream of encoded documents a source."""
@@ -167,7 +172,7 @@ class _CrewBlocks(Blocks):
     def __init__(
         self,
         shards: Iterator[tuple[int, Shard]],
-        crew: Crew[Shard, bool],
+        crew: EncodingCrew,
         needed_tokens: int,
         ahead: int,
     ) -> None:

@@ -5,6 +5,8 @@ The command that starts it is in `crew`; both sides speak through a pipe for eac
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import pickle
 import signal
@@ -12,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,14 +23,17 @@ __all__ = ["serve"]
 _POLL_SECONDS = 0.5
 
 
-def serve(handles: Sequence[int], parent: int) -> None:
-    """Answer what comes through every pipe, in a thread each, until the other end closes them."""
+def serve(handles: Sequence[int], parent: int, module: str) -> None:
+    """Import `module`, and answer what comes through every pipe, in a thread each, until the other
+    end closes them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     work = _Work()
     threads = [threading.Thread(target=_answer, args=(Connection(h), work)) for h in handles]
     for thread in threads:
         thread.start()
+    with suppress(ImportError):  # whoever needs it says so
+        importlib.import_module(module)
     for thread in threads:
         thread.join()
 
@@ -61,6 +67,7 @@ class _Work:
             if do is None:
                 make, arguments = pickle.loads(order)  # noqa: S301  from the parent
                 do = self._do = make(*arguments)
+                gc.freeze()  # what lives as long as the process need not be looked through
             return do
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -132,18 +133,23 @@ class PackStage:
         )
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.data.packing import Tokenising, build_pack
-        from cpt_residual.modeling.tokenizer import load_tokenizer
+        from cpt_residual.data.packing import Tokenising, build_pack, encoding_crew
 
-        tokenizer = load_tokenizer(inputs["tokenizer"].path)
         scratch = work / "tokens" if self.is_large else None
-        ledger = build_pack(
-            work / "out",
-            self._document_sources(inputs, tokenizer),
-            self._plan(tokenizer),
-            progress=ctx.progress,
-            tokenising=Tokenising(scratch=scratch, num_workers=ctx.threads),
-        )
+        how = Tokenising(scratch=scratch, num_workers=ctx.threads)
+        with ExitStack() as stack:
+            crew = stack.enter_context(encoding_crew(how.num_workers)) if self.is_large else None
+            from cpt_residual.modeling.tokenizer import load_tokenizer  # while the crew starts
+
+            tokenizer = load_tokenizer(inputs["tokenizer"].path)
+            ledger = build_pack(
+                work / "out",
+                self._document_sources(inputs, tokenizer),
+                self._plan(tokenizer),
+                progress=ctx.progress,
+                tokenising=how,
+                crew=crew,
+            )
         return _metrics(ledger)
 
     def _plan(self, tokenizer: Tokenizer) -> PackPlan:
