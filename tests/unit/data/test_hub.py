@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cpt_residual.config.corpora import HubCorpus
@@ -114,6 +116,24 @@ def test_another_commit_from_the_cache_is_refused(
     with pytest.raises(CorpusError, match="not the commit that is pinned") as caught:
         texts(corpus(revision="a" * 40))
     assert caught.value.problems[1].startswith(f"found:  {REVISION}")
+
+
+def test_a_date_that_python_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow, parquet = cast("Any", pa), cast("Any", pq)
+    year_30000 = arrow.array([0, 884_541_340_800_000_000], type=arrow.timestamp("us"))
+    table = arrow.table({"text": ["fine", "far away"], "date": year_30000})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    real = cast("Any", datasets).load_dataset_builder
+
+    def load(*_: object, **__: object) -> object:
+        builder = real(str(tmp_path), name=None)
+        builder.hash = REVISION
+        return builder
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    with pytest.raises(CorpusError, match="cannot be read") as caught:
+        texts(corpus())
+    assert "a date or number that Python cannot hold" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
