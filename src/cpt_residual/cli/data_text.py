@@ -35,7 +35,7 @@ def show_pack(out: Console, found: PackInspection, *, full: bool) -> None:
         _table(out, _transposed([source for source in sources if isinstance(source, dict)]))
     _phases(out, found)
     named = [(source.corpus, source.lengths) for source in found.sources if source.lengths]
-    _lengths(out, "documents", "tokens", named)
+    _lengths(out, "documents", "tokens", named, " (of a document that is cut: what is in the pack)")
     out.print()
     out.print(Text(f"  documents whose end is not in the pack: {found.unfinished_documents:,}"))
     for corpus in found.corpora:
@@ -151,11 +151,11 @@ def _table(out: Console, rows: Sequence[Sequence[str]], *, words: int = 0) -> No
 
 
 def _lengths(
-    out: Console, what: str, unit: str, named: Sequence[tuple[str, LengthSummary]]
+    out: Console, what: str, unit: str, named: Sequence[tuple[str, LengthSummary]], note: str = ""
 ) -> None:
     if not named:
         return
-    _heading(out, f"lengths of {what}, in {unit}")
+    _heading(out, f"lengths of {what}, in {unit}{note}")
     names = ("", what, unit, "shortest", "median", "mean", "90 %", "99 %", "longest")
     rows = [list(names)]
     for name, found in named:

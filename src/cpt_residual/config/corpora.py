@@ -12,6 +12,7 @@ from cpt_residual.config.passes import Passes
 __all__ = ["BadLines", "Corpus", "HubCorpus", "LocalCorpus", "World", "WorldCorpus"]
 
 BadLines = Literal["fail", "skip"]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -51,9 +52,9 @@ class LocalCorpus(Frozen):
     """
 
     kind: Literal["local"]
-    files: Annotated[list[str], Field(min_length=1)]
+    files: Annotated[list[NonEmpty], Field(min_length=1)]
     content_sha256: Sha256 | None = None
-    text_field: str = "text"
+    text_field: NonEmpty = "text"
     bad_lines: BadLines = "fail"
     heldout_documents: Annotated[int, Field(ge=0)] = 0
     passes: Passes = Passes()
@@ -70,7 +71,7 @@ class HubCorpus(Frozen):
     config: str | None = None
     split: str = "train"
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-    text_field: str = "text"
+    text_field: NonEmpty = "text"
     bad_lines: BadLines = "fail"
     heldout_documents: Annotated[int, Field(ge=0)] = 0
     max_characters: PositiveInt

@@ -53,7 +53,7 @@ class Pack(Frozen):
     beginning of one of a larger budget, because the phases move with it."""
 
     tokenizer: Name  # a key of `models`: whose tokenizer is used
-    sequence_length: PositiveInt
+    sequence_length: Annotated[int, Field(ge=2)]  # the first token of a row has no label
     token_budget: PositiveInt
     sources: Annotated[list[PackSource], Field(min_length=1, max_length=MAX_SOURCES)]
     repeat: bool = False  # False: too few tokens is an error; True: whole passes in a new order

@@ -50,6 +50,7 @@ _OWN_WORDS = {
 }
 _PATTERNS = {
     "revision": "must be a commit: 40 hexadecimal digits",
+    "content_sha256": "must be a sha256: 64 hexadecimal digits",
     "": "is not a valid name (letters, digits, '_', '.' and '-', first a letter or digit)",
 }
 
@@ -160,12 +161,18 @@ def _bad_pattern(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
     return _PATTERNS.get(str(detail["loc"][-1]), _PATTERNS[""])
 
 
+def _too_short(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
+    least = int(str(detail["ctx"]["min_length"]))
+    return "must not be empty" if least == 1 else f"must have {least} characters or more"
+
+
 _WORDED: Mapping[str, Callable[[_Detail, type[BaseModel]], str]] = {
     "extra_forbidden": _unknown_key,
     "union_tag_invalid": _unknown_kind,
     "union_tag_not_found": _without_kind,
     "literal_error": _not_a_choice,
     "string_pattern_mismatch": _bad_pattern,
+    "string_too_short": _too_short,
 }
 
 

@@ -26,7 +26,7 @@ _REMEDY = (
     "--root DIR lists what no run refers to; add --delete to remove it) or set paths.root to "
     "another disk, then run the same command again."
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
 _STEP = 1024
 
 
@@ -109,7 +109,8 @@ class FullDiskReport:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None and _means_full(error):
-            raise _too_little(self._path, self._needed_bytes, free_bytes(self._path)) from error
+            found = free_bytes(self._path)
+            raise _too_little(self._path, self._needed_bytes, found, str(error)) from error
 
 
 def _means_full(error: BaseException) -> bool:
@@ -120,10 +121,14 @@ def _means_full(error: BaseException) -> bool:
     return any(os.strerror(code) in str(error) for code in _FULL)
 
 
-def _too_little(path: Path, needed: int, found: int) -> DiskSpaceError:
+def _too_little(path: Path, needed: int, found: int, said: str = "") -> DiskSpaceError:
     wanted = f"{format_bytes(needed)} ({needed:,} bytes)" if needed else "more than there is"
     return DiskSpaceError(
         f"not enough disk space at {path}",
-        problems=[f"needed: {wanted}", f"found:  {format_bytes(found)} ({found:,} bytes)"],
+        problems=[
+            f"needed: {wanted}",
+            f"found:  {format_bytes(found)} ({found:,} bytes)",
+            *([f"error:  {' '.join(said.split())[:200]}"] if said else []),
+        ],
         remedy=_REMEDY,
     )

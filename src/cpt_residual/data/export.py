@@ -25,10 +25,13 @@ from cpt_residual.core.files import (
     sync_file,
     unique_name,
 )
+from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ProgressReport, no_progress
+from cpt_residual.data.inspection.looking import read_manifest
 from cpt_residual.data.nesting import require_rows
-from cpt_residual.data.pack_format import PackView, hashed_bytes, open_pack
-from cpt_residual.errors import ConfigError
+from cpt_residual.data.pack_format import SOURCES_FILE, PackView, hashed_bytes, open_pack
+from cpt_residual.data.pack_ledger import LEDGER_FILE
+from cpt_residual.errors import ConfigError, CorruptArtifactError
 
 __all__ = ["ExportLayout", "export_pack"]
 
@@ -79,6 +82,7 @@ def export_pack(
     DiskSpaceError and ArtifactError when it cannot be written, and what `open_pack` raises.
     """
     view = open_pack(pack)
+    _require_books(view)
     if out.exists():
         raise ConfigError(
             f"{out} exists",
@@ -101,6 +105,28 @@ def export_pack(
             raise
         sync_directory(out.parent)
     return len(view)
+
+
+def _require_books(view: PackView) -> None:
+    """Raise CorruptArtifactError unless `pack.json` and `sources.npy` are those that were packed,
+    as far as a manifest lies beside, and every row has a source. The rows' own hash is for ids and
+    flags."""
+    problems: list[str] = []
+    manifest = read_manifest(view.path)
+    if manifest is not None:
+        for name in (LEDGER_FILE, SOURCES_FILE):
+            recorded, found = manifest.files.get(name), file_sha256(view.path / name)
+            if recorded is None or recorded.sha256 != found:
+                problems.append(f"{name}: sha256 {found[:16]}, not what the manifest says")
+    num_sources = len(view.ledger.sources)
+    if len(view) and int(view.row_sources.max()) >= num_sources:
+        problems.append(f"{SOURCES_FILE}: a row of a source beyond the {num_sources} of the ledger")
+    if problems:
+        raise CorruptArtifactError(
+            f"pack {view.path} is damaged",
+            problems=problems,
+            remedy="Nothing was exported. Delete the artifact and run again; it will be rebuilt.",
+        )
 
 
 def _sync(folder: Path) -> None:

@@ -156,8 +156,12 @@ def _why_unusable(path: Path) -> str | None:
 
 
 def _nothing_found(pattern: str, matches: Sequence[Path]) -> str:
-    if matches:
+    if any(match.is_dir() for match in matches):
         return f"{pattern}: no file of a known kind below this folder; known: {', '.join(SUFFIXES)}"
+    if matches:
+        return f"{pattern}: not a regular file"
+    if Path(pattern).expanduser().is_symlink():
+        return f"{pattern}: a link to nothing"
     if glob.has_magic(pattern):
         return f"{pattern}: no file matches"
     folder = Path(pattern).expanduser().parent

@@ -43,6 +43,7 @@ from cpt_residual.errors import CorruptArtifactError
 
 __all__ = [
     "IGNORED_LABEL",
+    "SOURCES_FILE",
     "PackView",
     "PackWriter",
     "hashed_bytes",
@@ -54,7 +55,8 @@ Int64s = npt.NDArray[np.int64]
 IGNORED_LABEL = -100
 """The label that torch's cross entropy leaves out."""
 
-_FILES = ("ids.npy", "flags.npy", "sources.npy")
+SOURCES_FILE = "sources.npy"
+_FILES = ("ids.npy", "flags.npy", SOURCES_FILE)
 _DTYPES = ("<u4", "|u1", "|u1")
 _BUFFERED_TOKENS = 1 << 18
 

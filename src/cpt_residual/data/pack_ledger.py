@@ -14,6 +14,7 @@ from cpt_residual.errors import CompatibilityError, CorruptArtifactError
 
 __all__ = [
     "FORMAT_VERSION",
+    "LEDGER_FILE",
     "PackLedger",
     "PhaseLedger",
     "RowMark",
@@ -26,7 +27,7 @@ FORMAT_VERSION = 2
 """Of the files of a pack. 2: `sources.npy`, marks and phases in the ledger, continuations in any
 column."""
 
-_LEDGER = "pack.json"
+LEDGER_FILE = "pack.json"
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -67,6 +68,16 @@ class SourceLedger(_Frozen):
     continuations: int  # segments that continue the document of an earlier row
     tokens_cut: int  # of the last row, beyond the budget
     tokens_left_over: int  # read, but in no row: the rest of a document, or rows not needed
+
+    @property
+    def documents_reached(self) -> int:
+        """So many documents, from the first in the order of reading, are in the pack: whole with
+        concat_chunk, while other packings may have left parts of them over."""
+        if self.passes > 1:
+            return self.documents_available
+        if self.packing == "concat_chunk":
+            return min(self.documents, self.eos_tokens)  # the last one may have been cut
+        return self.documents_read
 
 
 class PhaseLedger(_Frozen):
@@ -115,10 +126,14 @@ class PackLedger(_Frozen):
     phases: tuple[PhaseLedger, ...]  # none where the mixture is the same throughout
     sources: Annotated[tuple[SourceLedger, ...], Field(min_length=1, max_length=MAX_SOURCES)]
 
+    def documents_reached(self, corpus: str) -> int:
+        """See `SourceLedger`; 0 for a corpus that is no source."""
+        return max((s.documents_reached for s in self.sources if s.corpus == corpus), default=0)
+
 
 def write_ledger(out: Path, ledger: PackLedger) -> None:
     """Write `pack.json`."""
-    write_json_atomic(out / _LEDGER, ledger)
+    write_json_atomic(out / LEDGER_FILE, ledger)
 
 
 def read_ledger(path: Path) -> PackLedger:
@@ -127,13 +142,13 @@ def read_ledger(path: Path) -> PackLedger:
     Raises CompatibilityError for a pack of another format version, and CorruptArtifactError.
     """
     try:
-        content = (path / _LEDGER).read_bytes()
+        content = (path / LEDGER_FILE).read_bytes()
         _check_version(path, json.loads(content))
         return PackLedger.model_validate_json(content)
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptArtifactError(
             f"pack {path} has no readable ledger",
-            problems=[f"{_LEDGER}: {error}"],
+            problems=[f"{LEDGER_FILE}: {error}"],
             remedy="Delete the artifact and run again; it will be rebuilt.",
         ) from error
 

@@ -2,8 +2,8 @@
 reference set does not.
 
 Three passes, each over one document at a time:
-1. spans of the first `max_documents` documents in the order in which a pack reads the corpus, so
-   that every token budget that gets so far has trained on all that is asked;
+1. spans of the first `max_documents` documents in the order in which a pack reads the corpus, and
+   of no document that the pack of CPT does not reach;
 2. all training documents: in how many does each span stand?
 3. all reference documents: does it stand there at all?
 
@@ -73,12 +73,14 @@ class ReferenceLedger(BaseModel):
 
 
 class ProbeLedger(BaseModel):
-    """Where every span went: spans_found = questions + the sum of `dropped`."""
+    """Where every span went: spans_found = questions + the sum of `dropped`. documents_packed: how
+    many documents the pack of CPT holds from beginning to end, None where no pack was given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     documents: int
     characters: int
+    documents_packed: int | None = None
     documents_sampled: int
     characters_sampled: int
     spans_found: int
@@ -89,7 +91,7 @@ class ProbeLedger(BaseModel):
     references: tuple[ReferenceLedger, ...]
 
 
-def build_probe(
+def build_probe(  # noqa: PLR0913  all of it is asked for
     out: Path,
     documents: Path,
     references: Sequence[Reference],
@@ -97,14 +99,16 @@ def build_probe(
     *,
     seed: int,
     progress: Progress,
+    documents_packed: int | None = None,
 ) -> ProbeLedger:
     """Write `questions.jsonl` and `ledger.json` below `out`: exactly `num_questions` questions.
 
-    The same for the same documents, references, suite and seed. Raises CorpusError with all counts
+    The same for the same documents, references, suite, seed and `documents_packed`: so many
+    documents does the pack hold, and no other is asked about. Raises CorpusError with all counts
     when there are fewer.
     """
     files = _Bytes([documents, documents, *(each.path for each in references)], progress)
-    count = _Count(suite, files)
+    count = _Count(suite, files, documents_packed)
     with LineIndex(documents) as index:
         candidates = count.candidates(index, seed=seed)
         candidates = count.rare(candidates, documents)
@@ -158,8 +162,8 @@ class _Bytes:
 class _Count:
     """The three passes, and the count of what each leaves out."""
 
-    def __init__(self, suite: ClozeSuite, files: _Bytes) -> None:
-        self._suite, self._files = suite, files
+    def __init__(self, suite: ClozeSuite, files: _Bytes, documents_packed: int | None) -> None:
+        self._suite, self._files, self._documents_packed = suite, files, documents_packed
         self.dropped: Counter[str] = Counter()
         self._references: list[ReferenceLedger] = []
         self._found = self._documents = self._characters = 0
@@ -169,7 +173,8 @@ class _Count:
         """Usable spans of the sampled documents, each span once."""
         suite = self._suite
         order = seeded_order(len(index), seed=seed, name=suite.corpus, epoch=0)
-        numbers: list[int] = sorted(order[: suite.max_documents].tolist())
+        packed = len(index) if self._documents_packed is None else self._documents_packed
+        numbers: list[int] = sorted(order[: min(suite.max_documents, packed)].tolist())
         del order
         found: dict[str, Candidate] = {}
         for number in numbers:
@@ -247,6 +252,7 @@ class _Count:
         return ProbeLedger(
             documents=self._documents,
             characters=self._characters,
+            documents_packed=self._documents_packed,
             documents_sampled=self._documents_sampled,
             characters_sampled=self._characters_sampled,
             spans_found=self._found,
@@ -278,10 +284,12 @@ def _too_few(suite: ClozeSuite, ledger: ProbeLedger) -> CorpusError:
         f"corpus {suite.corpus} gives {ledger.questions:,} of the {suite.num_questions:,} cloze "
         "questions asked for",
         problems=[
-            f"{ledger.documents_sampled:,} of {ledger.documents:,} documents searched",
+            f"{ledger.documents_sampled:,} of {ledger.documents:,} documents searched"
+            + ("" if (n := ledger.documents_packed) is None else f" ({n:,} are in CPT's pack)"),
             f"{ledger.spans_found:,} spans found",
             *(f"{number:,} spans dropped: {reason}" for reason, number in dropped),
         ],
         remedy="Nothing was written. Lower num_questions or num_distractors, raise max_documents, "
-        "questions_per_document or max_span_documents, or add text to the corpus.",
+        "questions_per_document, max_span_documents or the pack's token_budget, name more"
+        " span_kinds, or add text to the corpus.",
     )

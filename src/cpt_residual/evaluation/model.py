@@ -240,7 +240,8 @@ class RecordingLM(_HFLM):
                 "A prompt and its answer do not fit into the model.",
                 problems=[f"{longest} tokens > {self.max_length} positions"],
                 remedy="Cutting the prompt would change what is asked. Lower num_fewshot of the "
-                "suite, or leave the suite out for this model.",
+                "suite (context_characters of a cloze suite), or leave the suite out for this "
+                "model.",
             )
         return cast("list[Any]", _likelihood_of_tokens(self, requests, *args, **kwargs))
 

@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib import figure as mpl_figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from cpt_residual.core.files import unique_name
 from cpt_residual.report.facts import Kind
 
 Axes = Any
@@ -108,7 +109,12 @@ def write_png(path: Path, draw: Callable[[], Figure | None]) -> bool:
     if content is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    temporary = path.with_name(unique_name(f".{path.name}"))
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return True
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.packs import Pack
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.errors import ConfigError
+from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.stages.inputs import CorpusInput
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class PackStage:
                 tokenising=how,
                 crew=crew,
             )
+        _require_labels(ledger)
         return _metrics(ledger)
 
     def _plan(self, tokenizer: Tokenizer) -> PackPlan:
@@ -214,6 +215,16 @@ class PackStage:
 
 def _role(number: int) -> str:
     return f"source_{number}"
+
+
+def _require_labels(ledger: PackLedger) -> None:
+    if not ledger.loss_tokens:
+        raise CorpusError(
+            f"none of the {ledger.tokens:,} tokens has a label: nothing could be learnt from them",
+            problems=[f"{s.corpus}: {s.documents:,} documents begin" for s in ledger.sources],
+            remedy="The first token of a document has no label, and prompts have none: give longer"
+            " documents, or answers.",
+        )
 
 
 def _metrics(ledger: PackLedger) -> Metrics:

@@ -14,6 +14,7 @@ from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stag
 from cpt_residual.data.questions import SPANS_PER_DOCUMENT
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.inputs import CorpusInput
+from cpt_residual.stages.pack import PackStage
 
 if TYPE_CHECKING:
     from cpt_residual.data.probe import Reference
@@ -40,16 +41,18 @@ class ProbeRecipe(Frozen):
 class Probe:
     """The knowledge probe of a `cloze` suite, the same for all variants.
 
-    `corpora`: the suite's corpus and its references, by key.
+    `corpora`: the suite's corpus and its references, by key. `pack`: what CPT reads of the corpus;
+    only documents in it are asked about.
     """
 
     key: str
     suite: ClozeSuite
     corpora: Mapping[str, CorpusInput]
     seed: int
+    pack: PackStage | None = None
 
     name: ClassVar[str] = "probe"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def node(self) -> str:
@@ -66,10 +69,12 @@ class Probe:
 
     def inputs(self) -> Mapping[str, Stage]:
         keys = [self.suite.corpus, *self.suite.references]
-        return {f"corpus:{key}": self.corpora[key].stage for key in keys}
+        inputs: dict[str, Stage] = {f"corpus:{key}": self.corpora[key].stage for key in keys}
+        return inputs | ({"pack": self.pack} if self.pack else {})
 
     def cost(self) -> Cost:
-        stages = {stage.node: stage for stage in self.inputs().values()}
+        keys = [self.suite.corpus, *self.suite.references]
+        stages = {key: self.corpora[key].stage for key in keys}
         num_bytes = sum(stage.cost().disk_bytes for stage in stages.values())
         return Cost(
             seconds=2 * num_bytes / _BYTES_PER_SECOND,
@@ -78,9 +83,13 @@ class Probe:
         )
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
+        from cpt_residual.data.pack_ledger import read_ledger
         from cpt_residual.data.probe import build_probe
 
         suite = self.suite
+        packed = None
+        if self.pack is not None:
+            packed = read_ledger(inputs["pack"].path).documents_reached(suite.corpus)
         ledger = build_probe(
             work / "out",
             inputs[f"corpus:{suite.corpus}"].path / self.corpora[suite.corpus].documents,
@@ -88,6 +97,7 @@ class Probe:
             suite,
             seed=self.seed,
             progress=ctx.progress,
+            documents_packed=packed,
         )
         return {
             "questions": ledger.questions,

@@ -276,8 +276,17 @@ class _Registry:
         """The questions of a `cloze` suite: one artifact for all variants."""
         if key not in self._probes:
             corpora = {name: self.corpus(name) for name in (suite.corpus, *suite.references)}
-            self._probes[key] = Probe(key, suite, corpora, self._experiment.seed)
+            pack = self._pack_of_cpt(suite.corpus)
+            self._probes[key] = Probe(key, suite, corpora, self._experiment.seed, pack)
         return self._probes[key]
+
+    def _pack_of_cpt(self, corpus: str) -> PackStage | None:
+        """What the base is trained on, where that holds text of `corpus`."""
+        trained = self.model(self._experiment.roles.base_cpt)
+        if not isinstance(trained, Train):
+            return None
+        holds = any(source.corpus == corpus for source in trained.pack.pack.sources)
+        return trained.pack if holds else None
 
     def _geometry(self) -> Geometry:
         roles = self._experiment.roles

@@ -246,7 +246,7 @@ class _Session:
             self._bars.reused(node, outcome.reason)
             self._log("skip", node, reason=outcome.reason)
             return
-        note = f"{duration(outcome.seconds):>10}  {outcome.ref.content_hash[:8]}"
+        note = f"{duration(outcome.seconds):>10}  content {outcome.ref.content_hash[:8]}"
         self._bars.finished(node, note)
         self._log("done", node, seconds=outcome.seconds, content_hash=outcome.ref.content_hash)
 

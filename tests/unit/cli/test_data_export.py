@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,4 +48,31 @@ def test_what_cannot_be_exported_is_refused(store: Path, run: Run) -> None:
         assert done.status == 2, word
         assert why in done.stderr
         assert done.stdout == ""
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize("name", ["sources.npy", "pack.json"])
+def test_books_that_are_not_those_of_the_manifest(name: str, store: Path, run: Run) -> None:
+    (folder,) = (store / "pack").iterdir()
+    content = bytearray((folder / name).read_bytes())
+    place = len(content) - 1 if name == "sources.npy" else content.index(b'"eos_id": ') + 10
+    content[place] ^= 1
+    (folder / name).chmod(0o644)
+    (folder / name).write_bytes(content)
+    done = run("data", "export", str(folder), "--out", "mine")
+    assert done.status == 2, done.stderr
+    assert f"{name}: sha256" in done.stderr
+    assert not Path("mine").exists()
+
+
+def test_a_row_of_no_source_is_refused_without_a_manifest(store: Path, run: Run) -> None:
+    (folder,) = (store / "pack").iterdir()
+    copy = shutil.copytree(folder, "copy", ignore=shutil.ignore_patterns("manifest.json"))
+    content = bytearray((Path(copy) / "sources.npy").read_bytes())
+    content[-1] = 7
+    (Path(copy) / "sources.npy").chmod(0o644)
+    (Path(copy) / "sources.npy").write_bytes(content)
+    done = run("data", "export", str(copy), "--out", "mine")
+    assert done.status == 2, done.stderr
+    assert "a row of a source beyond" in done.stderr
     assert not Path("mine").exists()

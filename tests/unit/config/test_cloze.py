@@ -65,7 +65,10 @@ def test_one_probe_serves_every_variant(tmp_path: Any) -> None:
     asked = compose([*LARGE, "evaluation.suites=[heldout,cloze]"])
     graph = build_graph(asked, Store(tmp_path))
     nodes = {node.stage.node: node for node in graph.nodes}
-    assert nodes["probe:cloze"].inputs == {"corpus:new_domain": "corpus:new_domain"}
+    assert nodes["probe:cloze"].inputs == {
+        "corpus:new_domain": "corpus:new_domain",
+        "pack": nodes["cpt:base_cpt"].inputs["pack"],
+    }
     scored = [node for name, node in nodes.items() if name.startswith("evaluate:")]
     assert len(scored) > 3
     assert all("probe:cloze" in node.inputs for node in scored)

@@ -66,6 +66,8 @@ CASES = [
     "~nothing",
     "+models.bsae.source=/x",
     "packs.cpt.sources.7.share=0.4",
+    "packs.cpt.sequence_length=1",
+    "'corpora.new_domain={kind:local,files:[\"\"],content_sha256:zz}'",
     "packs.cpt.sources.0.shar=0.4",
     "deepspeed.zero_stage=4",
 ]

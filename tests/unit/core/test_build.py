@@ -312,6 +312,7 @@ def test_space_is_asked_for_before_the_work(store: Store, ctx: RunContext) -> No
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
         RuntimeError("[enforce fail] write: No space left on device (os error 28)"),
     ],
 )
@@ -325,6 +326,7 @@ def test_a_full_disk_during_the_build_is_named(
     with pytest.raises(DiskSpaceError, match=r"needed: more than there is") as caught:
         build_node(store, graph, "a", ctx)
     assert caught.value.__cause__ is error
+    assert str(error) in caught.value.problems[-1]
     assert store.status(graph, "a").state == "missing"
 
 

@@ -216,6 +216,17 @@ def test_everything_wrong_with_the_files_is_said_at_once(tmp_path: Path) -> None
     assert caught.value.remedy.startswith("Nothing was read.")
 
 
+def test_what_is_named_but_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(CorpusError) as caught:
+        resolve_files([str(tmp_path / name) for name in ("gone.jsonl", "pipe.jsonl")])
+    assert caught.value.problems == (
+        f"{tmp_path}/gone.jsonl: a link to nothing",
+        f"{tmp_path}/pipe.jsonl: not a regular file",
+    )
+
+
 def test_files_that_changed_since_the_run_was_planned(tmp_path: Path) -> None:
     a, b = write(tmp_path, "a.txt", "b.txt")
     pinned = hashes(a, b)

@@ -242,3 +242,30 @@ def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
     assert seen[-1] == (total, total, "bytes")
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize(("budget", "share_asked"), [(3_000, 0.5), (500_000, 1.0)])
+def test_only_what_the_pack_holds_is_asked(budget: int, share_asked: float, tmp_path: Path) -> None:
+    documents = write_texts(tmp_path / "documents.jsonl", NEW)
+    length = min(budget, sum(len(text.encode()) + 2 for text in NEW))
+    books = pack(tmp_path / "pack", [byte_texts(documents, "new")], plan(64, length))
+    reached = books.documents_reached("new")
+    assert 0 < reached <= share_asked * len(NEW)
+    asked = suite(num_questions=5)
+    ledger = build_probe(
+        tmp_path / "out",
+        documents,
+        [Reference("general", write_texts(tmp_path / "general.jsonl", OLD))],
+        asked,
+        seed=0,
+        progress=no_progress,
+        documents_packed=reached,
+    )
+    assert ledger.documents_packed == ledger.documents_sampled == reached
+    view = open_pack(tmp_path / "pack")
+    ids = np.asarray(view.ids).reshape(-1)
+    text = bytes(int(i) - FIRST_BYTE if i >= FIRST_BYTE else 0 for i in ids)
+    for line in (tmp_path / "out" / "questions.jsonl").read_text().splitlines():
+        question = Question.model_validate_json(line)
+        whole = f"{question.context}{question.choices[question.answer]}".encode()
+        assert whole in text, "asked, but not in the pack"
