@@ -138,9 +138,9 @@ def _waterfall(axes: Axes, bars: Sequence[_Bar], unit: int) -> None:
             fontsize=8.5,
             color=INK,
         )
-    axes.set_xlim(0, 1.4 * whole)
+    axes.set_xlim(0, 1.8 * whole)  # room for the numbers of the longest bar
     axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
