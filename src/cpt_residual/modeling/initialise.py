@@ -25,6 +25,7 @@ from cpt_residual.config.schema import Architecture
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, write_chat_folder
 from cpt_residual.modeling.saving import no_progress_bars, share_weights
 from cpt_residual.modeling.tokenizer import Tokenizer, train_bpe_tokenizer
+from cpt_residual.modeling.vector_maths import settle_vector_maths
 
 __all__ = ["DOCUMENT_END", "PADDING", "SPECIAL_TOKENS", "TURN_END", "write_initial_model"]
 
@@ -53,6 +54,7 @@ def write_initial_model(
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
     config = _config(architecture, tokenizer)
+    settle_vector_maths()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = cast(

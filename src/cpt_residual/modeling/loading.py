@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.vector_maths import settle_vector_maths
 
 __all__ = ["build_on_meta", "load_causal_lm", "load_config", "require_known_tensors"]
 
@@ -27,6 +28,7 @@ def load_causal_lm(
 
     Raises CompatibilityError naming every tensor that is missing, superfluous or of another
     shape: transformers would fill those with random numbers."""
+    settle_vector_maths()
     model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
         folder,
         dtype="auto" if dtype is None else dtype,

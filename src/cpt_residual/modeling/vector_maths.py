@@ -1,0 +1,31 @@
+"""The same bits from the first step on: MKL's vector functions before any thread shares them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+__all__ = ["settle_vector_maths"]
+
+_FUNCTIONS = (
+    *("acos", "asin", "atan", "cos", "sin", "tan", "tanh", "erf", "erfc", "erfinv"),
+    *("exp", "expm1", "log", "log10", "log1p", "log2", "lgamma", "sqrt", "trunc"),
+)
+"""Elementwise functions that torch takes from MKL where it is built with it (ATen, cpu/vml.h)."""
+
+
+@cache
+def settle_vector_maths() -> None:
+    """Call each of MKL's vector functions once from a single thread; again, it does nothing.
+
+    MKL chooses a function's kernel during its first call. Where two threads make that call at the
+    same time, one of them may compute its whole share with a kernel of low accuracy: errors of
+    up to 2,500 ulp (4,000 are reported), in this call only, in one of some hundred to thousand
+    processes, more under load (pytorch/pytorch#188792; seen with torch 2.13.0, 2 threads). The
+    angles of the rotary embedding are such a call, so one of many equal trainings began with
+    another loss in its last digit. Calls on 8 elements stay in the calling thread."""
+    for dtype in (torch.float32, torch.float64):
+        some = torch.full((8,), 0.5, dtype=dtype)
+        for name in _FUNCTIONS:
+            getattr(torch, name)(some)
