@@ -56,6 +56,9 @@ _PARAMETERS_OF: dict[MethodName, tuple[str, ...]] = {
 }
 
 
+_FEWEST_THREADS, _MOST_THREADS = 8, 32
+
+
 @dataclass(frozen=True)
 class MethodOptions:
     """The options of all methods; None: not given."""
@@ -68,9 +71,10 @@ class MethodOptions:
 
 
 def num_threads(threads: int | None) -> int:
-    """As asked for, else two per core that this process may use: one computes, one waits for the
-    disk."""
-    return threads or 2 * usable_cores()
+    """As asked for, else two per core that this process may use (one computes, one waits for the
+    disk): at least 8, because a disk answers so many requests sooner than one after the other, and
+    at most 32, because each has some 30 MB of memory."""
+    return threads or min(max(_FEWEST_THREADS, 2 * usable_cores()), _MOST_THREADS)
 
 
 def pinned_reference(reference: str, role: str, terminal: Terminal) -> Path | HubModel:

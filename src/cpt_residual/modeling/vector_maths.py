@@ -21,8 +21,8 @@ def settle_vector_maths() -> None:
 
     MKL chooses a function's kernel during its first call. Where two threads make that call at the
     same time, one of them may compute its whole share with a kernel of low accuracy: errors of
-    up to 2,500 ulp (4,000 are reported), in this call only, in one of some hundred to thousand
-    processes, more under load (pytorch/pytorch#188792; seen with torch 2.13.0, 2 threads). The
+    up to 2,500 ulp (4,000 are reported), in this call only, in one of some hundred to ten thousand
+    processes (pytorch/pytorch#188792; 19 of 11,466 with torch 2.13.0, 2 threads, 2 busy cores). The
     angles of the rotary embedding are such a call, so one of many equal trainings began with
     another loss in its last digit. Calls on 8 elements stay in the calling thread."""
     for dtype in (torch.float32, torch.float64):

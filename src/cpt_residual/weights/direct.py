@@ -69,6 +69,8 @@ class InputFile:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         large = once and num_bytes >= _LARGE_FILE
         self._direct = _open_direct(path, os.O_RDONLY) if large else None
+        if self._direct is not None:
+            _read_nothing_ahead(self._file)
 
     def close(self) -> None:
         for file in (self._file, self._direct):
@@ -194,6 +196,14 @@ def _open_direct(path: Path, flags: int) -> int | None:
         if error.errno in _NOT_SUPPORTED:
             return None
         raise
+
+
+def _read_nothing_ahead(file: int) -> None:
+    """Ordinary reads bring in what was asked for and no more. Otherwise each brings in megabytes
+    after it, the next piece is found there and read in the same way, and so on through the file,
+    at half the speed of direct reads."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 def _reserve(file: int, num_bytes: int) -> None:

@@ -273,3 +273,23 @@ def test_models_are_merged_to_the_same_bytes_from_a_cold_cache(
     for name, stored_bytes in outputs[0].items():
         if name.startswith("stored/"):
             assert stored_bytes == outputs[0][name.replace("stored/", "direct/")]
+
+
+def test_an_ordinary_read_brings_in_no_more_than_asked_for(tmp_path: Path) -> None:
+    """What the system reads ahead would be found in the cache, read ordinarily, and bring in more:
+    no file would ever be read directly."""
+    path = tmp_path / "large"
+    path.write_bytes(bytes(1024 * PAGE))
+    evict(path)
+    probe = os.open(path, os.O_RDONLY)
+    try:
+        if direct._is_cached(probe, 0, 1024 * PAGE):
+            pytest.skip("no way to drop pages of temporary files from the cache")
+        file = InputFile(path, 1024 * PAGE)
+        file.read_into(memoryview(bytearray(64 * PAGE)), 0)
+        file.read_into(memoryview(bytearray(64 * PAGE)), 64 * PAGE)
+        file.close()
+        assert direct._is_cached(probe, 0, 128 * PAGE)
+        assert not direct._is_cached(probe, 128 * PAGE, 144 * PAGE)
+    finally:
+        os.close(probe)
