@@ -56,7 +56,7 @@ _PARAMETERS_OF: dict[MethodName, tuple[str, ...]] = {
 }
 
 
-_FEWEST_THREADS, _MOST_THREADS = 8, 32
+_FEWEST_THREADS, _MOST_THREADS = 6, 32
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class MethodOptions:
 
 def num_threads(threads: int | None) -> int:
     """As asked for, else two per core that this process may use (one computes, one waits for the
-    disk): at least 8, because a disk answers so many requests sooner than one after the other, and
-    at most 32, because each has some 30 MB of memory."""
+    disk): at least 6, because a disk answers so many requests sooner than one after the other, and
+    at most 32, because each has some 40 MB of memory."""
     return threads or min(max(_FEWEST_THREADS, 2 * usable_cores()), _MOST_THREADS)
 
 

@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a pass over the weights runs; never changes the bytes. Memory: some 30 MB per thread."""
+    """How a pass over the weights runs; never changes the bytes. Memory: some 40 MB per thread."""
 
     progress: ProgressReport = no_progress
     threads: int = 2
