@@ -30,7 +30,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="check, estimate, say what would be done; write nothing")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, max=64, help="default: two per usable core")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=64, help="default: two per usable core, 6 to 32")
+]
 Rank = Annotated[int | None, typer.Option(min=1, help="low rank: how many factors")]
 Explained = Annotated[
     float | None,

@@ -9,6 +9,7 @@ bytes are the same.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -16,7 +17,7 @@ import os
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -67,35 +68,36 @@ class InputFile:
     def __init__(self, path: Path, num_bytes: int, *, once: bool = True) -> None:
         self._num_bytes = num_bytes
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        large = once and num_bytes >= _LARGE_FILE
-        self._direct = _open_direct(path, os.O_RDONLY) if large else None
-        if self._direct is not None:
-            _read_nothing_ahead(self._file)
+        self._direct: int | None = None
+        self._cached = self._file
+        try:
+            if once and num_bytes >= _LARGE_FILE and _cache_is_told(path, self._file):
+                self._direct = _open_direct(path, os.O_RDONLY)
+            if self._direct is not None:
+                self._cached = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                _read_nothing_ahead(self._cached)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        for file in (self._file, self._direct):
-            if file is not None:
-                os.close(file)
+        for file in {self._file, self._cached, self._direct} - {None}:
+            os.close(cast("int", file))
 
     def read(self, room: Room) -> int:
-        """Fills `room.values`; returns how many bytes there were."""
+        """Fills `room.values`, directly unless the cache holds it; returns how many bytes there
+        were."""
         if self._is_direct(room):
             try:
                 return self._read_pages(room)
             except OSError as error:
                 if error.errno not in _NOT_SUPPORTED:
                     raise
-        return self.read_into(room.values.data, room.offset)
+        return _read_fully(self._cached, room.values.data, room.offset)
 
     def read_into(self, memory: memoryview, offset: int) -> int:
         """As `read`, into any memory, with ordinary reads."""
-        num_read = 0
-        while num_read < memory.nbytes:
-            count = os.preadv(self._file, [memory[num_read:]], offset + num_read)
-            if count == 0:
-                break
-            num_read += count
-        return num_read
+        return _read_fully(self._file, memory, offset)
 
     def _is_direct(self, room: Room) -> bool:
         if self._direct is None or room.values.size < _WORTH_IT:
@@ -114,7 +116,7 @@ class InputFile:
                 break
         done = max(0, min(found - before, room.values.size))
         rest = room.values[done:].data
-        return done + (self.read_into(rest, room.offset + done) if rest.nbytes else 0)
+        return done + _read_fully(self._cached, rest, room.offset + done)
 
 
 class OutputFile:
@@ -198,12 +200,28 @@ def _open_direct(path: Path, flags: int) -> int | None:
         raise
 
 
+def _cache_is_told(path: Path, file: int) -> bool:
+    """Whether Linux says what the cache holds of a file: to its owner and to who may write it."""
+    return os.fstat(file).st_uid == os.geteuid() or os.access(path, os.W_OK)
+
+
 def _read_nothing_ahead(file: int) -> None:
-    """Ordinary reads bring in what was asked for and no more. Otherwise each brings in megabytes
-    after it, the next piece is found there and read in the same way, and so on through the file,
-    at half the speed of direct reads."""
-    if hasattr(os, "posix_fadvise"):
+    """Ordinary reads bring in what is asked for and no more. Where the system reads megabytes ahead
+    (8 MiB on a cloud disk), the next piece would be found in the cache and read from there, which
+    brings in more, and so on: up to half of a cold model at half the speed."""
+    with contextlib.suppress(OSError):  # an advice
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+
+
+def _read_fully(file: int, memory: memoryview, offset: int) -> int:
+    """Fills `memory`; returns how many bytes there were."""
+    num_read = 0
+    while num_read < memory.nbytes:
+        count = os.preadv(file, [memory[num_read:]], offset + num_read)
+        if count == 0:
+            break
+        num_read += count
+    return num_read
 
 
 def _reserve(file: int, num_bytes: int) -> None:

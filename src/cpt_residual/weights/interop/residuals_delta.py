@@ -162,4 +162,4 @@ class _OpenPackage:
 
     def _read(self, block: Block) -> Raw:
         entry = self._folder.tensors[block.name]
-        return self._reader.read(entry, block.start, block.stop)
+        return self._reader.read_reusing(entry, block.start, block.stop)
