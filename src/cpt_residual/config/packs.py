@@ -90,6 +90,18 @@ def problems_of_pack(place: str, pack: Pack) -> Iterator[str]:
         yield from _problems_of_phases(place, pack)
     else:
         yield from _not_one(f"{place}.sources", [source.share for source in pack.sources])
+    yield from _less_than_a_row(place, pack)
+
+
+def _less_than_a_row(place: str, pack: Pack) -> Iterator[str]:
+    """Sources that might not get a single row: the mixture is exact to half a row."""
+    for source, share in zip(pack.sources, pack.shares, strict=True):
+        tokens = share * pack.token_budget
+        if len(pack.sources) > 1 and 0 < tokens < pack.sequence_length:
+            yield (
+                f"{place}: {source.corpus}: share {share:g} of token_budget {pack.token_budget} is "
+                f"{tokens:.0f} tokens, less than a row (sequence_length {pack.sequence_length})"
+            )
 
 
 def _problems_of_phases(place: str, pack: Pack) -> Iterator[str]:

@@ -164,6 +164,13 @@ def test_dialogues_are_not_packed_otherwise(problems: Any) -> None:
 
 SIZES = [
     (
+        [("packs/cpt/sources/0/share", 0.00001), ("packs/cpt/sources/1/share", 0.99999)],
+        [
+            "packs.cpt: new_domain: share 1e-05 of token_budget 245760 is 2 tokens, less "
+            "than a row (sequence_length 128)"
+        ],
+    ),
+    (
         [("packs/cpt/sources/0/share", 0.4)],
         ["packs.cpt.sources: shares 0.4 + 0.5 = 0.9: must sum to 1"],
     ),
