@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from io import FileIO
 from pathlib import Path
 from typing import cast
 
@@ -105,10 +107,17 @@ def fingerprint(
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, links followed; constant memory (two 4 MiB blocks, one of which is
-    read while the other is hashed)."""
+    read while the other is hashed; a smaller file is read at once)."""
+    with path.open("rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size < _BLOCK_BYTES:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return _large_file_sha256(stream)
+
+
+def _large_file_sha256(stream: FileIO) -> str:
     digest = hashlib.sha256()
     block, following = bytearray(_BLOCK_BYTES), bytearray(_BLOCK_BYTES)
-    with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader:
         count = stream.readinto(block)
         while count:
             reading = reader.submit(stream.readinto, following)

@@ -288,7 +288,10 @@ def _with_rows(side: TokenSide, num_rows: int) -> dict[str, int]:
 
 
 def _named_rows(side: TokenSide, num_rows: int) -> RowNumbers:
-    return np.array(sorted(set(_with_rows(side, num_rows).values())), dtype=np.int64)
+    ids = np.fromiter(side.ids.values(), dtype=np.int64, count=len(side.ids))
+    named = np.zeros(num_rows, dtype=np.bool_)
+    named[ids[ids < num_rows]] = True
+    return np.flatnonzero(named)
 
 
 def _unnamed(left: tuple[TokenSide, int], right: tuple[TokenSide, int]) -> RowNumbers:

@@ -104,9 +104,12 @@ def test_what_has_no_exact_json_is_refused_with_its_place() -> None:
         canonical_json({"a": {1: 2}})
 
 
-def test_file_sha256_reads_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_bytes", [0, 1, 6, 7, 8, 14, 50])
+def test_file_sha256_reads_in_blocks(
+    num_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hashing, "_BLOCK_BYTES", 7)
-    data = os.urandom(50)
+    data = os.urandom(num_bytes)
     (tmp_path / "file").write_bytes(data)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
