@@ -14,7 +14,9 @@ warm page cache, at least 5 rounds of whole processes:
   from the stored residual, `apply` from base and instruct, and with four alphas in one pass
   (`--no-verify`: the check that loads the written model with torch is measured apart).
 * mergekit (task_arithmetic in bf16, the fastest of its settings) and residuals (its Python API in
-  bf16: its documented fp32 writes twice the bytes), each from its own environment.
+  bf16: its documented fp32 writes twice the bytes), each from its own environment. mergekit and
+  residuals start, as direct does, from the three models; residuals_apply starts, as apply does,
+  from a stored residual.
 
 Peers do not flush what they write; the time until it is on the disk is kept apart and not counted.
 Then ours runs once on a family of at least twice the bytes, for its memory. In the same run, direct
@@ -166,7 +168,7 @@ def _line_up(options: Options, family: Family, bench: Bench) -> Line:
     """The contenders that were asked for, and the stored residuals that they need."""
     ours, of_ours = contending.ours(family, bench.scratch)
     peers, of_peers = contending.peers(family, bench.scratch, options.environments)
-    everybody = [*contending.limits(family), *ours, *peers]
+    everybody = contending.in_order([*contending.limits(family), *ours, *peers])
     line = contending.only(options.only, (everybody, [*of_ours, *of_peers]))
     if not line[0]:
         names = ", ".join(item.name for item in everybody)

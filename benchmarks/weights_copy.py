@@ -1,12 +1,13 @@
 """The copy limit of `weights.py`: read every byte of several file sets, write those of the first.
 
-    python -I -S weights_copy.py cached|direct THREADS BLOCK_BYTES NAMES SETS OUTS
+    python -I -S weights_copy.py cached|direct|cached-direct THREADS BLOCK_BYTES NAMES SETS OUTS
 
 NAMES, SETS and OUTS are lists with one item per line: the files' names, the folders that are read,
 the folders (made here) that each get a copy of the first set. Nothing is computed. A process of
 its own with few imports, so that it costs what the disk and the memory cost: threads that read into
 reused buffers and write into files reserved beforehand. Each written file is flushed to the disk as
-soon as it is complete, while other threads go on. `direct` goes past the page cache (O_DIRECT).
+soon as it is complete, while other threads go on. `direct` goes past the page cache (O_DIRECT),
+`cached-direct` only when it writes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ class Copy:
     """Open files, and the blocks that are still to be copied."""
 
     def __init__(
-        self, names: list[str], sets: list[str], outs: list[str], block: int, mode: int
+        self, names: list[str], sets: list[str], outs: list[str], block: int, modes: list[int]
     ) -> None:
-        flags = os.O_RDONLY | mode
+        flags = os.O_RDONLY | modes[0]
         self.sources = [[os.open(f"{s}/{name}", flags) for s in sets] for name in names]
         for out in outs:
             os.makedirs(out)  # noqa: PTH103 - pathlib takes longer to import than this to run
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | mode
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | modes[-1]
         self.targets = [[os.open(f"{o}/{name}", flags, 0o644) for o in outs] for name in names]
         self.sizes = [os.fstat(files[0]).st_size for files in self.sources]
         for files, targets, size in zip(self.sources, self.targets, self.sizes, strict=True):
@@ -84,10 +85,10 @@ def write_fully(file: int, buffer: memoryview, offset: int) -> None:
 
 
 def main() -> None:
-    mode = os.O_DIRECT if sys.argv[1] == "direct" else 0
+    modes = [os.O_DIRECT if word == "direct" else 0 for word in sys.argv[1].split("-")]
     num_threads, block = int(sys.argv[2]), int(sys.argv[3])
     names, sets, outs = (argument.split("\n") for argument in sys.argv[4:7])
-    copy = Copy(names, sets, outs, block, mode)
+    copy = Copy(names, sets, outs, block, modes)
     threads = [threading.Thread(target=copy.work) for _ in range(num_threads)]
     for thread in threads:
         thread.start()

@@ -72,15 +72,16 @@ class Peers:
             found[name] = {library: known[library] for library in _LIBRARIES if library in known}
         return found
 
-    def residuals(self, verb: str, first: Path, second: Path, *, dtype: str) -> Command:
-        """compute: base, instruct; apply: target, stored residual."""
+    def residuals(self, verb: str, *models: Path, dtype: str) -> Command:
+        """Models of compute: base, instruct; apply: target, stored residual; merge: target,
+        base, instruct."""
         program = [
             *_OFFLINE,
             str(self._program("residuals", "python")),
             "-P",
             str(RESIDUALS_SCRIPT),
         ]
-        return lambda out: [*program, verb, str(first), str(second), str(out), dtype]
+        return lambda out: [*program, verb, str(out), dtype, *map(str, models)]
 
     def mergekit(self, family: Family, scratch: Path) -> dict[str, Command]:
         """base + (instruct - base) + (base_cpt - base), in each of the settings."""

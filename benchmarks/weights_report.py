@@ -13,16 +13,17 @@ from weights_measure import Run
 
 GIB = 1 << 30
 COPY_FACTOR, PEER_FACTOR, ALPHAS_FACTOR, PEAK_GIB, SAME_FACTOR = 1.25, 4.0, 1.6, 0.5, 1.1
-PEER_MERGES = ("mergekit", "residuals_apply")
+PEER_MERGES = (("mergekit", "direct"), ("residuals", "direct"), ("residuals_apply", "apply"))
+"""Each peer, and what ours does with the same inputs."""
 RATIOS = (
     ("direct", "copy"),
     ("apply", "copy"),
     ("four_alphas", "direct"),
     ("four_alphas", "copy_four"),
     ("copy_four", "copy"),
-    *((peer, "direct") for peer in PEER_MERGES),
-    *((peer, "copy") for peer in PEER_MERGES),
-    ("residuals_apply", "apply"),
+    *PEER_MERGES,
+    ("residuals_apply", "direct"),
+    *((peer, "copy") for peer, _ in PEER_MERGES),
 )
 Runs = Mapping[str, Sequence[Run]]
 """Runs of each contender, one per round."""
@@ -81,9 +82,9 @@ def goals(states: Mapping[str, Runs], twice: Mapping[str, Run]) -> dict[str, Goa
         found[f"{state}: direct apply over the copy limit"] = Goal(
             known.get("direct/copy"), COPY_FACTOR
         )
-        for peer in PEER_MERGES:
-            found[f"{state}: {peer} over direct apply"] = Goal(
-                known.get(f"{peer}/direct"),
+        for peer, ours in PEER_MERGES:
+            found[f"{state}: {peer} over {ours}"] = Goal(
+                known.get(f"{peer}/{ours}"),
                 PEER_FACTOR,
                 at_least=True,
                 note=_most_note(known.get(f"{peer}/copy")),
