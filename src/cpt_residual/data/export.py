@@ -47,18 +47,20 @@ _TOKENS_AT_ONCE = 1 << 18
 _TABLES_PER_FILE = 256
 _COLUMNS = ("input_ids", "position_ids", "labels")
 
-_CARD = """---
+_PARQUET_HEAD = """---
 configs:
 - config_name: default
   data_files:
   - split: train
     path: data/*.parquet
 ---
-# Packed rows for causal language model training
+"""
+
+_CARD = """# Packed rows for causal language model training
 
 {rows:,} rows of {length:,} tokens: {tokens:,} training tokens, {padding:,} of padding. Rows are in
 training order: do not shuffle them, or budgets and phases lose their meaning. `pack.json` says
-where every token is from.
+where every token is from. To read it: `{how}`.
 
 Several documents share a row. Positions restart at each, and a label is -100 where no loss is
 wanted (first tokens of documents and of parts of documents, prompts, padding). The label of a token
@@ -97,6 +99,7 @@ def export_pack(
                 _write_parquet(view, temporary, progress)
             else:
                 _write_hf(view, temporary, progress)
+            (temporary / "README.md").write_text(_card(view, layout), encoding="utf-8")
             copy_files(pack, temporary, leave_out=_not_the_ledger(pack))
             _sync(temporary)
             temporary.rename(out)
@@ -173,6 +176,19 @@ def _tables(view: PackView, progress: ProgressReport) -> Iterator[Any]:
     require_rows(view, digest.hexdigest())
 
 
+def _card(view: PackView, layout: ExportLayout) -> str:
+    """What the rows are and how to use them, for README.md."""
+    load = {"parquet": "datasets.load_dataset", "hf": "datasets.load_from_disk"}[layout]
+    text = _CARD.format(
+        rows=len(view),
+        length=view.sequence_length,
+        tokens=view.ledger.tokens,
+        padding=view.ledger.padding,
+        how=f'{load}("FOLDER")',
+    )
+    return _PARQUET_HEAD + text if layout == "parquet" else text
+
+
 def _write_parquet(view: PackView, out: Path, progress: ProgressReport) -> None:
     (out / "data").mkdir(parents=True)
     num_files = -(-len(view) // (_TABLES_PER_FILE * _rows_at_once(view)))
@@ -184,11 +200,6 @@ def _write_parquet(view: PackView, out: Path, progress: ProgressReport) -> None:
                 writer.write_table(table)
     left_over = next(tables, None)  # the end, where the rows are checked
     assert left_over is None, "all rows are in a file"
-    ledger = view.ledger
-    card = _CARD.format(
-        rows=len(view), length=view.sequence_length, tokens=ledger.tokens, padding=ledger.padding
-    )
-    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_hf(view: PackView, out: Path, progress: ProgressReport) -> None:

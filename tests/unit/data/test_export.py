@@ -50,6 +50,10 @@ def test_the_rows_come_back(layout: ExportLayout, view: PackView, tmp_path: Path
     ledger = json.loads((tmp_path / "out" / "pack.json").read_text())
     assert ledger["rows_sha256"] == view.ledger.rows_sha256
     assert set(np.array(view.row_sources).tolist()) == {0, 1}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{len(view)} rows of {view.sequence_length} tokens" in card
+    assert {"parquet": "load_dataset", "hf": "load_from_disk"}[layout] in card
+    assert card.startswith("---\nconfigs:") == (layout == "parquet")
     left = [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     assert not left
     assert not (tmp_path / "out" / "scratch").exists()
