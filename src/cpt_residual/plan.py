@@ -44,12 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = open_store(experiment)
         graph = build_graph(experiment, store)
         overview = Overview.of(graph, store)
+        frozen = FrozenPlan.of(experiment, graph) if options.out else None
         if options.json:
             print(json.dumps(_as_json(experiment, overview), indent=2))
         else:
-            _show(experiment, graph, overview, store)
-        if options.out:
-            _write(FrozenPlan.of(experiment, graph), options.out)
+            _show(experiment, graph, overview, store, frozen)
+        if frozen:
+            _write(frozen, options.out)
             print(f"plan: {options.out}", file=sys.stderr)
     except CptResidualError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -99,13 +100,19 @@ def _write(plan: FrozenPlan, out: Path) -> None:
         ) from None
 
 
-def _show(experiment: Experiment, graph: Graph, overview: Overview, store: Store) -> None:
+def _show(
+    experiment: Experiment,
+    graph: Graph,
+    overview: Overview,
+    store: Store,
+    frozen: FrozenPlan | None,
+) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are data
     console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, nothing is cut
     identity = f"  seed {experiment.seed}  plan {graph.fingerprint[:8]}"
     console.print(Text.assemble((experiment.name, "bold"), identity))
     console.print(experiment.question, style="italic", soft_wrap=True)
-    console.print(_table(overview.stages))
+    console.print(_table(overview.stages, frozen))
     merged = f"evaluate:{experiment.roles.merged}"
     if merged in graph:
         console.print(graph.lineage(merged), soft_wrap=True)
@@ -140,8 +147,12 @@ def _machine(launch: Launch, cores: int) -> str:
     return f"{launch.num_processes} GPUs (evaluation not counted)"
 
 
-def _table(stages: Sequence[PlannedStage]) -> Table:
+def _table(stages: Sequence[PlannedStage], frozen: FrozenPlan | None) -> Table:
+    """Each stage in a line, with its row's number where a plan is written."""
+    rows = {row.fingerprint: str(row.index) for row in frozen.rows} if frozen else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
+    if rows:
+        table.add_column("row", justify="right", no_wrap=True)
     table.add_column("stage", no_wrap=True)
     table.add_column("id", no_wrap=True)
     table.add_column("status", no_wrap=True)
@@ -151,6 +162,7 @@ def _table(stages: Sequence[PlannedStage]) -> Table:
         cost = stage.cost
         state = stage.status.state
         table.add_row(
+            *([rows[stage.node.fingerprint]] if rows else []),
             stage.name,
             stage.node.fingerprint[:8],
             Text(state, style=_STYLES[state]),

@@ -3,6 +3,8 @@
     python -m cpt_residual.row plan.json 7
 
 A row that is ready is skipped; a row whose inputs are not ready is refused. No Hydra.
+Exit status: 0 done; 2 bad input, too little disk or the like; 1 the stage failed otherwise; 75 a
+training was stopped by a signal from outside; 130 Ctrl-C, 143 SIGTERM: the same row resumes.
 """
 
 from __future__ import annotations
@@ -17,10 +19,9 @@ from rich.console import Console
 from cpt_residual.errors import ConfigError, CptResidualError
 from cpt_residual.launch.console import BuildConsole, duration
 from cpt_residual.launch.environment import set_maths_defaults
+from cpt_residual.launch.stopping import say_stopped, terminable
 from cpt_residual.stages.execute import Builder, BuildRequest
 from cpt_residual.stages.frozen import FrozenPlan
-
-_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("index", type=int, help="row number, e.g. $SLURM_ARRAY_TASK_ID")
     options = parser.parse_args(arguments)
     try:
-        _build(options.plan, options.index)
+        with terminable():
+            _build(options.plan, options.index)
     except CptResidualError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: build the same row again to resume", file=sys.stderr)
-        return _INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return say_stopped(stop, remedy="build the same row again to resume")
     return 0
 
 

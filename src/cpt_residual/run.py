@@ -26,13 +26,13 @@ from cpt_residual.config.compose import compose, expand_sweep
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.files import copy_files
 from cpt_residual.errors import CptResidualError
-from cpt_residual.launch.stopping import TerminatedError, terminable
+from cpt_residual.launch.stopping import say_stopped, terminable
 from cpt_residual.stages.prefetch import prefetch_experiment
 from cpt_residual.stages.registry import localised
 from cpt_residual.stages.session import Finished, run_experiment
 from cpt_residual.stages.sweep import differing, heading, report_sweep
 
-_FAILED, _INTERRUPTED, _TERMINATED = 1, 130, 143
+_FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        terminated = isinstance(stop, TerminatedError)
-        how = "terminated" if terminated else "interrupted"
-        print(f"{how}: run the same command again to resume", file=sys.stderr)
-        return _TERMINATED if terminated else _INTERRUPTED
+        return say_stopped(stop, remedy="run the same command again to resume")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from cpt_residual import plan as plan_module
 from cpt_residual.core.store import Store
 from cpt_residual.plan import main as plan
 from cpt_residual.row import main as row
+from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.overview import Overview
 
 CUT = ["+experiment=smoke", "evaluation.variants=[base]", "evaluation.suites=[heldout]"]
@@ -105,6 +109,28 @@ def test_a_root_of_a_plan_that_cannot_be_written(
     (place / "plan.json").write_text(json.dumps(frozen))
     assert row(["plan.json", "0"]) == 2
     assert "nothing can be written below the plan's paths.root" in errors()
+
+
+def test_a_written_plan_tells_the_numbers_of_its_rows(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan([*CUT, "--out", "plan.json"]) == 0
+    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    rows = json.loads((place / "plan.json").read_text())["rows"]
+    assert len(rows) > 2
+    assert all([str(each["index"]), each["node"]] in told for each in rows)
+
+
+def test_sigterm_ends_a_row_as_ctrl_c_does(
+    frozen: dict[str, Any], errors: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(Builder, "build", wait)
+    assert row(["plan.json", "0"]) == 143
+    assert errors() == "terminated: build the same row again to resume\n"
 
 
 # --- where a plan is written ---------------------------------------------------------------------

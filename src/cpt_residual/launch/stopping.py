@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from types import FrameType
 
-__all__ = ["TerminatedError", "terminable"]
+__all__ = ["TerminatedError", "say_stopped", "terminable"]
+
+_INTERRUPTED, _TERMINATED = 130, 143
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -28,6 +31,13 @@ def terminable() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def say_stopped(stop: KeyboardInterrupt, *, remedy: str) -> int:
+    """Says on stderr what ended the program and how to go on; returns the exit status."""
+    terminated = isinstance(stop, TerminatedError)
+    sys.stderr.write(f"{'terminated' if terminated else 'interrupted'}: {remedy}\n")
+    return _TERMINATED if terminated else _INTERRUPTED
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
