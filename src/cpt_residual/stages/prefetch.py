@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -51,13 +52,13 @@ def prefetch_experiment(experiment: Experiment, console: Console) -> tuple[CptRe
     )
     require_store(builder.store, overview)
     with FullDiskReport(Path(experiment.paths.root), 0):
-        errors: tuple[CptResidualError, ...] = ()
+        errors: Mapping[str, CptResidualError] = {}
         if overview.stages:
             run_dir = new_run(builder)
             errors = build_all(builder, overview, run_dir, console)
             if errors:
-                tell_unfinished(run_dir, console)
-        return errors + _fetch_evaluation(experiment, console)
+                tell_unfinished(errors, run_dir, console)
+        return tuple(errors.values()) + _fetch_evaluation(experiment, console)
 
 
 def _fetch_evaluation(experiment: Experiment, console: Console) -> tuple[CptResidualError, ...]:

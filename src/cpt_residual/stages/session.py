@@ -82,14 +82,14 @@ def require_store(store: Store, overview: Overview) -> None:
 
 def build_all(
     builder: Builder, overview: Overview, run_dir: Path, console: Console
-) -> tuple[CptResidualError, ...]:
-    """Build what `overview` misses, with bars and a log; what went wrong, if anything did."""
+) -> Mapping[str, CptResidualError]:
+    """Build what `overview` misses, with bars and a log; what went wrong, by stage."""
     cores = builder.experiment.launch.cores or usable_cores()
     _announce(builder, overview, cores, console)
     with BuildConsole(console, total_stages=len(overview.stages)) as bars:
         session = _Session(builder, run_dir, bars)
         session.run(overview, cores)
-    return tuple(session.errors)
+    return session.errors
 
 
 def _run(builder: Builder, overview: Overview, console: Console, overrides: str) -> Finished:
@@ -97,8 +97,8 @@ def _run(builder: Builder, overview: Overview, console: Console, overrides: str)
     started = time.monotonic()
     errors = build_all(builder, overview, run_dir, console)
     if builder.store.status(builder.graph, REPORT_NODE).state != "ready":
-        tell_unfinished(run_dir, console)
-        return Finished(experiment, None, errors, overrides)
+        tell_unfinished(errors, run_dir, console)
+        return Finished(experiment, None, tuple(errors.values()), overrides)
     report_dir = run_dir / "report"
     artifact = builder.store.path_of(builder.graph[REPORT_NODE])
     copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
@@ -107,10 +107,14 @@ def _run(builder: Builder, overview: Overview, console: Console, overrides: str)
     return Finished(experiment, report_dir, overrides=overrides)
 
 
-def tell_unfinished(run_dir: Path, console: Console) -> None:
-    """Some stages failed: what to do, and where their output is."""
+def tell_unfinished(
+    errors: Mapping[str, CptResidualError], run_dir: Path, console: Console
+) -> None:
+    """Some stages failed, perhaps long before the end: which, what to do, where their output is."""
     kept = "What was built is kept; the same command goes on from there."
     paragraph(console, f"not finished: see the failures above. {kept}", style="bold red")
+    for node, error in errors.items():
+        paragraph(console, f"failed: {node}: {error.what}", style="red")
     log = run_dir / WORKERS_LOG
     if log.is_file() and log.stat().st_size:
         console.print(f"what the stages printed: {log}", markup=False, soft_wrap=True)
@@ -183,7 +187,7 @@ class _Session:
 
     def __init__(self, builder: Builder, run_dir: Path, bars: BuildConsole) -> None:
         self._builder, self._run_dir, self._bars = builder, run_dir, bars
-        self.errors: list[CptResidualError] = []
+        self.errors: dict[str, CptResidualError] = {}
 
     def run(self, overview: Overview, cores: int) -> None:
         for stage in overview.reused:
@@ -251,10 +255,10 @@ class _Session:
         self._log("done", node, seconds=outcome.seconds, content_hash=outcome.ref.content_hash)
 
     def _failed(self, node: str, error: CptResidualError) -> None:
-        told = any(isinstance(known, DiskSpaceError) for known in self.errors)
+        told = any(isinstance(known, DiskSpaceError) for known in self.errors.values())
         brief = told and isinstance(error, DiskSpaceError)  # the same disk is full for all
         text = f"{error.what} (as above)" if brief else str(error)
-        self.errors.append(error)
+        self.errors[node] = error
         self._bars.failed(node, f"{type(error).__name__}: {text}")
         self._log("failed", node, error=str(error))
 

@@ -88,7 +88,9 @@ def test_a_full_disk_is_said_once_and_needs_no_log(
     assert "DiskSpaceError: not enough disk space at /x (as above)" in text
     named = "evaluate:base, evaluate:instruct, evaluate:base_cpt and 2 more"
     assert f"not built because of what failed: 5 stages ({named})" in text
-    assert "not finished: see the failures above. What was built is kept" in text
+    end = text[text.index("not finished: see the failures above. What was built is kept") :]
+    assert "failed: world: not enough disk space at /x\n" in end
+    assert "failed: scratch: not enough disk space at /x\n" in end
     assert "workers.log" not in text, "it is empty"
 
 
