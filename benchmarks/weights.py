@@ -8,8 +8,8 @@ Makes a Llama-3.2-1B-shaped family (see weights_family.py) and alternates, from 
 warm page cache, at least 5 rounds of whole processes:
 
 * copy, copy_four: the limit. Reads the three file sets, writes one (or four) of them; the fastest
-  of several numbers of threads and block sizes, through the page cache and past it. Flushes what it
-  writes.
+  of several numbers of threads and block sizes, through the page cache and past it, into memory in
+  huge pages. Flushes what it writes.
 * compute, apply, direct, four_alphas: ours, as typed in a shell: `cpt-residual compute`, `apply`
   from the stored residual, `apply` from base and instruct, and with four alphas in one pass
   (`--no-verify`: the check that loads the written model with torch is measured apart).

@@ -5,18 +5,21 @@
 NAMES, SETS and OUTS are lists with one item per line: the files' names, the folders that are read,
 the folders (made here) that each get a copy of the first set. Nothing is computed. A process of
 its own with few imports, so that it costs what the disk and the memory cost: threads that read into
-reused buffers and write into files reserved beforehand. Each written file is flushed to the disk as
+reused buffers in huge pages and write into files reserved beforehand. Each written file is flushed to the disk as
 soon as it is complete, while other threads go on. `direct` goes past the page cache (O_DIRECT),
 `cached-direct` only when it writes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
 import threading
 from collections.abc import Iterator
+
+HUGE_PAGE = 2 << 20  # bytes
 
 
 class Copy:
@@ -49,7 +52,7 @@ class Copy:
 
     def work(self) -> None:
         """Copies blocks until there are none; runs in each thread with buffers of its own."""
-        buffers = [memoryview(mmap.mmap(-1, self.block)) for _ in self.sources[0]]  # whole pages
+        buffers = [huge_pages(self.block) for _ in self.sources[0]]
         while True:
             with self.lock:
                 number, offset = next(self.blocks, (-1, 0))
@@ -68,6 +71,17 @@ class Copy:
                 for target in self.targets[number]:
                     os.ftruncate(target, self.sizes[number])  # the last page was a whole one
                     os.fsync(target)
+
+
+def huge_pages(num_bytes: int) -> memoryview:
+    """Memory in huge pages where the system has them: a virtual disk takes a megabyte in one piece
+    in less than half the time that it needs for 256."""
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, num_bytes + 2 * HUGE_PAGE, flags=kind)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_PAGE
+    return memoryview(memory)[start : start + num_bytes]
 
 
 def read_fully(file: int, buffer: memoryview, offset: int) -> None:

@@ -14,8 +14,6 @@ them.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import sys
 from typing import NoReturn
 
@@ -23,8 +21,6 @@ import typer
 
 from cpt_residual.cli import data, export, look, make, store
 from cpt_residual.errors import ArtifactError, CptResidualError
-
-_NUM_NEW_OBJECTS = 200_000  # Python's own default, 700, looks again at every token of a vocabulary
 
 app = typer.Typer(
     help="Take instruction following from one model to another, and look after artifacts.",
@@ -44,9 +40,7 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Entry point; ends the process with the exit status."""
-    gc.set_threshold(_NUM_NEW_OBJECTS)
-    atexit.register(gc.freeze)  # the end of the process need not search what it frees: 0.2 s
+    """Runs the verb; ends the process with the exit status."""
     try:
         app()
     except CptResidualError as error:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from cpt_residual.cli.artifacts import find_artifact
 from cpt_residual.cli.options import Json
 from cpt_residual.cli.terminal import Terminal, interruptible
 from cpt_residual.core.disk import require_writable, writing
@@ -60,6 +59,7 @@ def inspect(  # noqa: PLR0913 - a verb's options
 
     Exit status 1 when the files differ from the ledger or the manifest.
     """
+    from cpt_residual.cli.artifacts import find_artifact
     from cpt_residual.data.inspection.looking import Looking
 
     terminal = Terminal(as_json=as_json)
@@ -88,6 +88,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a pack as a data set of the Hugging Face libraries, its ledger beside it."""
+    from cpt_residual.cli.artifacts import find_artifact
     from cpt_residual.data.export import export_pack
     from cpt_residual.data.inspection.looking import kind_of, read_manifest
 

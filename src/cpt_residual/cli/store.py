@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_residual.core import gc as garbage
 from cpt_residual.core.disk import format_bytes
-from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cpt_residual.core.store import Store
     from cpt_residual.stages.execute import Builder
 
 _MOST_RUNS = 12
@@ -56,6 +55,8 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="delete what is listed")] = False,
 ) -> None:
     """List artifacts and scratch that no recorded run refers to; delete them with --delete."""
+    from cpt_residual.core import gc as garbage
+
     store = _store_below(root)
     items = garbage.collect(store, root / "runs")
     for item in items:  # plain lines: a path is never cut or rewritten
@@ -115,6 +116,8 @@ def _no_run(run: Path) -> ConfigError:
 
 
 def _store_below(root: Path) -> Store:
+    from cpt_residual.core.store import Store
+
     if (root / "store").is_dir():
         return Store(root / "store")
     problem = f"no such folder: {root / 'store'}" if root.is_dir() else f"no such folder: {root}"

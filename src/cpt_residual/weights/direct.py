@@ -1,10 +1,11 @@
 """Large files past the system's page cache: what is read or written once need not lie in it.
 
 With O_DIRECT whole pages go between the disk and our own memory. That spares the processor a copy
-of every byte and other programs their cached files. What the cache already holds is read from
-there; small files, and file systems without O_DIRECT, get ordinary reads and writes, and so do
-files that this user neither owns nor may write: of those Linux does not tell what it holds. The
-bytes are the same.
+of every byte and other programs their cached files. Our memory is in huge pages: a virtual disk is
+told of a megabyte as one piece instead of 256, and moves it in less than half the time. What the
+cache already holds is read from there; small files, and file systems without
+O_DIRECT, get ordinary reads and writes, and so do files that this user neither owns nor may write:
+of those Linux does not tell what it holds. The bytes are the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import errno
 import mmap
 import os
 import threading
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,9 +28,9 @@ Bytes = npt.NDArray[np.uint8]
 
 PAGE = 4096
 """Bytes. A multiple of what disks ask for: addresses, offsets and lengths are multiples of it."""
+_HUGE_PAGE = 2 << 20
 _LARGE_FILE = 64 << 20
 _WORTH_IT = 1 << 16  # bytes of one read or write
-_MOSTLY = 0.5  # share of the pages
 _NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -66,10 +68,10 @@ class InputFile:
     piece will be read again soon."""
 
     def __init__(self, path: Path, num_bytes: int, *, once: bool = True) -> None:
-        self._num_bytes = num_bytes
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._direct: int | None = None
         self._cached = self._file
+        self._num_bytes = num_bytes
         try:
             if once and num_bytes >= _LARGE_FILE and _cache_is_told(path, self._file):
                 self._direct = _open_direct(path, os.O_RDONLY)
@@ -99,11 +101,17 @@ class InputFile:
         """As `read`, into any memory, with ordinary reads."""
         return _read_fully(self._file, memory, offset)
 
+    @cached_property
+    def _resident(self) -> Bytes | None:
+        return _resident_pages(self._file, self._num_bytes)
+
     def _is_direct(self, room: Room) -> bool:
-        if self._direct is None or room.values.size < _WORTH_IT:
+        """Whether most of it was not in the cache when the first large piece was read."""
+        if self._direct is None or room.values.size < _WORTH_IT or self._resident is None:
             return False
-        stop = min(room.offset + room.values.size, self._num_bytes)
-        return room.offset < stop and not _is_cached(self._file, room.offset, stop)
+        first = room.offset // PAGE
+        pages = self._resident[first : first + room.pages.size // PAGE]
+        return pages.size > 0 and 2 * int(np.count_nonzero(pages)) < pages.size
 
     def _read_pages(self, room: Room) -> int:
         assert self._direct is not None
@@ -120,12 +128,14 @@ class InputFile:
 
 
 class OutputFile:
-    """A new file of `num_bytes` that is written in pieces; may be used by several threads.
+    """A new file of `num_bytes` that is written in pieces, each byte once; may be used by several
+    threads. Nothing is complete before `flush`.
 
     Raises OSError: ENOSPC when there is no room for all of it."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._edges: list[tuple[int, bytes]] = []
         try:
             _reserve(self._file, num_bytes)
             large = num_bytes >= _LARGE_FILE
@@ -145,41 +155,55 @@ class OutputFile:
 
     def flush(self) -> None:
         """Returns when every byte is on the disk."""
+        for offset, piece in _joined(self._edges):
+            _write_fully(self._file, memoryview(piece), offset)
+        self._edges.clear()
         os.fsync(self._file)
 
     def write(self, values: Bytes, offset: int) -> None:
-        """Puts `values` at `offset`: whole pages directly where they are pages in memory too."""
+        """Puts `values` at `offset`: whole pages directly where they are pages in memory too. What
+        is left at both ends is kept until `flush`: an ordinary write waits for all direct ones."""
         first = _up(offset) - offset
         last = (offset + values.size) // PAGE * PAGE - offset
         fits = values.ctypes.data % PAGE == offset % PAGE and last - first >= _WORTH_IT
         if self._direct is None or not fits:
             _write_fully(self._file, values.data, offset)
             return
-        _write_fully(self._file, values[:first].data, offset)
         try:
             _write_fully(self._direct, values[first:last].data, offset + first)
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
             _write_fully(self._file, values[first:last].data, offset + first)
-        _write_fully(self._file, values[last:].data, offset + last)
+        self._edges.append((offset, values[:first].tobytes()))
+        self._edges.append((offset + last, values[last:].tobytes()))
 
 
-def _is_cached(file: int, start: int, stop: int) -> bool:
-    """Whether most bytes from start to stop lie in the page cache (mincore), or the system does not
-    tell: then they are read as if they did."""
-    first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+def _joined(pieces: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Pieces of a file with their places, those that meet as one."""
+    start, joined = 0, bytearray()
+    for offset, piece in sorted(pieces):
+        if offset != start + len(joined):
+            yield start, bytes(joined)
+            start, joined = offset, bytearray()
+        joined += piece
+    yield start, bytes(joined)
+
+
+def _resident_pages(file: int, num_bytes: int) -> Bytes | None:
+    """For each page whether it lies in the page cache (mincore); None where the system does not
+    tell."""
     try:
-        window = mmap.mmap(file, stop - first, prot=mmap.PROT_READ, offset=first)
+        window = mmap.mmap(file, num_bytes, prot=mmap.PROT_READ)
     except (OSError, ValueError):  # no maps on this file system, or the file has shrunk
-        return True
+        return None
     with window:
         view = np.frombuffer(window, dtype=np.uint8)  # touches nothing
         flags = np.zeros(-(-view.size // PAGE), dtype=np.uint8)
         where, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(view.size)
         status = _libc().mincore(where, length, ctypes.c_void_p(flags.ctypes.data))
         del view  # a map with views cannot be closed
-    return status != 0 or bool(np.mean(flags[(start - first) // PAGE :] & 1) >= _MOSTLY)
+    return np.bitwise_and(flags, 1, out=flags) if status == 0 else None
 
 
 @cache
@@ -240,9 +264,16 @@ def _write_fully(file: int, memory: memoryview, offset: int) -> None:
 
 
 def _page_aligned(num_bytes: int) -> Bytes:
-    memory = np.empty(num_bytes + PAGE, dtype=np.uint8)
-    start = -memory.ctypes.data % PAGE
-    return memory[start : start + num_bytes]
+    """Memory that begins at a page: at a huge one, and in huge ones where the system has them, if
+    it is worth one."""
+    if num_bytes < _HUGE_PAGE:
+        memory = np.empty(num_bytes + PAGE, dtype=np.uint8)
+        return memory[-memory.ctypes.data % PAGE :][:num_bytes]
+    room = mmap.mmap(-1, num_bytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # systems without
+        room.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(room, dtype=np.uint8)  # holds on to it
+    return memory[-memory.ctypes.data % _HUGE_PAGE :][:num_bytes]
 
 
 def _up(offset: int) -> int:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from cpt_residual.config.schema import Frozen
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.weights import native
 from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shards
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
@@ -23,20 +22,17 @@ from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import scale_of
 from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import (
-    FETCHED,
     Block,
     ShardReader,
     Streaming,
-    blocks_of,
     map_in_order,
     parts_of,
-    require_finite,
 )
 from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.rules import Sources, TensorRule, rule_for
+from cpt_residual.weights.shard_work import Flusher, ShardWork
 from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import Mean, RowPlan
-from cpt_residual.weights.writer import ShardWriter
 
 Rule = TensorRule | AlignedRule
 _VERSION = 1  # bump when the same inputs and recipe would give other bytes
@@ -53,6 +49,14 @@ class Inputs:
     files: InputFiles
 
 
+class _Merged(NamedTuple):
+    """What a run gave (see ShardWork.add)."""
+
+    num_elements: int
+    sums: list[list[MergeSums]]
+    broken: list[str]
+
+
 class MergePass:
     """One pass over the inputs that writes every shard that an output lacks."""
 
@@ -61,6 +65,7 @@ class MergePass:
         self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
         self.files = inputs.files
         self.shards = output_shards(inputs.target, inputs.plan)
+        self._scratch = Scratch()
         self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
 
     def stamp(self, alpha: float) -> str:
@@ -78,21 +83,50 @@ class MergePass:
 
     def write(self, alphas: Sequence[float], folders: Sequence[OutputFolder]) -> None:
         """Every shard that an output still lacks."""
-        wanted = list(zip(alphas, folders, strict=True))
-        num_all = sum(entry.num_elements for entry in self._entries.values())
-        num_done = 0
-        with ExitStack() as stack, _Flusher() as flusher:
+        native.prepare()
+        works = [_work(shard, alphas, folders) for shard in self.shards]
+        num_all = sum(work.num_elements for work in works)
+        works = [work for work in works if work.folders]
+        num_done = num_all - sum(work.num_elements for work in works)
+        with ExitStack() as stack, Flusher() as flusher:
             sources = self._open(stack)
-            for shard in self.shards:
-                missing = [(a, f) for a, f in wanted if shard.name not in f.done]
-                num_shard = sum(entry.num_elements for entry in shard.tensors)
-                if missing:
-                    report = _progress_from(self._streaming, num_done, num_all)
-                    for done in self._write_shard(shard, missing, sources, report):
-                        flusher.complete(*done)
-                num_done += num_shard
+
+            def runs() -> Iterator[tuple[ShardWork, Block, Rule]]:
+                """Shard after shard, without a pause between them."""
+                for work in works:
+                    if not work.shard.tensors:
+                        work.open(stack)
+                        flusher.complete(work)
+                    for entry in work.shard.tensors:
+                        rule = self._rule(entry, sources)
+                        yield from ((work, run, rule) for run in work.runs_of(entry))
+
+            def merge(item: tuple[ShardWork, Block, Rule]) -> tuple[ShardWork, _Merged]:
+                work, run, rule = item
+                work.open(stack)
+                return work, self._merge_run(run, rule, work, sources)
+
+            for work, merged in map_in_order(merge, runs(), threads=self._streaming.threads):
+                if work.add(merged.sums, merged.broken):
+                    flusher.complete(work)
+                num_done += merged.num_elements
                 self._streaming.progress(num_done, num_all, "parameters")
             flusher.wait()
+        self._streaming.progress(num_all, num_all, "parameters")
+
+    def _merge_run(self, run: Block, rule: Rule, work: ShardWork, sources: Sources) -> _Merged:
+        """Reads a run once, merges it for every alpha, and writes it."""
+        entry = self._entries[run.name]
+        offset = entry.offset + run.start * entry.item_size
+        out = self._scratch.array(run.num_elements, RAW_DTYPES[entry.dtype], offset=offset)
+        _fetch(run, rule, work.alphas, sources)
+        sums: list[list[MergeSums]] = []
+        for alpha, writer in zip(work.alphas, work.writers, strict=True):
+            sums.append(_merge_blocks(run, rule, alpha, out, sources))
+            writer.write(entry, run.start, out)
+        broken = [_broken(block, sources, self._plan) for block in _bad(run, sums)]
+        counted = [] if run.name in self._target.aliases else sums
+        return _Merged(run.num_elements, counted, broken)
 
     def _open(self, stack: ExitStack) -> Sources:
         once = not self._recipe.measures_first
@@ -166,97 +200,14 @@ class MergePass:
         special = self._source.tokens.special_ids.values()
         return self._plan.rows_of(special if self._recipe.embedding_rows != "none" else ())
 
-    def _write_shard(
-        self,
-        shard: OutputShard,
-        missing: Sequence[tuple[float, OutputFolder]],
-        sources: Sources,
-        report: Callable[[int], None],
-    ) -> list[tuple[OutputFolder, str, ShardWriter, MergeSums]]:
-        writers = [
-            ShardWriter(folder.start(shard.name), header=shard.header, num_bytes=shard.num_bytes)
-            for _, folder in missing
-        ]
-        scratch = Scratch()
-        totals: list[MergeSums] = [MergeSums() for _ in missing]
-        num_done, broken = 0, list[str]()
 
-        def items() -> Iterator[tuple[Block, Rule]]:
-            for entry in shard.tensors:
-                rule = self._rule(entry, sources)
-                yield from ((run, rule) for run in blocks_of([entry], FETCHED))
-
-        def merge_run(item: tuple[Block, Rule]) -> tuple[Block, list[list[MergeSums]], list[str]]:
-            run, rule = item
-            entry = self._entries[run.name]
-            offset = entry.offset + run.start * entry.item_size
-            out = scratch.array(run.num_elements, RAW_DTYPES[entry.dtype], offset=offset)
-            alphas = [alpha for alpha, _ in missing]
-            _fetch(run, rule, alphas, sources)
-            found: list[list[MergeSums]] = []
-            for alpha, writer in zip(alphas, writers, strict=True):
-                found.append(_merge_blocks(run, rule, alpha, out, sources))
-                writer.write(entry, run.start, out)
-            return run, found, [_broken(block, sources, self._plan) for block in _bad(run, found)]
-
-        try:
-            for run, sums, lines in map_in_order(
-                merge_run, items(), threads=self._streaming.threads
-            ):
-                if run.name not in self._target.aliases:
-                    totals = [
-                        reduce(MergeSums.plus, parts, total)
-                        for total, parts in zip(totals, sums, strict=True)
-                    ]
-                broken.extend(lines)
-                num_done += run.num_elements
-                report(num_done)
-            require_finite(broken)
-        except BaseException:
-            for writer in writers:
-                writer.close()
-            raise
-        folders = [folder for _, folder in missing]
-        return [
-            (folder, shard.name, writer, total)
-            for folder, writer, total in zip(folders, writers, totals, strict=True)
-        ]
-
-
-class _Flusher:
-    """Waits in the background until a finished file is on the disk, and records it, while others
-    read and compute."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: list[Future[None]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()  # what is complete is recorded, whatever came after
-
-    def complete(
-        self, folder: OutputFolder, shard: str, writer: ShardWriter, sums: MergeSums
-    ) -> None:
-        """Flushes a finished file, closes it, and records it."""
-
-        def finish() -> None:
-            with writer:
-                writer.flush()
-            folder.complete(shard, sums)
-
-        self._pending.append(self._pool.submit(finish))
-
-    def wait(self) -> None:
-        """Returns when all is done; raises the first error."""
-        for future in self._pending:
-            future.result()
-
-
-def _progress_from(streaming: Streaming, start: int, num_all: int) -> Callable[[int], None]:
-    return lambda num_done: streaming.progress(start + num_done, num_all, "parameters")
+def _work(
+    shard: OutputShard, alphas: Sequence[float], folders: Sequence[OutputFolder]
+) -> ShardWork:
+    """What is left to do for a shard."""
+    wanted = zip(alphas, folders, strict=True)
+    missing = [(alpha, folder) for alpha, folder in wanted if shard.name not in folder.done]
+    return ShardWork(shard, [alpha for alpha, _ in missing], [folder for _, folder in missing])
 
 
 def _fetch(run: Block, rule: Rule, alphas: Sequence[float], sources: Sources) -> None:

@@ -11,8 +11,8 @@ from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import MergeRecipe
-from cpt_residual.config.schema import Frozen
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import read_json_object

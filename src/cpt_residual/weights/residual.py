@@ -19,7 +19,6 @@ import numpy as np
 from cpt_residual.config.merging import EXACT_STORAGE, Storage, VocabPolicy
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.core.hashing import file_sha256
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Corrections
@@ -28,6 +27,7 @@ from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, TensorEntry
 from cpt_residual.weights.delta import OpenPair, PairDelta
 from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.factored import Factored, factor_matrices, remove_scratch
+from cpt_residual.weights.file_hash import file_sha256
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     FETCHED,

@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import Storage
-from cpt_residual.config.schema import Frozen
-from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import read_json_object
@@ -37,6 +36,7 @@ from cpt_residual.weights.checkpoint import (
     TensorEntry,
     read_shard,
 )
+from cpt_residual.weights.file_hash import file_sha256
 from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, map_in_order
 

@@ -11,8 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from cpt_residual.config.schema import Frozen
-from cpt_residual.core.hashing import file_sha256
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
@@ -27,6 +26,7 @@ from cpt_residual.weights.checkpoint import (
     open_checkpoint,
 )
 from cpt_residual.weights.delta import Exact, PairDelta, StoredDelta
+from cpt_residual.weights.file_hash import file_sha256
 from cpt_residual.weights.merge_record import MERGE_FILE, ShardRecord, read_merge_record
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
-from cpt_residual.config.schema import Frozen
 from cpt_residual.core.disk import check_free_space, free_bytes
 from cpt_residual.weights.checkpoint import Checkpoint, Shape
 from cpt_residual.weights.reader import Streaming
 
 BYTES_PER_SECOND = 600_000_000
 """Read and written together, assumed: about what a cloud disk gives."""
-_MEMORY_BYTES = 260 * 2**20  # interpreter, numpy, numba and its compiled kernels
-_MEMORY_PER_THREAD = 32 * 2**20
+_MEMORY_BYTES = 260 * 2**20  # interpreter, numpy, kernels and their compiler, token maps
+_MEMORY_PER_THREAD = 20 * 2**20
 _MEMORY_TO_LOAD = 500 * 2**20  # torch and transformers, for the checks before and after
 _PASSES = {"add": 1, "dare": 1, "low_rank": 2, "ties": 5}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 import time
@@ -253,7 +254,7 @@ def test_models_are_merged_to_the_same_bytes_from_a_cold_cache(
         monkeypatch.setattr(direct, "_LARGE_FILE", large)
         if large == 1:
             monkeypatch.setattr(reader, "BLOCK", block)
-            monkeypatch.setattr("cpt_residual.weights.merge_pass.FETCHED", fetched)
+            monkeypatch.setattr("cpt_residual.weights.shard_work.FETCHED", fetched)
             monkeypatch.setattr("cpt_residual.weights.residual.FETCHED", fetched)
         else:
             monkeypatch.setattr(reader, "BLOCK", 1 << 18)
@@ -286,18 +287,59 @@ def test_a_read_from_the_cache_brings_in_no_more_than_asked_for(
     evict(path)
     probe = os.open(path, os.O_RDONLY)
     try:
-        if direct._is_cached(probe, 0, 1024 * PAGE):
+        if cached_pages(probe, 1024).any():
             pytest.skip("no way to drop pages of temporary files from the cache")
         file = InputFile(path, 1024 * PAGE)
         if file._direct is None:
             pytest.skip("no direct input where temporary files are")
-        monkeypatch.setattr(direct, "_is_cached", lambda *_: True)
+        file._resident = np.ones(1024, dtype=np.uint8)
         for offset in (0, 64 * PAGE):
             assert file.read(Scratch().room(offset, 64 * PAGE)) == 64 * PAGE
         file.close()
-        monkeypatch.undo()
         time.sleep(0.2)  # what is read ahead arrives later
-        assert direct._is_cached(probe, 0, 128 * PAGE)
-        assert not direct._is_cached(probe, 128 * PAGE, 144 * PAGE)
+        pages = cached_pages(probe, 1024)
+        assert pages[:128].all()
+        assert not pages[128:144].any()
     finally:
         os.close(probe)
+
+
+def cached_pages(file: int, num_pages: int) -> np.ndarray:
+    found = direct._resident_pages(file, num_pages * PAGE)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("size", [PAGE, direct._HUGE_PAGE - 1, direct._HUGE_PAGE, 5 << 20])
+@pytest.mark.parametrize("huge", [True, False])
+def test_memory_begins_at_a_page_with_or_without_huge_ones(
+    size: int, huge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not huge:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    memory = direct._page_aligned(size)
+    assert memory.size == size
+    step = direct._HUGE_PAGE if size >= direct._HUGE_PAGE else PAGE
+    assert memory.ctypes.data % step == 0
+    memory[:] = 7
+    assert int(memory[-1]) == 7
+
+
+def test_the_edges_of_pieces_are_written_when_the_file_is_flushed(
+    tmp_path: Path, direct_calls: set[str]
+) -> None:
+    """An ordinary write in between would wait for the direct ones of other threads."""
+    size = 6 * PAGE
+    expected, scratch = content(size), Scratch()
+    file = OutputFile(tmp_path / "file", size)
+    for start, stop in [(100, 3 * PAGE + 7), (3 * PAGE + 7, size), (0, 100)]:
+        values = scratch.array(stop - start, np.dtype(np.uint8), offset=start)
+        values[:] = expected[start:stop]
+        file.write(values, start)
+    assert direct_calls == {"pwrite"}
+    early = (tmp_path / "file").read_bytes()
+    assert early[PAGE : 3 * PAGE] == expected[PAGE : 3 * PAGE].tobytes()
+    assert early[3 * PAGE : 4 * PAGE] != expected[3 * PAGE : 4 * PAGE].tobytes()
+    file.flush()
+    file.close()
+    assert (tmp_path / "file").read_bytes() == expected.tobytes()

@@ -1,0 +1,182 @@
+"""Kernels as machine code: compiled once, then called without numba.
+
+numba takes half a second to import and to call its first function, which is a tenth of a merge. So
+a kernel is compiled by it when it is wanted for the first time on a machine, and kept as an object
+file: beside the source where that can be written, else in the user's cache directory, else only in
+this process. Its name holds a hash of the source, the compilers and the processor; its bytes are
+checked before they are used. Calls release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_residual.core.files import unique_name
+
+SYMBOL = "cpt_residual_kernel"
+"""The function in the compiled code."""
+LANES = 16
+NUM_SUMS, NUM_COUNTS = 8, 4
+"""Rows of a kernel's results."""
+
+_NUM_ARRAYS = 4
+_HERE = Path(__file__).parent
+_SOURCES = ("kernel_bodies.py", "kernel_compiler.py", "native.py")
+_DIGEST_BYTES = 32
+_lock = threading.Lock()  # two threads want the same kernel first
+
+Sums = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+def run(
+    name: str, *arrays: npt.NDArray[Any], factor: float = 1.0, num_sums: int, num_counts: int = 0
+) -> tuple[list[float], list[int]]:
+    """Runs the body `name` of kernel_bodies over all elements; its sums and its counts.
+
+    arrays: two to four flat, contiguous arrays of one size, of uint16, float32 or float64.
+    """
+    first = arrays[0]
+    assert all(each.size == first.size and each.flags.c_contiguous for each in arrays)
+    given = arrays + (first,) * (_NUM_ARRAYS - len(arrays))
+    kernel = _kernel(name, "".join(each.dtype.char for each in given))
+    sums, counts = np.zeros((NUM_SUMS, LANES)), np.zeros((NUM_COUNTS, LANES), dtype=np.int64)
+    places = [each.ctypes.data for each in given]
+    kernel(*places, factor, first.size, sums.ctypes.data, counts.ctypes.data)
+    return sums[:num_sums, 0].tolist(), counts[:num_counts, 0].tolist()
+
+
+def prepare() -> None:
+    """Loads the linker in the background, so that the first kernel need not wait for it."""
+    threading.Thread(target=_llvm, daemon=True).start()
+
+
+_kernels: dict[tuple[str, str], Any] = {}
+
+
+def _kernel(name: str, dtypes: str) -> Any:
+    found = _kernels.get((name, dtypes))
+    if found is None:
+        with _lock:
+            found = _kernels.get((name, dtypes)) or _linked(_code(name, dtypes))
+            _kernels[name, dtypes] = found
+    return found
+
+
+def _code(name: str, dtypes: str) -> bytes:
+    """The kernel's object file, from a folder where it is kept or new."""
+    file = f"{name}-{dtypes}-{_identity()[:16]}.o"
+    for folder in _folders():
+        code = _kept(folder / file)
+        if code is not None:
+            return code
+    from cpt_residual.weights.kernel_compiler import compile_kernel
+
+    code = compile_kernel(name, dtypes, _machine())
+    for folder in _folders():
+        if _keep(folder / file, code):
+            break
+    return code
+
+
+def _folders() -> Iterator[Path]:
+    yield _HERE / "__pycache__"
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        yield Path.home() / ".cache" / "cpt_residual"
+
+
+def _kept(path: Path) -> bytes | None:
+    """The code in a file; None where it is not there or not whole."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _keep(path: Path, code: bytes) -> bool:
+    """Writes what `_kept` reads, whole or not at all; whether that was possible."""
+    temporary = path.with_name(unique_name(f".{path.name}"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(code).digest() + code)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        return False
+    return True
+
+
+@cache
+def _identity() -> str:
+    """What the code of all kernels depends on."""
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        digest.update(hashlib.sha256((_HERE / source).read_bytes()).digest())
+    digest.update(" ".join([metadata.version("numba"), *_processor()]).encode())
+    return digest.hexdigest()
+
+
+@cache
+def _llvm() -> Any:
+    import llvmlite.binding
+
+    llvm = cast("Any", llvmlite.binding)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+def _processor() -> Sequence[str]:
+    llvm = _llvm()
+    features = llvm.get_host_cpu_features().flatten()
+    return (
+        metadata.version("llvmlite"),
+        llvm.get_process_triple(),
+        llvm.get_host_cpu_name(),
+        features,
+    )
+
+
+def _machine() -> Any:
+    """A new one each time: an engine takes it over."""
+    *_, processor, features = _processor()
+    target = _llvm().Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=processor, features=features, opt=3, codemodel="jitdefault", jit=True
+    )
+
+
+_engines: list[Any] = []  # memory of the code
+
+
+def _linked(code: bytes) -> Any:
+    """The function of an object file, to be called with addresses."""
+    llvm = _llvm()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    address = ctypes.c_void_p
+    kind = ctypes.CFUNCTYPE(
+        None,
+        *[address] * _NUM_ARRAYS,
+        ctypes.c_double,
+        ctypes.c_int64,
+        address,
+        address,
+    )
+    return kind(engine.get_function_address(SYMBOL))
