@@ -5,9 +5,9 @@
 NAMES, SETS and OUTS are lists with one item per line: the files' names, the folders that are read,
 the folders (made here) that each get a copy of the first set. Nothing is computed. A process of
 its own with few imports, so that it costs what the disk and the memory cost: threads that read into
-reused buffers in huge pages and write into files reserved beforehand. Each written file is flushed to the disk as
-soon as it is complete, while other threads go on. `direct` goes past the page cache (O_DIRECT),
-`cached-direct` only when it writes.
+reused buffers in huge pages and write into files reserved beforehand. Each written file is flushed
+to the disk as soon as it is complete, while other threads go on. `direct` goes past the page cache
+(O_DIRECT), `cached-direct` only when it writes.
 """
 
 from __future__ import annotations
