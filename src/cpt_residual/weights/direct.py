@@ -17,7 +17,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -72,6 +72,8 @@ class InputFile:
         self._direct: int | None = None
         self._cached = self._file
         self._num_bytes = num_bytes
+        self._resident: Bytes | None = None  # nobody has asked yet
+        self._asking = threading.Lock()
         try:
             if once and num_bytes >= _LARGE_FILE and _cache_is_told(path, self._file):
                 self._direct = _open_direct(path, os.O_RDONLY)
@@ -101,14 +103,13 @@ class InputFile:
         """As `read`, into any memory, with ordinary reads."""
         return _read_fully(self._file, memory, offset)
 
-    @cached_property
-    def _resident(self) -> Bytes | None:
-        return _resident_pages(self._file, self._num_bytes)
-
     def _is_direct(self, room: Room) -> bool:
         """Whether most of it was not in the cache when the first large piece was read."""
-        if self._direct is None or room.values.size < _WORTH_IT or self._resident is None:
+        if self._direct is None or room.values.size < _WORTH_IT:
             return False
+        with self._asking:
+            if self._resident is None:
+                self._resident = _resident_pages(self._file, self._num_bytes)
         first = room.offset // PAGE
         pages = self._resident[first : first + room.pages.size // PAGE]
         return pages.size > 0 and 2 * int(np.count_nonzero(pages)) < pages.size
@@ -190,20 +191,20 @@ def _joined(pieces: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
     yield start, bytes(joined)
 
 
-def _resident_pages(file: int, num_bytes: int) -> Bytes | None:
-    """For each page whether it lies in the page cache (mincore); None where the system does not
-    tell."""
+def _resident_pages(file: int, num_bytes: int) -> Bytes:
+    """For each page 1 if it lies in the page cache (mincore), or the system does not tell: then it
+    is read as if it did."""
     try:
         window = mmap.mmap(file, num_bytes, prot=mmap.PROT_READ)
     except (OSError, ValueError):  # no maps on this file system, or the file has shrunk
-        return None
+        return np.ones(-(-num_bytes // PAGE), dtype=np.uint8)
     with window:
         view = np.frombuffer(window, dtype=np.uint8)  # touches nothing
-        flags = np.zeros(-(-view.size // PAGE), dtype=np.uint8)
+        flags = np.ones(-(-view.size // PAGE), dtype=np.uint8)
         where, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(view.size)
-        status = _libc().mincore(where, length, ctypes.c_void_p(flags.ctypes.data))
+        _libc().mincore(where, length, ctypes.c_void_p(flags.ctypes.data))
         del view  # a map with views cannot be closed
-    return np.bitwise_and(flags, 1, out=flags) if status == 0 else None
+    return np.bitwise_and(flags, 1, out=flags)
 
 
 @cache
