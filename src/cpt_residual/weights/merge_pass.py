@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from cpt_residual.weights.reader import (
 )
 from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.rules import Sources, TensorRule, rule_for
-from cpt_residual.weights.shard_work import Flusher, ShardWork
+from cpt_residual.weights.shard_work import Flusher, ShardWork, runs_of
 from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import Mean, RowPlan
 
@@ -83,11 +83,12 @@ class MergePass:
 
     def write(self, alphas: Sequence[float], folders: Sequence[OutputFolder]) -> None:
         """Every shard that an output still lacks."""
-        native.prepare()
         works = [_work(shard, alphas, folders) for shard in self.shards]
         num_all = sum(work.num_elements for work in works)
         works = [work for work in works if work.folders]
         num_done = num_all - sum(work.num_elements for work in works)
+        if works:
+            native.prepare()
         with ExitStack() as stack, Flusher() as flusher:
             sources = self._open(stack)
 
@@ -99,18 +100,20 @@ class MergePass:
                         flusher.complete(work)
                     for entry in work.shard.tensors:
                         rule = self._rule(entry, sources)
-                        yield from ((work, run, rule) for run in work.runs_of(entry))
+                        yield from ((work, run, rule) for run in runs_of(entry))
 
             def merge(item: tuple[ShardWork, Block, Rule]) -> tuple[ShardWork, _Merged]:
                 work, run, rule = item
                 work.open(stack)
                 return work, self._merge_run(run, rule, work, sources)
 
-            for work, merged in map_in_order(merge, runs(), threads=self._streaming.threads):
-                if work.add(merged.sums, merged.broken):
-                    flusher.complete(work)
-                num_done += merged.num_elements
-                self._streaming.progress(num_done, num_all, "parameters")
+            threads = self._streaming.threads
+            with closing(map_in_order(merge, runs(), threads=threads)) as results:
+                for work, merged in results:
+                    if work.add(merged.sums, merged.broken):
+                        flusher.complete(work)
+                    num_done += merged.num_elements
+                    self._streaming.progress(num_done, num_all, "parameters")
             flusher.wait()
         self._streaming.progress(num_all, num_all, "parameters")
 

@@ -15,7 +15,7 @@ from cpt_residual.weights.reader import Streaming
 BYTES_PER_SECOND = 600_000_000
 """Read and written together, assumed: about what a cloud disk gives."""
 _MEMORY_BYTES = 260 * 2**20  # interpreter, numpy, kernels and their compiler, token maps
-_MEMORY_PER_THREAD = 20 * 2**20
+_MEMORY_PER_THREAD = 32 * 2**20  # of fp32 models; half of it of bf16 models
 _MEMORY_TO_LOAD = 500 * 2**20  # torch and transformers, for the checks before and after
 _PASSES = {"add": 1, "dare": 1, "low_rank": 2, "ties": 5}
 
