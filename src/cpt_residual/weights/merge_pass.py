@@ -35,6 +35,7 @@ from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import Mean, RowPlan
 
 Rule = TensorRule | AlignedRule
+_ALPHAS_AT_ONCE = 4  # that a thread has memory for
 _VERSION = 1  # bump when the same inputs and recipe would give other bytes
 
 
@@ -65,7 +66,7 @@ class MergePass:
         self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
         self.files = inputs.files
         self.shards = output_shards(inputs.target, inputs.plan)
-        self._scratch = Scratch()
+        self._scratches = [Scratch() for _ in range(_ALPHAS_AT_ONCE)]
         self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
 
     def stamp(self, alpha: float) -> str:
@@ -120,13 +121,18 @@ class MergePass:
     def _merge_run(self, run: Block, rule: Rule, work: ShardWork, sources: Sources) -> _Merged:
         """Reads a run once, merges it for every alpha, and writes it."""
         entry = self._entries[run.name]
-        offset = entry.offset + run.start * entry.item_size
-        out = self._scratch.array(run.num_elements, RAW_DTYPES[entry.dtype], offset=offset)
+        offset, dtype = entry.offset + run.start * entry.item_size, RAW_DTYPES[entry.dtype]
         _fetch(run, rule, work.alphas, sources)
         sums: list[list[MergeSums]] = []
-        for alpha, writer in zip(work.alphas, work.writers, strict=True):
-            sums.append(_merge_blocks(run, rule, alpha, out, sources))
-            writer.write(entry, run.start, out)
+        for first in range(0, len(work.alphas), _ALPHAS_AT_ONCE):
+            alphas = work.alphas[first : first + _ALPHAS_AT_ONCE]
+            outs = [
+                scratch.array(run.num_elements, dtype, offset=offset)
+                for scratch in self._scratches[: len(alphas)]
+            ]
+            sums.extend(_merge_blocks(run, rule, alphas, outs, sources))
+            for writer, out in zip(work.writers[first:], outs, strict=False):
+                writer.write(entry, run.start, out)
         broken = [_broken(block, sources, self._plan) for block in _bad(run, sums)]
         counted = [] if run.name in self._target.aliases else sums
         return _Merged(run.num_elements, counted, broken)
@@ -221,19 +227,16 @@ def _fetch(run: Block, rule: Rule, alphas: Sequence[float], sources: Sources) ->
 
 
 def _merge_blocks(
-    run: Block, rule: Rule, alpha: float, out: Raw, sources: Sources
-) -> list[MergeSums]:
-    """out = the merged elements of a run; the sums of its blocks."""
-    return [
-        rule.merge(
-            block,
-            sources.target(block),
-            alpha,
-            out[block.start - run.start : block.stop - run.start],
-            sources,
-        )
-        for block in parts_of(run)
-    ]
+    run: Block, rule: Rule, alphas: Sequence[float], outs: Sequence[Raw], sources: Sources
+) -> list[list[MergeSums]]:
+    """outs = the merged elements of a run for each alpha; for each the sums of the run's blocks. A
+    block is merged for all of them while it is in the processor's caches."""
+    sums: list[list[MergeSums]] = [[] for _ in alphas]
+    for block in parts_of(run):
+        part = slice(block.start - run.start, block.stop - run.start)
+        for alpha, out, found in zip(alphas, outs, sums, strict=True):
+            found.append(rule.merge(block, sources.target(block), alpha, out[part], sources))
+    return sums
 
 
 def _bad(run: Block, found: Sequence[Sequence[MergeSums]]) -> list[Block]:
