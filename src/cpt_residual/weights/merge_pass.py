@@ -35,7 +35,8 @@ from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import Mean, RowPlan
 
 Rule = TensorRule | AlignedRule
-_ALPHAS_AT_ONCE = 4  # that a thread has memory for
+ALPHAS_AT_ONCE = 4
+"""Outputs that a thread has memory for."""
 _VERSION = 1  # bump when the same inputs and recipe would give other bytes
 
 
@@ -66,7 +67,7 @@ class MergePass:
         self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
         self.files = inputs.files
         self.shards = output_shards(inputs.target, inputs.plan)
-        self._scratches = [Scratch() for _ in range(_ALPHAS_AT_ONCE)]
+        self._scratches = [Scratch() for _ in range(ALPHAS_AT_ONCE)]
         self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
 
     def stamp(self, alpha: float) -> str:
@@ -124,8 +125,8 @@ class MergePass:
         offset, dtype = entry.offset + run.start * entry.item_size, RAW_DTYPES[entry.dtype]
         _fetch(run, rule, work.alphas, sources)
         sums: list[list[MergeSums]] = []
-        for first in range(0, len(work.alphas), _ALPHAS_AT_ONCE):
-            alphas = work.alphas[first : first + _ALPHAS_AT_ONCE]
+        for first in range(0, len(work.alphas), ALPHAS_AT_ONCE):
+            alphas = work.alphas[first : first + ALPHAS_AT_ONCE]
             outs = [
                 scratch.array(run.num_elements, dtype, offset=offset)
                 for scratch in self._scratches[: len(alphas)]
