@@ -79,7 +79,7 @@ def num_threads(threads: int | None, *, num_outputs: int = 1) -> int:
     """As asked for, else two per core that this process may use (one computes, one waits for the
     disk): at least 6, because a disk answers so many requests sooner than one after the other, and
     2 more for each further output, which are more to wait for; at most 32, because each has some
-    20 MB of memory."""
+    32 MB of memory."""
     fewest = _FEWEST_THREADS + _MORE_PER_OUTPUT * (num_outputs - 1)
     return threads or min(max(fewest, 2 * usable_cores()), _MOST_THREADS)
 

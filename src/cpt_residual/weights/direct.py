@@ -3,9 +3,9 @@
 With O_DIRECT whole pages go between the disk and our own memory. That spares the processor a copy
 of every byte and other programs their cached files. Our memory is in huge pages: a virtual disk is
 told of a megabyte as one piece instead of 256, and moves it in less than half the time. What the
-cache already holds is read from there; small files, and file systems without
-O_DIRECT, get ordinary reads and writes, and so do files that this user neither owns nor may write:
-of those Linux does not tell what it holds. The bytes are the same.
+cache already holds is read from there; small files, and file systems without O_DIRECT, get ordinary
+reads and writes, and so do files that this user neither owns nor may write: of those Linux does not
+tell what it holds. The bytes are the same.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PAGE = 4096
 _HUGE_PAGE = 2 << 20
 _LARGE_FILE = 64 << 20
 _WORTH_IT = 1 << 16  # bytes of one read or write
+_MOST_EDGES = 1024  # of less than a page each
 _NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -72,7 +73,7 @@ class InputFile:
         self._direct: int | None = None
         self._cached = self._file
         self._num_bytes = num_bytes
-        self._resident: Bytes | None = None  # nobody has asked yet
+        self._resident: Bytes | None = None  # a bit for each page; nobody has asked yet
         self._asking = threading.Lock()
         try:
             if once and num_bytes >= _LARGE_FILE and _cache_is_told(path, self._file):
@@ -109,9 +110,11 @@ class InputFile:
             return False
         with self._asking:
             if self._resident is None:
-                self._resident = _resident_pages(self._file, self._num_bytes)
+                self._resident = np.packbits(_resident_pages(self._file, self._num_bytes))
         first = room.offset // PAGE
-        pages = self._resident[first : first + room.pages.size // PAGE]
+        stop = min(first + room.pages.size // PAGE, -(-self._num_bytes // PAGE))
+        bits = np.unpackbits(self._resident[first // 8 : -(-stop // 8)])
+        pages = bits[first % 8 : first % 8 + stop - first]
         return pages.size > 0 and 2 * int(np.count_nonzero(pages)) < pages.size
 
     def _read_pages(self, room: Room) -> int:
@@ -137,6 +140,7 @@ class OutputFile:
     def __init__(self, path: Path, num_bytes: int) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._edges: list[tuple[int, bytes]] = []
+        self._lock = threading.Lock()
         try:
             _reserve(self._file, num_bytes)
             large = num_bytes >= _LARGE_FILE
@@ -156,14 +160,12 @@ class OutputFile:
 
     def flush(self) -> None:
         """Returns when every byte is on the disk."""
-        for offset, piece in _joined(self._edges):
-            _write_fully(self._file, memoryview(piece), offset)
-        self._edges.clear()
+        self._write_edges()
         os.fsync(self._file)
 
     def write(self, values: Bytes, offset: int) -> None:
         """Puts `values` at `offset`: whole pages directly where they are pages in memory too. What
-        is left at both ends is kept until `flush`: an ordinary write waits for all direct ones."""
+        is left at both ends is kept for later: an ordinary write waits for all direct ones."""
         first = _up(offset) - offset
         last = (offset + values.size) // PAGE * PAGE - offset
         fits = values.ctypes.data % PAGE == offset % PAGE and last - first >= _WORTH_IT
@@ -176,8 +178,18 @@ class OutputFile:
             if error.errno not in _NOT_SUPPORTED:
                 raise
             _write_fully(self._file, values[first:last].data, offset + first)
-        self._edges.append((offset, values[:first].tobytes()))
-        self._edges.append((offset + last, values[last:].tobytes()))
+        edges = (offset, values[:first].tobytes()), (offset + last, values[last:].tobytes())
+        with self._lock:
+            self._edges.extend(edges)
+            many = len(self._edges) >= _MOST_EDGES
+        if many:
+            self._write_edges()
+
+    def _write_edges(self) -> None:
+        with self._lock:
+            edges, self._edges = self._edges, []
+        for offset, piece in _joined(edges):
+            _write_fully(self._file, memoryview(piece), offset)
 
 
 def _joined(pieces: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -252,6 +264,8 @@ def _read_fully(file: int, memory: memoryview, offset: int) -> int:
 def _reserve(file: int, num_bytes: int) -> None:
     try:
         os.posix_fallocate(file, 0, num_bytes)
+    except AttributeError:  # not on every system
+        os.ftruncate(file, num_bytes)
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
@@ -270,7 +284,8 @@ def _page_aligned(num_bytes: int) -> Bytes:
     if num_bytes < _HUGE_PAGE:
         memory = np.empty(num_bytes + PAGE, dtype=np.uint8)
         return memory[-memory.ctypes.data % PAGE :][:num_bytes]
-    room = mmap.mmap(-1, num_bytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    span = num_bytes + 2 * _HUGE_PAGE  # to begin at a huge page, and to have the last one whole
+    room = mmap.mmap(-1, span, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(AttributeError, OSError):  # systems without
         room.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(room, dtype=np.uint8)  # holds on to it

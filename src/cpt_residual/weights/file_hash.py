@@ -15,7 +15,8 @@ _PIECE = 4 << 20  # bytes; two of them are in memory
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, links followed: what `core.hashing.file_sha256` gives, in half the
-    time for a large file that is not in the cache. One piece is read while another is hashed."""
+    time for a large file that is not in the cache, which stays as it is: who reads the file again
+    reads it from the disk. One piece is read while another is hashed."""
     digest = hashlib.sha256()
     for piece in _pieces(path, path.stat().st_size):
         digest.update(piece.data)
@@ -23,7 +24,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _pieces(path: Path, num_bytes: int) -> Iterator[Bytes]:
-    """The file's bytes in order; each piece is valid until the one after the next is asked for."""
+    """The file's bytes in order; each piece is valid until the next is asked for."""
     with closing(InputFile(path, num_bytes)) as file, ThreadPoolExecutor(1) as reader:
 
         def read(offset: int, scratch: Scratch) -> Bytes:

@@ -21,7 +21,9 @@ from cpt_residual.weights.native import LANES, NUM_COUNTS, NUM_SUMS
 
 MAX_FINITE = float(np.finfo(np.float32).max)
 
-_jit = cast("Callable[[Callable[..., Any]], Callable[..., Any]]", cast("Any", numba).njit)
+_jit = cast(
+    "Callable[[Callable[..., Any]], Callable[..., Any]]", cast("Any", numba).njit(boundscheck=False)
+)
 _overload = cast("Callable[..., Callable[..., Any]]", overload)
 
 

@@ -21,7 +21,7 @@ def compile_kernel(name: str, dtypes: str, machine: Any) -> bytes:
     results = [numba_types.CPointer(kind) for kind in (numba_types.float64, numba_types.int64)]
     signature = numba_types.void(*arrays, numba_types.float64, numba_types.int64, *results)
     entry = kernel_bodies.over_all(getattr(kernel_bodies, name))
-    compiled = cast("Any", numba).cfunc(signature)(entry)
+    compiled = cast("Any", numba).cfunc(signature, boundscheck=False)(entry)
     module = llvm.parse_assembly(compiled.inspect_llvm())
     for function in module.functions:
         if function.name == compiled.native_name:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,11 +30,13 @@ from cpt_residual.weights.reader import (
 )
 from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.rules import Sources, TensorRule, rule_for
-from cpt_residual.weights.shard_work import Flusher, ShardWork
+from cpt_residual.weights.shard_work import Flusher, ShardWork, runs_of
 from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import Mean, RowPlan
 
 Rule = TensorRule | AlignedRule
+ALPHAS_AT_ONCE = 4
+"""Outputs that a thread has memory for."""
 _VERSION = 1  # bump when the same inputs and recipe would give other bytes
 
 
@@ -65,7 +67,7 @@ class MergePass:
         self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
         self.files = inputs.files
         self.shards = output_shards(inputs.target, inputs.plan)
-        self._scratch = Scratch()
+        self._scratches = [Scratch() for _ in range(ALPHAS_AT_ONCE)]
         self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
 
     def stamp(self, alpha: float) -> str:
@@ -83,11 +85,12 @@ class MergePass:
 
     def write(self, alphas: Sequence[float], folders: Sequence[OutputFolder]) -> None:
         """Every shard that an output still lacks."""
-        native.prepare()
         works = [_work(shard, alphas, folders) for shard in self.shards]
         num_all = sum(work.num_elements for work in works)
         works = [work for work in works if work.folders]
         num_done = num_all - sum(work.num_elements for work in works)
+        if works:
+            native.prepare()
         with ExitStack() as stack, Flusher() as flusher:
             sources = self._open(stack)
 
@@ -99,31 +102,38 @@ class MergePass:
                         flusher.complete(work)
                     for entry in work.shard.tensors:
                         rule = self._rule(entry, sources)
-                        yield from ((work, run, rule) for run in work.runs_of(entry))
+                        yield from ((work, run, rule) for run in runs_of(entry))
 
             def merge(item: tuple[ShardWork, Block, Rule]) -> tuple[ShardWork, _Merged]:
                 work, run, rule = item
                 work.open(stack)
                 return work, self._merge_run(run, rule, work, sources)
 
-            for work, merged in map_in_order(merge, runs(), threads=self._streaming.threads):
-                if work.add(merged.sums, merged.broken):
-                    flusher.complete(work)
-                num_done += merged.num_elements
-                self._streaming.progress(num_done, num_all, "parameters")
+            threads = self._streaming.threads
+            with closing(map_in_order(merge, runs(), threads=threads)) as results:
+                for work, merged in results:
+                    if work.add(merged.sums, merged.broken):
+                        flusher.complete(work)
+                    num_done += merged.num_elements
+                    self._streaming.progress(num_done, num_all, "parameters")
             flusher.wait()
         self._streaming.progress(num_all, num_all, "parameters")
 
     def _merge_run(self, run: Block, rule: Rule, work: ShardWork, sources: Sources) -> _Merged:
         """Reads a run once, merges it for every alpha, and writes it."""
         entry = self._entries[run.name]
-        offset = entry.offset + run.start * entry.item_size
-        out = self._scratch.array(run.num_elements, RAW_DTYPES[entry.dtype], offset=offset)
+        offset, dtype = entry.offset + run.start * entry.item_size, RAW_DTYPES[entry.dtype]
         _fetch(run, rule, work.alphas, sources)
         sums: list[list[MergeSums]] = []
-        for alpha, writer in zip(work.alphas, work.writers, strict=True):
-            sums.append(_merge_blocks(run, rule, alpha, out, sources))
-            writer.write(entry, run.start, out)
+        for first in range(0, len(work.alphas), ALPHAS_AT_ONCE):
+            alphas = work.alphas[first : first + ALPHAS_AT_ONCE]
+            outs = [
+                scratch.array(run.num_elements, dtype, offset=offset)
+                for scratch in self._scratches[: len(alphas)]
+            ]
+            sums.extend(_merge_blocks(run, rule, alphas, outs, sources))
+            for writer, out in zip(work.writers[first:], outs, strict=False):
+                writer.write(entry, run.start, out)
         broken = [_broken(block, sources, self._plan) for block in _bad(run, sums)]
         counted = [] if run.name in self._target.aliases else sums
         return _Merged(run.num_elements, counted, broken)
@@ -218,19 +228,16 @@ def _fetch(run: Block, rule: Rule, alphas: Sequence[float], sources: Sources) ->
 
 
 def _merge_blocks(
-    run: Block, rule: Rule, alpha: float, out: Raw, sources: Sources
-) -> list[MergeSums]:
-    """out = the merged elements of a run; the sums of its blocks."""
-    return [
-        rule.merge(
-            block,
-            sources.target(block),
-            alpha,
-            out[block.start - run.start : block.stop - run.start],
-            sources,
-        )
-        for block in parts_of(run)
-    ]
+    run: Block, rule: Rule, alphas: Sequence[float], outs: Sequence[Raw], sources: Sources
+) -> list[list[MergeSums]]:
+    """outs = the merged elements of a run for each alpha; for each the sums of the run's blocks. A
+    block is merged for all of them while it is in the processor's caches."""
+    sums: list[list[MergeSums]] = [[] for _ in alphas]
+    for block in parts_of(run):
+        part = slice(block.start - run.start, block.stop - run.start)
+        for alpha, out, found in zip(alphas, outs, sums, strict=True):
+            found.append(rule.merge(block, sources.target(block), alpha, out[part], sources))
+    return sums
 
 
 def _bad(run: Block, found: Sequence[Sequence[MergeSums]]) -> list[Block]:

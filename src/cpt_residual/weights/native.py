@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +35,7 @@ _NUM_ARRAYS = 4
 _HERE = Path(__file__).parent
 _SOURCES = ("kernel_bodies.py", "kernel_compiler.py", "native.py")
 _DIGEST_BYTES = 32
-_lock = threading.Lock()  # two threads want the same kernel first
+_lock = threading.Lock()  # of the first use of a kernel
 
 Sums = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -45,10 +46,13 @@ def run(
 ) -> tuple[list[float], list[int]]:
     """Runs the body `name` of kernel_bodies over all elements; its sums and its counts.
 
-    arrays: two to four flat, contiguous arrays of one size, of uint16, float32 or float64.
+    arrays: two to four flat, contiguous, aligned arrays of one size, of uint16, float32 or float64.
+    Raises ValueError for others: machine code does not look.
     """
     first = arrays[0]
-    assert all(each.size == first.size and each.flags.c_contiguous for each in arrays)
+    for each in arrays:
+        if each.size != first.size or not (each.flags.c_contiguous and each.flags.aligned):
+            raise ValueError(f"{name}: {each.size} elements beside {first.size}, or not in one piece")
     given = arrays + (first,) * (_NUM_ARRAYS - len(arrays))
     kernel = _kernel(name, "".join(each.dtype.char for each in given))
     sums, counts = np.zeros((NUM_SUMS, LANES)), np.zeros((NUM_COUNTS, LANES), dtype=np.int64)
@@ -97,8 +101,10 @@ def _folders() -> Iterator[Path]:
 
 
 def _kept(path: Path) -> bytes | None:
-    """The code in a file; None where it is not there or not whole."""
+    """The code in a file; None where it is not there, not whole, or somebody else's."""
     try:
+        if path.stat().st_uid not in (0, os.geteuid()):
+            return None
         raw = path.read_bytes()
     except OSError:
         return None
@@ -126,7 +132,8 @@ def _identity() -> str:
     digest = hashlib.sha256()
     for source in _SOURCES:
         digest.update(hashlib.sha256((_HERE / source).read_bytes()).digest())
-    digest.update(" ".join([metadata.version("numba"), *_processor()]).encode())
+    versions = [metadata.version(library) for library in ("numba", "llvmlite")]
+    digest.update(" ".join([*versions, _llvm().get_process_triple(), *_processor()]).encode())
     return digest.hexdigest()
 
 
@@ -140,20 +147,14 @@ def _llvm() -> Any:
     return llvm
 
 
-def _processor() -> Sequence[str]:
-    llvm = _llvm()
-    features = llvm.get_host_cpu_features().flatten()
-    return (
-        metadata.version("llvmlite"),
-        llvm.get_process_triple(),
-        llvm.get_host_cpu_name(),
-        features,
-    )
+def _processor() -> tuple[str, str]:
+    """Name and features of the processor."""
+    return _llvm().get_host_cpu_name(), _llvm().get_host_cpu_features().flatten()
 
 
 def _machine() -> Any:
     """A new one each time: an engine takes it over."""
-    *_, processor, features = _processor()
+    processor, features = _processor()
     target = _llvm().Target.from_default_triple()
     return target.create_target_machine(
         cpu=processor, features=features, opt=3, codemodel="jitdefault", jit=True
@@ -179,4 +180,6 @@ def _linked(code: bytes) -> Any:
         address,
         address,
     )
-    return kind(engine.get_function_address(SYMBOL))
+    place = engine.get_function_address(SYMBOL)
+    assert place, "the compiler has put it there"
+    return kind(place)

@@ -18,6 +18,11 @@ from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.writer import ShardWriter
 
 
+def runs_of(entry: TensorEntry) -> Iterator[Block]:
+    """What is read and written at once."""
+    return blocks_of([entry], FETCHED)
+
+
 @dataclass
 class ShardWork:
     """A shard, and the outputs that lack it. Results are added in the order of the elements."""
@@ -35,14 +40,9 @@ class ShardWork:
     def num_elements(self) -> int:
         return sum(entry.num_elements for entry in self.shard.tensors)
 
-    @staticmethod
-    def runs_of(entry: TensorEntry) -> Iterator[Block]:
-        """What is read and written at once."""
-        return blocks_of([entry], FETCHED)
-
     @cached_property
     def _num_runs(self) -> int:
-        return sum(1 for entry in self.shard.tensors for _ in self.runs_of(entry))
+        return sum(1 for entry in self.shard.tensors for _ in runs_of(entry))
 
     def open(self, stack: ExitStack) -> None:
         """Makes the files, at the first of many calls; `stack` closes them, whatever comes."""
@@ -83,7 +83,11 @@ class Flusher:
         self._pool.shutdown()  # what is complete is recorded, whatever came after
 
     def complete(self, work: ShardWork) -> None:
-        """Flushes the files of a finished shard, closes them, and records them."""
+        """Flushes the files of a finished shard, closes them, and records them. Raises what went
+        wrong with an earlier one."""
+        for earlier in self._pending:
+            if earlier.done():
+                earlier.result()
 
         def finish() -> None:
             for folder, writer, sums in zip(work.folders, work.writers, work.sums, strict=True):

@@ -94,7 +94,7 @@ def store_rounded(
 
 
 def exact_difference(base: Raw, instruct: Raw) -> npt.NDArray[np.float64]:
-    """instruct - base in float64; of two zeros, instruct's (see kernels.minus)."""
+    """instruct - base in float64; of two zeros, instruct's (see kernel_bodies)."""
     left, right = arithmetic.to_float64(instruct), arithmetic.to_float64(base)
     with np.errstate(invalid="ignore"):  # Inf is found by the sums, with its tensor's name
         return np.where((left == 0.0) & (right == 0.0), left, left - right)

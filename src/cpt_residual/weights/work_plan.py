@@ -10,12 +10,14 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
 from cpt_residual.core.disk import check_free_space, free_bytes
 from cpt_residual.weights.checkpoint import Checkpoint, Shape
+from cpt_residual.weights.merge_pass import ALPHAS_AT_ONCE
 from cpt_residual.weights.reader import Streaming
 
 BYTES_PER_SECOND = 600_000_000
 """Read and written together, assumed: about what a cloud disk gives."""
 _MEMORY_BYTES = 260 * 2**20  # interpreter, numpy, kernels and their compiler, token maps
-_MEMORY_PER_THREAD = 20 * 2**20
+_MEMORY_PER_THREAD = 32 * 2**20  # of fp32 models; half of it of bf16 models
+_MEMORY_PER_OUTPUT = 8 * 2**20  # and thread
 _MEMORY_TO_LOAD = 500 * 2**20  # torch and transformers, for the checks before and after
 _PASSES = {"add": 1, "dare": 1, "low_rank": 2, "ties": 5}
 
@@ -97,6 +99,7 @@ def plan_of_merge(
     write = work.output_bytes * len(outputs)
     read = passes * work.input_bytes + (2 * write + work.hashed_bytes if verify else 0)
     memory = _memory(streaming) + (_MEMORY_TO_LOAD if verify else 0)
+    memory += _MEMORY_PER_OUTPUT * streaming.threads * (min(len(outputs), ALPHAS_AT_ONCE) - 1)
     if isinstance(recipe.method, LowRank):
         memory += _factor_bytes(work.shapes, recipe.method, streaming)
     check_free_space(outputs[0], write)

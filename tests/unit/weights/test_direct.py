@@ -292,7 +292,7 @@ def test_a_read_from_the_cache_brings_in_no_more_than_asked_for(
         file = InputFile(path, 1024 * PAGE)
         if file._direct is None:
             pytest.skip("no direct input where temporary files are")
-        file._resident = np.ones(1024, dtype=np.uint8)
+        file._resident = np.packbits(np.ones(1024, dtype=np.uint8))
         for offset in (0, 64 * PAGE):
             assert file.read(Scratch().room(offset, 64 * PAGE)) == 64 * PAGE
         file.close()
@@ -321,6 +321,22 @@ def test_memory_begins_at_a_page_with_or_without_huge_ones(
     assert memory.ctypes.data % step == 0
     memory[:] = 7
     assert int(memory[-1]) == 7
+
+
+def test_many_edges_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_MOST_EDGES", 8)
+    size, step = 40 * PAGE, PAGE + 100
+    expected, scratch = content(size), Scratch()
+    file = OutputFile(tmp_path / "file", size)
+    for start in range(0, size, step):
+        part = expected[start : start + step]
+        values = scratch.array(part.size, np.dtype(np.uint8), offset=start)
+        values[:] = part
+        file.write(values, start)
+        assert len(file._edges) < 8
+    file.flush()
+    file.close()
+    assert (tmp_path / "file").read_bytes() == expected.tobytes()
 
 
 def test_the_edges_of_pieces_are_written_when_the_file_is_flushed(

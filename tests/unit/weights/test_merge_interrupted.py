@@ -17,6 +17,7 @@ from cpt_residual.errors import (
     BusyError,
     DiskSpaceError,
 )
+from cpt_residual.weights.direct import OutputFile
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from support.merge_family import Family
@@ -195,6 +196,27 @@ def test_a_disk_that_fills_up_costs_only_the_shard_in_work(
     assert len(left) == 2
     family.merge(MergeRecipe())
     assert num_reserved[0] == 4
+
+
+def test_a_shard_whose_last_bytes_do_not_reach_the_disk_is_not_recorded(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, num_flushed = OutputFile.flush, [0]
+
+    def flush(file: OutputFile) -> None:
+        num_flushed[0] += 1
+        if num_flushed[0] == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file)
+
+    monkeypatch.setattr(OutputFile, "flush", flush)
+    with pytest.raises(DiskSpaceError):
+        family.merge(MergeRecipe())
+    left = [path.name for path in (family.root / ".out.partial/out").iterdir()]
+    assert sorted(left) == _done(family)
+    assert 1 <= len(left) <= 2, "the third may have been written meanwhile"
+    monkeypatch.undo()
+    family.merge(MergeRecipe())
 
 
 def test_outputs_that_belong_together_outlast_a_place_that_is_taken(family: Family) -> None:

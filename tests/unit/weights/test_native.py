@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -124,8 +125,36 @@ print(kernels.dot(np.ones(20), np.ones(20)), "numba" in sys.modules)
     assert found == "20.0 False\n"
 
 
-def test_arrays_of_other_sizes_are_refused() -> None:
-    with pytest.raises(AssertionError):
-        native.run("dot", ONES, ONES[:-1], num_sums=1)
-    with pytest.raises(AssertionError):
-        native.run("dot", ONES, np.ones(40)[::2], num_sums=1)
+def test_what_somebody_else_has_put_there_is_not_run(
+    folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dot()
+    (kept,) = (folder / "first").iterdir()
+    forget(monkeypatch)
+    if os.geteuid() == 0:
+        os.chown(kept, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: kept.stat().st_uid + 1)
+    assert dot() == 20.0
+    assert compiled == ["dot", "dot"]
+
+
+def test_memory_that_machine_code_would_misread_is_refused() -> None:
+    odd = np.frombuffer(bytes(161), dtype=np.uint8)[1:].view(np.float64)
+    for other in (ONES[:-1], np.ones(40)[::2], odd):
+        with pytest.raises(ValueError, match="dot: .* elements beside 20, or not in one piece"):
+            native.run("dot", ONES, other, num_sums=1)
+
+
+def test_sums_are_taken_in_fixed_lanes() -> None:
+    """To the bit, whatever the processor: lane after lane, each in the order of its elements."""
+    generator = np.random.default_rng(0)
+    left, right = generator.normal(size=(2, 1003))
+    lanes = [0.0] * native.LANES
+    for at, (one, other) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+        lanes[at % native.LANES] += one * other
+    total = 0.0
+    for lane in lanes:
+        total += lane
+    sums, _ = native.run("dot", left, right, num_sums=1)
+    assert sums == [total]
