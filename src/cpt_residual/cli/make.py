@@ -182,7 +182,7 @@ def apply(  # noqa: PLR0913 - a verb's options
     source = _source_of(residual, base, instruct, terminal)
     model = pinned_reference(target, "target", terminal)
     start = pinned_reference(target_base, "target_base", terminal) if target_base else None
-    used = num_threads(threads, num_outputs=len(alphas))
+    used = num_threads(threads)
     merge = _Merge(model, source, out, alphas, recipe, start, verify, used)
     with interruptible(_RESUMES):
         if dry_run:

@@ -32,9 +32,7 @@ DryRun = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        min=1, max=64, help="default: two per usable core, 6 (several alphas: more) to 32"
-    ),
+    typer.Option(min=1, max=64, help="default: two per usable core, 6 to 32"),
 ]
 Rank = Annotated[int | None, typer.Option(min=1, help="low rank: how many factors")]
 Explained = Annotated[
@@ -61,7 +59,7 @@ _PARAMETERS_OF: dict[MethodName, tuple[str, ...]] = {
 }
 
 
-_FEWEST_THREADS, _MORE_PER_OUTPUT, _MOST_THREADS = 6, 2, 32
+_FEWEST_THREADS, _MOST_THREADS = 6, 32
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,11 @@ class MethodOptions:
     explained_variance: float | None
 
 
-def num_threads(threads: int | None, *, num_outputs: int = 1) -> int:
+def num_threads(threads: int | None) -> int:
     """As asked for, else two per core that this process may use (one computes, one waits for the
-    disk): at least 6, because a disk answers so many requests sooner than one after the other, and
-    2 more for each further output, which are more to wait for; at most 32, because each has some
-    32 MB of memory."""
-    fewest = _FEWEST_THREADS + _MORE_PER_OUTPUT * (num_outputs - 1)
-    return threads or min(max(fewest, 2 * usable_cores()), _MOST_THREADS)
+    disk): at least 6, because a disk answers so many requests sooner than one after the other; at
+    most 32, because each has some 32 MB of memory."""
+    return threads or min(max(_FEWEST_THREADS, 2 * usable_cores()), _MOST_THREADS)
 
 
 def pinned_reference(reference: str, role: str, terminal: Terminal) -> Path | HubModel:

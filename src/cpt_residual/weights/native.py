@@ -52,7 +52,9 @@ def run(
     first = arrays[0]
     for each in arrays:
         if each.size != first.size or not (each.flags.c_contiguous and each.flags.aligned):
-            raise ValueError(f"{name}: {each.size} elements beside {first.size}, or not in one piece")
+            raise ValueError(
+                f"{name}: {each.size} elements beside {first.size}, or not in one piece"
+            )
     given = arrays + (first,) * (_NUM_ARRAYS - len(arrays))
     kernel = _kernel(name, "".join(each.dtype.char for each in given))
     sums, counts = np.zeros((NUM_SUMS, LANES)), np.zeros((NUM_COUNTS, LANES), dtype=np.int64)

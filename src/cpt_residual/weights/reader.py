@@ -25,8 +25,8 @@ from cpt_residual.weights.direct import InputFile, Scratch
 
 BLOCK = 1 << 18  # elements; a block of every operand stays in the processor's caches
 FETCHED = 7 * BLOCK
-"""Elements that a thread reads or writes at once: disks like large requests. 3.5 MiB of bf16 and the
-pages at both ends fit into two huge pages, and into one request of the usual size (4 MiB)."""
+"""Elements that a thread reads or writes at once: disks like large requests. 3.5 MiB of bf16 and
+the pages at both ends fit into two huge pages, and into one request of the usual size (4 MiB)."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +34,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a pass over the weights runs; never changes the bytes. Memory: some 16 MB per thread for bf16 models, 32 for fp32."""
+    """How a pass over the weights runs; never changes the bytes. Memory: some 16 MB per thread for
+    bf16 models, 32 for fp32."""
 
     progress: ProgressReport = no_progress
     threads: int = 2

@@ -14,12 +14,3 @@ def test_the_default_follows_the_cores_within_bounds(
     monkeypatch.setattr(options, "usable_cores", lambda: cores)
     assert options.num_threads(None) == threads
     assert options.num_threads(3) == 3
-
-
-@pytest.mark.parametrize(("cores", "threads"), [(2, 12), (8, 16), (64, 32)])
-def test_several_outputs_have_more_threads_to_wait_for_the_disk(
-    cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(options, "usable_cores", lambda: cores)
-    assert options.num_threads(None, num_outputs=4) == threads
-    assert options.num_threads(3, num_outputs=4) == 3
