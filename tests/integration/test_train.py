@@ -262,7 +262,8 @@ def test_nothing_is_left_behind(model: Path, pack: Path, tmp_path: Path) -> None
     assert AcceleratorState._shared_state == {}
     assert PartialState._shared_state == {}
     gc.collect()
-    alive = [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Parameter)]
+    # Not isinstance: among all objects are weak references of other libraries whose target is gone.
+    alive = [thing for thing in gc.get_objects() if torch.nn.Parameter in type(thing).__mro__]
     assert alive == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from cpt_residual.core.disk import writing
 from cpt_residual.core.files import unique_name
 from cpt_residual.core.stage import ProgressReport
 from cpt_residual.launch.console import BuildConsole, duration
+from cpt_residual.launch.stopping import say_stopped, terminable
 
-INTERRUPTED = 130
 _TABLE_WIDTH = 120
 
 
@@ -77,12 +76,12 @@ class Terminal:
 
 @contextmanager
 def interruptible(what_to_do: str) -> Generator[None]:
-    """Ctrl-C ends the process with status 130 and one line."""
+    """Ctrl-C ends the process with status 130, SIGTERM with 143, and one line."""
     try:
-        yield
-    except KeyboardInterrupt:
-        print(f"interrupted: {what_to_do}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        with terminable():
+            yield
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(say_stopped(stop, remedy=what_to_do)) from None
 
 
 def write_text(path: Path, text: str) -> None:

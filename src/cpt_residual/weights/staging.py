@@ -2,9 +2,10 @@
 
 Work on `NAME` goes to `.NAME.partial/out` beside it. The journal `.NAME.partial/journal.json`,
 there before anything else, says whose directory that is and which shards are on the disk for good;
-a later call with the same stamp (same inputs, same recipe) takes them over and starts afresh with
-any other. A lock beside it keeps others away. One rename publishes; the journal goes last, so that
-after a kill between the two it is known what was published.
+a later call with the same stamp (same inputs, same recipe) takes over those that nobody has written
+to since, and starts afresh with any other. A lock beside it keeps others away. One rename
+publishes; the journal goes last, so that after a kill between the two it is known what was
+published.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ _IN_THE_WAY = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EBUSY)
 
 
 class _Done(Frozen):
+    """A file that is complete, and when it was written last: another time is another file."""
+
     num_bytes: int
+    mtime_ns: int
     sums: MergeSums
 
 
@@ -162,7 +166,7 @@ class OutputFolder:
             files = {
                 name: done
                 for name, done in found.files.items()
-                if _size(self.path / name) == done.num_bytes
+                if _state(self.path / name) == (done.num_bytes, done.mtime_ns)
             }
             self._journal = self._journal.model_copy(update={"files": files})
         elif found is not None:
@@ -191,8 +195,9 @@ class OutputFolder:
 
     def _record(self, sums: Mapping[str, MergeSums]) -> None:
         files = {
-            name: _Done(num_bytes=(self.path / name).stat().st_size, sums=each)
+            name: _Done(num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sums=each)
             for name, each in sums.items()
+            for stat in [(self.path / name).stat()]
         }
         self._write(self._journal.model_copy(update={"files": {**self._journal.files, **files}}))
 
@@ -304,12 +309,16 @@ def _is_of(journal: _Journal, out: Path) -> bool:
     """Whether `out` is what the journal's call was about to publish."""
     if journal.inode is None or out.is_symlink() or out.stat().st_ino != journal.inode:
         return False
-    return all(_size(out / name) == done.num_bytes for name, done in journal.files.items())
+    return all(
+        _state(out / name) == (done.num_bytes, done.mtime_ns)
+        for name, done in journal.files.items()
+    )
 
 
-def _size(path: Path) -> int | None:
-    """The size of a file, None where there is none."""
-    return path.stat().st_size if path.is_file() else None
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change of a file, None where there is none."""
+    stat = path.stat() if path.is_file() else None
+    return stat and (stat.st_size, stat.st_mtime_ns)
 
 
 def _journal_in(place: Path) -> _Journal | None:

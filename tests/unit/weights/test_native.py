@@ -158,3 +158,30 @@ def test_sums_are_taken_in_fixed_lanes() -> None:
         total += lane
     sums, _ = native.run("dot", left, right, num_sums=1)
     assert sums == [total]
+
+
+@pytest.mark.parametrize(
+    "told", ["NUMBA_DISABLE_JIT=1", "NUMBA_BOUNDSCHECK=1", "NUMBA_OPT=0", "NUMBA_DEBUGINFO=1"]
+)
+def test_what_numba_is_told_to_do_otherwise_is_an_error(told: str, tmp_path: Path) -> None:
+    """Without a traceback, and nothing is kept."""
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from cpt_residual.errors import LaunchError
+from cpt_residual.weights import kernels, native
+native._folders = lambda: iter([Path({str(tmp_path)!r})])
+try:
+    kernels.dot(np.ones(20), np.ones(20))
+except LaunchError as error:
+    print(error)
+"""
+    program = ["env", told, sys.executable, "-O", "-c", code]
+    found = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    if found:  # else this version of numba makes the same of it
+        assert "The kernel dot cannot be compiled to run without numba" in found
+        assert told.partition("=")[0] in found
+        assert not list(tmp_path.iterdir())
+    else:
+        assert told != "NUMBA_DISABLE_JIT=1"

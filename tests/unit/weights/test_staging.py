@@ -127,6 +127,27 @@ def test_what_a_kill_has_left_is_cleared(tmp_path: Path, journal: str | None) ->
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.parametrize("same_size", [True, False])
+def test_a_shard_that_somebody_has_written_to_is_made_again(
+    tmp_path: Path, same_size: bool
+) -> None:
+    def interrupted() -> None:
+        with OutputFolder(tmp_path / "out", stamp="a") as folder:
+            for shard in ("kept", "changed"):
+                folder.start(shard).write_text("x")
+                folder.complete(shard, MergeSums())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    changed = tmp_path / ".out.partial" / "out" / "changed"
+    changed.write_text("y" if same_size else "yy")
+    os.utime(changed, ns=(1, 1))  # clocks may be coarse
+    with OutputFolder(tmp_path / "out", stamp="a") as folder:
+        assert list(folder.done) == ["kept"]
+        assert not (folder.path / "changed").exists()
+
+
 def test_work_without_a_stamp_is_never_taken_over(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out", stamp=None) as folder:
         folder.start("shard").write_text("x")
