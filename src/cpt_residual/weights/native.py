@@ -37,9 +37,6 @@ _SOURCES = ("kernel_bodies.py", "kernel_compiler.py", "native.py")
 _DIGEST_BYTES = 32
 _lock = threading.Lock()  # of the first use of a kernel
 
-Sums = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
-
 
 def run(
     name: str, *arrays: npt.NDArray[Any], factor: float = 1.0, num_sums: int, num_counts: int = 0
