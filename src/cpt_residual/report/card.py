@@ -8,7 +8,7 @@ import shlex
 
 from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
 from cpt_residual.report.format import MISSING, percent
-from cpt_residual.report.tables import markdown_table
+from cpt_residual.report.markdown_table import markdown_table
 from cpt_residual.weights.merge_record import InputRecord, MergeRecord
 
 __all__ = ["CARD_FILE", "base_models", "card_markdown", "recipe_options"]

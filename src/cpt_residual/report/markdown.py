@@ -8,6 +8,7 @@ from cpt_residual.report.facts import Geometry, ReportFacts
 from cpt_residual.report.figures import FigureNote
 from cpt_residual.report.format import MINUS, MISSING, cell, flops_text, percent, ratio_text
 from cpt_residual.report.goals import Goal
+from cpt_residual.report.markdown_table import markdown_table
 from cpt_residual.report.measures import Scores
 from cpt_residual.report.tables import (
     change_markdown,
@@ -15,7 +16,6 @@ from cpt_residual.report.tables import (
     comparison_measures,
     cost_markdown,
     goals_markdown,
-    markdown_table,
     other_tasks_markdown,
     paired_markdown,
     restoring_cost,

@@ -12,11 +12,12 @@ from cpt_residual.evaluation.statistics import SeedSummary
 from cpt_residual.report.facts import Difference
 from cpt_residual.report.format import MINUS, MISSING, cell, p_text, points
 from cpt_residual.report.goals import Goal, goal_number
+from cpt_residual.report.markdown_table import markdown_table
 from cpt_residual.report.measures import BY_KEY, MeasureKey
 from cpt_residual.report.pairs import paired_difference
 from cpt_residual.report.published import PAIRS_MEASURE, SeedReport, read_report
 from cpt_residual.report.style import COLOURS, INK, Figure, new_figure, write_png
-from cpt_residual.report.tables import COMPARISON_KEYS, markdown_table
+from cpt_residual.report.tables import COMPARISON_KEYS
 
 
 def write_seed_report(

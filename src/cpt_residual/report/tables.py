@@ -22,6 +22,7 @@ from cpt_residual.report.format import (
     ratio_text,
 )
 from cpt_residual.report.goals import Goal
+from cpt_residual.report.markdown_table import markdown_table
 from cpt_residual.report.measures import BY_KEY, Measure, MeasureKey, Scores
 
 CSV_COLUMNS = ("variant", "task", "metric", "value", "stderr", "n")
@@ -89,29 +90,6 @@ def prompts_csv(facts: ReportFacts) -> str:
                     [scores.measure, scores.task, scores.metric, prompt, variant, f"{value:g}"]
                 )
     return out.getvalue()
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, first column left and the rest right aligned; columns padded."""
-    table = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = (
-        "|"
-        + "|".join(
-            "-" * (width + 2) if i == 0 else "-" * (width + 1) + ":"
-            for i, width in enumerate(widths)
-        )
-        + "|"
-    )
-    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
 
 
 def comparison_markdown(facts: ReportFacts, scores: Scores) -> str:
