@@ -254,8 +254,7 @@ def pair(
 
 # --- all elements --------------------------------------------------------------------------------
 def over_all(body: Callable[..., Any]) -> Callable[..., None]:
-    """`body` for every element of four arrays in memory, as a function for numba.cfunc. The totals
-    of the lanes are in the first column afterwards."""
+    """`body` for every element of four arrays in memory, as a function for numba.cfunc."""
     carray = cast("Any", numba).carray
 
     @_jit
@@ -268,14 +267,6 @@ def over_all(body: Callable[..., Any]) -> Callable[..., None]:
                 body(first, second, third, fourth, factor, start + lane, sums, counts)
         for at in range(whole, first.size):
             body(first, second, third, fourth, factor, at, sums, counts)
-        for row in range(NUM_SUMS):
-            total = 0.0
-            for lane in range(LANES):
-                total += sums[row, lane]
-            sums[row, 0] = total
-        for row in range(NUM_COUNTS):
-            for lane in range(1, LANES):
-                counts[row, 0] += counts[row, lane]
 
     def entry(
         first: Any,

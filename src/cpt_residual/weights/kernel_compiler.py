@@ -9,7 +9,7 @@ import numba
 from numba import types
 
 from cpt_residual.errors import LaunchError
-from cpt_residual.weights import kernel_bodies
+from cpt_residual.weights import kernel_bodies, kernel_vectors
 from cpt_residual.weights.native import SYMBOL
 
 
@@ -27,10 +27,13 @@ def compile_kernel(name: str, dtypes: str, machine: Any) -> bytes:
     entry = kernel_bodies.over_all(getattr(kernel_bodies, name))
     compiled = cast("Any", numba).cfunc(signature, boundscheck=False)(entry)
     module = llvm.parse_assembly(compiled.inspect_llvm())
+    vectors = kernel_vectors.kernel_module(name, dtypes)
+    loop = module.get_function(compiled.native_name)
+    loop.name = SYMBOL if vectors is None else kernel_vectors.LOOP
+    if vectors is not None:
+        module.link_in(llvm.parse_assembly(vectors))
     for function in module.functions:
-        if function.name == compiled.native_name:
-            function.name = SYMBOL
-        elif not function.is_declaration:
+        if function.name != SYMBOL and not function.is_declaration:
             function.linkage = "internal"
     # What numba would do if a body failed, which none can, now shows to be unreachable.
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))

@@ -9,21 +9,20 @@ checked before they are used. Calls release the interpreter lock.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
 from importlib import metadata
+from operator import add
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.core.files import unique_name
+from cpt_residual.core import kept
 
 SYMBOL = "cpt_residual_kernel"
 """The function in the compiled code."""
@@ -33,8 +32,7 @@ NUM_SUMS, NUM_COUNTS = 8, 4
 
 _NUM_ARRAYS = 4
 _HERE = Path(__file__).parent
-_SOURCES = ("kernel_bodies.py", "kernel_compiler.py", "native.py")
-_DIGEST_BYTES = 32
+_SOURCES = ("kernel_bodies.py", "kernel_compiler.py", "kernel_vectors.py", "native.py")
 _lock = threading.Lock()  # of the first use of a kernel
 
 
@@ -57,12 +55,13 @@ def run(
     sums, counts = np.zeros((NUM_SUMS, LANES)), np.zeros((NUM_COUNTS, LANES), dtype=np.int64)
     places = [each.ctypes.data for each in given]
     kernel(*places, factor, first.size, sums.ctypes.data, counts.ctypes.data)
-    return sums[:num_sums, 0].tolist(), counts[:num_counts, 0].tolist()
+    totals = [reduce(add, lanes) for lanes in sums[:num_sums].tolist()]  # numpy's are pairwise
+    return totals, counts[:num_counts].sum(axis=1).tolist()
 
 
 def prepare() -> None:
     """Loads the linker in the background, so that the first kernel need not wait for it."""
-    threading.Thread(target=_llvm, daemon=True).start()
+    threading.Thread(target=_identity, daemon=True).start()
 
 
 _kernels: dict[tuple[str, str], Any] = {}
@@ -80,49 +79,18 @@ def _kernel(name: str, dtypes: str) -> Any:
 def _code(name: str, dtypes: str) -> bytes:
     """The kernel's object file, from a folder where it is kept or new."""
     file = f"{name}-{dtypes}-{_identity()[:16]}.o"
-    for folder in _folders():
-        code = _kept(folder / file)
-        if code is not None:
-            return code
-    from cpt_residual.weights.kernel_compiler import compile_kernel
+    code = kept.recall(file, _folders())
+    if code is None:
+        from cpt_residual.weights.kernel_compiler import compile_kernel
 
-    code = compile_kernel(name, dtypes, _machine())
-    for folder in _folders():
-        if _keep(folder / file, code):
-            break
+        code = compile_kernel(name, dtypes, _machine())
+        kept.keep(file, code, _folders())
     return code
 
 
 def _folders() -> Iterator[Path]:
     yield _HERE / "__pycache__"
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        yield Path.home() / ".cache" / "cpt_residual"
-
-
-def _kept(path: Path) -> bytes | None:
-    """The code in a file; None where it is not there, not whole, or somebody else's."""
-    try:
-        if path.stat().st_uid not in (0, os.geteuid()):
-            return None
-        raw = path.read_bytes()
-    except OSError:
-        return None
-    digest, code = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
-    return code if hashlib.sha256(code).digest() == digest else None
-
-
-def _keep(path: Path, code: bytes) -> bool:
-    """Writes what `_kept` reads, whole or not at all; whether that was possible."""
-    temporary = path.with_name(unique_name(f".{path.name}"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(code).digest() + code)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        return False
-    return True
+    yield from kept.user_folder()
 
 
 @cache

@@ -1,0 +1,217 @@
+"""What is merged a vector at a time in fp32 has the bits, sums and counts of float64, or is left to
+the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpt_residual.weights import arithmetic, kernel_vectors, kernels, native
+from cpt_residual.weights.arithmetic import Raw
+from cpt_residual.weights.kernel_vectors import CHUNK
+from cpt_residual.weights.kernels import MergeSums
+
+Exact = npt.NDArray[np.float64]
+
+MINUS_ZERO, SUBNORMAL, LARGEST, INFINITE, NAN = 0x8000, 0x0001, 0x7F7F, 0xFF80, 0x7FC1
+ODD = (0, MINUS_ZERO, SUBNORMAL, 0x8001, 0x0080, LARGEST, 0xFF7F, 0x2000, 0x5F80)
+"""bf16: zeros, subnormals, the least normal and the largest numbers, 2^-63 and 2^64."""
+FACTORS = (1.0, 0.5, -2.0, 2.0**-16, -(2.0**16), 2.0**17, 2.0**-17, 0.75, 0.7, 0.0, 3e-200)
+
+lengths = st.integers(0, 3 * CHUNK + 40) | st.sampled_from([CHUNK, 2 * CHUNK])
+seeds = st.integers(0, 2**32 - 1)
+factors = st.sampled_from(FACTORS) | st.floats(-4, 4, allow_subnormal=False)
+odd_elements = st.lists(
+    st.tuples(st.integers(0, 3 * CHUNK), st.integers(0, 2), st.sampled_from(ODD)), max_size=6
+)
+
+
+@dataclass(frozen=True)
+class Three:
+    target: Raw
+    base: Raw
+    instruct: Raw
+
+
+def bf16(values: Exact) -> Raw:
+    return arithmetic.round_once(values, "BF16")
+
+
+def realistic(num: int, seed: int) -> Three:
+    generator = np.random.default_rng(seed)
+    base = generator.normal(0, 0.02, num)
+    one, other = generator.normal(0, 1e-3, (2, num))
+    return Three(bf16(base + one), bf16(base), bf16(base + other))
+
+
+def any_bits(num: int, seed: int) -> Three:
+    """All exponents, below 2^100."""
+    bits = np.random.default_rng(seed).integers(0, 1 << 16, (3, num), dtype=np.uint16)
+    return Three(*np.where((bits & 0x7F80) >= (227 << 7), 0x3F80, bits))
+
+
+def in_lanes(products: Exact) -> float:
+    """Their sum, as every kernel takes it."""
+    lanes = np.zeros(native.LANES)
+    for start in range(0, products.size, native.LANES):
+        part = products[start : start + native.LANES]
+        lanes[: part.size] += part
+    total = 0.0
+    for lane in lanes.tolist():
+        total += lane
+    return total
+
+
+def assert_merged(out: Raw, sums: MergeSums, target: Raw, move: Exact) -> None:
+    start = arithmetic.to_float64(target)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = bf16(start + move)
+        merged = arithmetic.to_float64(expected)
+        assert np.array_equal(out, expected)
+        squares = in_lanes(start * start), in_lanes(move * move), in_lanes(start * move)
+    moved = move != 0
+    counts = moved.sum(), (moved & (merged == start)).sum(), (~np.isfinite(merged)).sum()
+    assert np.array_equal(np.array(sums), np.array([*squares, *counts]), equal_nan=True)
+
+
+def assert_both_right(three: Three, factor: float) -> None:
+    base, instruct = (arithmetic.to_float64(raw) for raw in (three.base, three.instruct))
+    with np.errstate(invalid="ignore"):
+        difference = instruct - base
+        difference[(instruct == 0) & (base == 0)] = instruct[(instruct == 0) & (base == 0)]
+        exact = (base + difference == instruct) & (instruct - difference == base)
+    out = np.empty_like(three.target)
+    sums, num_inexact = kernels.add_difference(
+        three.target, three.base, three.instruct, factor, out
+    )
+    assert num_inexact == int(np.count_nonzero(~exact))
+    assert_merged(out, sums, three.target, factor * difference)
+    with np.errstate(over="ignore"):
+        stored = difference.astype(np.float32)
+    sums = kernels.add(three.target, stored, factor, out)
+    assert_merged(out, sums, three.target, factor * stored.astype(np.float64))
+
+
+@given(num=lengths, seed=seeds, factor=factors, odd=odd_elements)
+def test_models_with_a_few_odd_elements(
+    num: int, seed: int, factor: float, odd: list[tuple[int, int, int]]
+) -> None:
+    three = realistic(num, seed)
+    for at, which, bits in odd:
+        if num:
+            (three.target, three.base, three.instruct)[which][at % num] = bits
+    assert_both_right(three, factor)
+
+
+@given(num=lengths, seed=seeds, factor=factors)
+def test_elements_of_any_size(num: int, seed: int, factor: float) -> None:
+    assert_both_right(any_bits(num, seed), factor)
+
+
+@pytest.mark.parametrize("bits", [INFINITE, NAN])
+@pytest.mark.parametrize("which", ["target", "base", "instruct"])
+def test_what_is_not_finite_is_counted(bits: int, which: str) -> None:
+    three = realistic(2 * CHUNK, 0)
+    getattr(three, which)[[5, CHUNK + 7]] = bits
+    out = np.empty_like(three.target)
+    sums, _ = kernels.add_difference(three.target, three.base, three.instruct, 1.0, out)
+    assert sums.num_not_finite == 2
+    assert not np.isfinite(arithmetic.to_float64(out[[5, CHUNK + 7]])).any()
+
+
+def test_a_result_that_bf16_cannot_hold_is_counted() -> None:
+    """fp32 holds the sum; rounded to bf16 it is Inf."""
+    target = np.full(CHUNK, LARGEST, dtype=np.uint16)
+    delta = np.full(CHUNK, 2.0**119, dtype=np.float32)  # half an ulp of the largest
+    out = np.empty_like(target)
+    assert kernels.add(target, delta, 1.0, out).num_not_finite == CHUNK
+    assert kernels.add(target, delta / 2, 1.0, out).num_not_finite == 0
+
+
+# --- what is left to the loop --------------------------------------------------------------------
+_COUNTING_LOOP = """
+define void @{name}({arrays}, double %f, i64 %size, double* %s, i64* %counts) {{
+  %place = getelementptr i64, i64* %counts, i64 48
+  %before = load i64, i64* %place
+  %after = add i64 %before, %size
+  store i64 %after, i64* %place
+  ret void
+}}
+"""
+
+
+def num_by_loop(name: str, arrays: list[Raw], factor: float) -> int:
+    """How many elements the kernel gives to the loop, which here only counts them."""
+    dtypes = "".join(array.dtype.char for array in arrays)
+    text = kernel_vectors.kernel_module(name, dtypes)
+    assert text is not None
+    kinds = {"H": "i16*", "f": "float*"}
+    given = ", ".join(f"{kinds[dtype]} %a{number}" for number, dtype in enumerate(dtypes))
+    module = llvm.parse_assembly(text)
+    native._llvm()
+    module.link_in(
+        llvm.parse_assembly(_COUNTING_LOOP.format(name=kernel_vectors.LOOP, arrays=given))
+    )
+    kernel = native._linked(native._machine().emit_object(module))
+    sums = np.zeros((native.NUM_SUMS, native.LANES))
+    counts = np.zeros((native.NUM_COUNTS, native.LANES), dtype=np.int64)
+    places = [array.ctypes.data for array in arrays]
+    kernel(*places, factor, arrays[0].size, sums.ctypes.data, counts.ctypes.data)
+    return int(counts[3, 0])
+
+
+def left_over(three: Three, factor: float = 1.0) -> tuple[int, int]:
+    """Elements that the two kernels give to the loop."""
+    out = np.empty_like(three.target)
+    pair = [three.target, three.base, three.instruct, out]
+    stored = arithmetic.to_float32(three.instruct) - arithmetic.to_float32(three.base)
+    return (
+        num_by_loop("add_difference", pair, factor),
+        num_by_loop("add", [three.target, stored, out, three.target], factor),
+    )
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.5, 4.0])
+def test_realistic_chunks_need_no_loop(factor: float) -> None:
+    three = realistic(40 * CHUNK + 13, 0)
+    close = (three.target & 0x7F80) > (110 << 7)  # elements near 0 may be 2^16 from others
+    for raw in (three.target, three.base, three.instruct):
+        raw[~close] = 0x3C00
+    assert left_over(three, factor) == (13, 13)
+
+
+@pytest.mark.parametrize("factor", [0.75, 0.1, 2.0**17, 2.0**-17, 0.0, float("inf")])
+def test_other_factors_are_left_to_the_loop(factor: float) -> None:
+    assert left_over(realistic(3 * CHUNK, 0), factor) == (3 * CHUNK, 3 * CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("which", "bits", "by_loop"),
+    [
+        ("target", MINUS_ZERO, (CHUNK, CHUNK)),
+        ("target", NAN, (CHUNK, CHUNK)),
+        ("target", INFINITE, (CHUNK, CHUNK)),
+        ("target", LARGEST, (CHUNK, CHUNK)),
+        ("instruct", SUBNORMAL, (CHUNK, 0)),  # fp32 does not hold the difference
+        ("base", MINUS_ZERO, (0, 0)),
+    ],
+)
+def test_one_odd_element_leaves_its_chunk_to_the_loop(
+    which: str, bits: int, by_loop: tuple[int, int]
+) -> None:
+    three = Three(*(np.full(5 * CHUNK, value, np.uint16) for value in (0x3C00, 0x3C10, 0x3C20)))
+    assert left_over(three) == (0, 0)
+    getattr(three, which)[2 * CHUNK + 9] = bits
+    with np.errstate(invalid="ignore"):
+        assert left_over(three) == by_loop
+
+
+def test_other_dtypes_have_the_loop_alone() -> None:
+    assert kernel_vectors.kernel_module("add_difference", "ffff") is None
+    assert kernel_vectors.kernel_module("subtract", "HHfH") is None
