@@ -16,7 +16,6 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,11 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Piece = tuple[int, bytes]  # with its place in the file
 
 PAGE = 4096
 """Bytes. A multiple of what disks ask for: addresses, offsets and lengths are multiples of it."""
 _HUGE_PAGE = 2 << 20
 _LARGE_FILE = 64 << 20
+_WINDOW = 32 << 20
+"""Bytes of a file that the system is asked about at once: for all of it the first readers would
+wait."""
 _WORTH_IT = 1 << 16  # bytes of one read or write
 _MOST_EDGES = 1024  # of less than a page each
 _NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -73,7 +76,7 @@ class InputFile:
         self._direct: int | None = None
         self._cached = self._file
         self._num_bytes = num_bytes
-        self._resident: Bytes | None = None  # a bit for each page; nobody has asked yet
+        self._resident: dict[int, Bytes] = {}  # a bit for each page, by window
         self._asking = threading.Lock()
         try:
             if once and num_bytes >= _LARGE_FILE and _cache_is_told(path, self._file):
@@ -105,17 +108,27 @@ class InputFile:
         return _read_fully(self._file, memory, offset)
 
     def _is_direct(self, room: Room) -> bool:
-        """Whether most of it was not in the cache when the first large piece was read."""
+        """Whether most of it was not in the cache when its surroundings were first read."""
         if self._direct is None or room.values.size < _WORTH_IT:
             return False
+        start = room.offset // PAGE * PAGE
+        stop = min(start + room.pages.size, self._num_bytes)
+        pages = [
+            self._resident_in(window)[max(start - window, 0) // PAGE : _up(stop - window) // PAGE]
+            for window in range(start // _WINDOW * _WINDOW, stop, _WINDOW)
+        ]
+        num_pages = sum(part.size for part in pages)
+        return 2 * sum(int(np.count_nonzero(part)) for part in pages) < num_pages
+
+    def _resident_in(self, window: int) -> Bytes:
+        """For each page from the byte `window` on whether it lay in the cache when somebody first
+        asked."""
+        num_bytes = min(_WINDOW, self._num_bytes - window)
         with self._asking:
-            if self._resident is None:
-                self._resident = np.packbits(_resident_pages(self._file, self._num_bytes))
-        first = room.offset // PAGE
-        stop = min(first + room.pages.size // PAGE, -(-self._num_bytes // PAGE))
-        bits = np.unpackbits(self._resident[first // 8 : -(-stop // 8)])
-        pages = bits[first % 8 : first % 8 + stop - first]
-        return pages.size > 0 and 2 * int(np.count_nonzero(pages)) < pages.size
+            if window not in self._resident:
+                pages = _resident_pages(self._file, window, num_bytes)
+                self._resident[window] = np.packbits(pages)
+        return np.unpackbits(self._resident[window], count=-(-num_bytes // PAGE))
 
     def _read_pages(self, room: Room) -> int:
         assert self._direct is not None
@@ -139,7 +152,7 @@ class OutputFile:
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self._edges: list[tuple[int, bytes]] = []
+        self._edges: dict[int, list[Piece]] = {}  # by page
         self._lock = threading.Lock()
         try:
             _reserve(self._file, num_bytes)
@@ -160,54 +173,65 @@ class OutputFile:
 
     def flush(self) -> None:
         """Returns when every byte is on the disk."""
-        self._write_edges()
+        with self._lock:
+            left = self._taken()
+        self._write_pieces(left)
         os.fsync(self._file)
 
     def write(self, values: Bytes, offset: int) -> None:
         """Puts `values` at `offset`: whole pages directly where they are pages in memory too. What
-        is left at both ends is kept for later: an ordinary write waits for all direct ones."""
+        is left at both ends waits for the rest of its page: an ordinary write waits for all direct
+        ones."""
         first = _up(offset) - offset
         last = (offset + values.size) // PAGE * PAGE - offset
         fits = values.ctypes.data % PAGE == offset % PAGE and last - first >= _WORTH_IT
         if self._direct is None or not fits:
-            _write_fully(self._file, values.data, offset)
+            _write_fully(self._file, [values.data], offset)
             return
+        with self._lock:
+            before = self._completed(offset, values[:first])
+            after = self._completed(offset + last, values[last:])
+            left = self._taken() if len(self._edges) >= _MOST_EDGES else []
+        pages = [page.data for page in (before, values[first:last], after) if page is not None]
+        start = offset + first - (0 if before is None else PAGE)
         try:
-            _write_fully(self._direct, values[first:last].data, offset + first)
+            _write_fully(self._direct, pages, start)
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
-            _write_fully(self._file, values[first:last].data, offset + first)
-        edges = (offset, values[:first].tobytes()), (offset + last, values[last:].tobytes())
-        with self._lock:
-            self._edges.extend(edges)
-            many = len(self._edges) >= _MOST_EDGES
-        if many:
-            self._write_edges()
+            _write_fully(self._file, pages, start)
+        self._write_pieces(left)
 
-    def _write_edges(self) -> None:
-        with self._lock:
-            edges, self._edges = self._edges, []
-        for offset, piece in _joined(edges):
-            _write_fully(self._file, memoryview(piece), offset)
+    def _completed(self, offset: int, values: Bytes) -> Bytes | None:
+        """Keeps a piece of a page; gives the page when that was the last of it."""
+        if not values.size:
+            return None
+        number = offset // PAGE
+        pieces = self._edges.setdefault(number, [])
+        pieces.append((offset, values.tobytes()))
+        if sum(len(piece) for _, piece in pieces) < PAGE:
+            return None
+        del self._edges[number]
+        page = _page_aligned(PAGE)
+        page[:] = np.frombuffer(b"".join(piece for _, piece in sorted(pieces)), dtype=np.uint8)
+        return page
+
+    def _taken(self) -> list[Piece]:
+        """The pieces whose pages are not complete; they are no longer kept."""
+        pieces = [piece for kept in self._edges.values() for piece in kept]
+        self._edges = {}
+        return pieces
+
+    def _write_pieces(self, pieces: list[Piece]) -> None:
+        for offset, piece in sorted(pieces):
+            _write_fully(self._file, [memoryview(piece)], offset)
 
 
-def _joined(pieces: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Pieces of a file with their places, those that meet as one."""
-    start, joined = 0, bytearray()
-    for offset, piece in sorted(pieces):
-        if offset != start + len(joined):
-            yield start, bytes(joined)
-            start, joined = offset, bytearray()
-        joined += piece
-    yield start, bytes(joined)
-
-
-def _resident_pages(file: int, num_bytes: int) -> Bytes:
+def _resident_pages(file: int, start: int, num_bytes: int) -> Bytes:
     """For each page 1 if it lies in the page cache (mincore), or the system does not tell: then it
     is read as if it did."""
     try:
-        window = mmap.mmap(file, num_bytes, prot=mmap.PROT_READ)
+        window = mmap.mmap(file, num_bytes, prot=mmap.PROT_READ, offset=start)
     except (OSError, ValueError):  # no maps on this file system, or the file has shrunk
         return np.ones(-(-num_bytes // PAGE), dtype=np.uint8)
     with window:
@@ -272,10 +296,16 @@ def _reserve(file: int, num_bytes: int) -> None:
         os.ftruncate(file, num_bytes)
 
 
-def _write_fully(file: int, memory: memoryview, offset: int) -> None:
-    while memory.nbytes:
-        count = os.pwrite(file, memory, offset)
-        memory, offset = memory[count:], offset + count
+def _write_fully(file: int, memories: list[memoryview], offset: int) -> None:
+    """Writes pieces of memory that follow each other in the file."""
+    while memories:
+        count = os.pwritev(file, memories, offset)
+        offset += count
+        while memories and count >= memories[0].nbytes:
+            count -= memories[0].nbytes
+            memories = memories[1:]
+        if memories:
+            memories = [memories[0][count:], *memories[1:]]
 
 
 def _page_aligned(num_bytes: int) -> Bytes:

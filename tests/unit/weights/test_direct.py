@@ -58,7 +58,7 @@ def direct_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
         pytest.skip(f"no direct input and output where temporary files are: {error}")
     calls: set[str] = set()
     files: set[int] = set()
-    real = {name: getattr(os, name) for name in ("open", "preadv", "pwrite")}
+    real = {name: getattr(os, name) for name in ("open", "preadv", "pwritev")}
 
     def opened(path: Path, flags: int, mode: int = 0o777) -> int:
         file = real["open"](path, flags, mode)
@@ -74,7 +74,7 @@ def direct_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "preadv", called("preadv"))
-    monkeypatch.setattr(os, "pwrite", called("pwrite"))
+    monkeypatch.setattr(os, "pwritev", called("pwritev"))
     return calls
 
 
@@ -127,13 +127,13 @@ def test_whole_pages_go_directly(tmp_path: Path, direct_calls: set[str]) -> None
     values = scratch.array(size - 10, np.dtype(np.uint8), offset=10)
     values[:] = 3
     out.write(values, 10)
-    assert direct_calls == {"pwrite"}
+    assert direct_calls == {"pwritev"}
     out.flush()
     out.close()
     evict(path)
     file = InputFile(path, size)
     assert file.read(scratch.room(10, size - 10)) == size - 10
-    assert direct_calls == {"pwrite", "preadv"}
+    assert direct_calls == {"pwritev", "preadv"}
     file.close()
 
 
@@ -187,7 +187,7 @@ def test_memory_that_does_not_fit_the_pages_is_written_all_the_same(tmp_path: Pa
 def test_what_the_file_system_refuses_is_done_the_ordinary_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_open, real_read, real_write = os.open, os.preadv, os.pwrite
+    real_open, real_read, real_write = os.open, os.preadv, os.pwritev
     direct_files: set[int] = set()
 
     def opened(path: Path, flags: int, mode: int = 0o777) -> int:
@@ -203,13 +203,13 @@ def test_what_the_file_system_refuses_is_done_the_ordinary_way(
         refused(file)
         return real_read(file, memory, offset)
 
-    def pwrite(file: int, memory: memoryview, offset: int) -> int:
+    def pwritev(file: int, memory: list[memoryview], offset: int) -> int:
         refused(file)
         return real_write(file, memory, offset)
 
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "preadv", preadv)
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     scratch, expected = Scratch(), content(4 * PAGE)
     out = OutputFile(tmp_path / "file", 4 * PAGE)
     values = scratch.array(4 * PAGE, np.dtype(np.uint8))
@@ -292,7 +292,7 @@ def test_a_read_from_the_cache_brings_in_no_more_than_asked_for(
         file = InputFile(path, 1024 * PAGE)
         if file._direct is None:
             pytest.skip("no direct input where temporary files are")
-        file._resident = np.packbits(np.ones(1024, dtype=np.uint8))
+        file._resident = {0: np.packbits(np.ones(1024, dtype=np.uint8))}
         for offset in (0, 64 * PAGE):
             assert file.read(Scratch().room(offset, 64 * PAGE)) == 64 * PAGE
         file.close()
@@ -305,7 +305,7 @@ def test_a_read_from_the_cache_brings_in_no_more_than_asked_for(
 
 
 def cached_pages(file: int, num_pages: int) -> np.ndarray:
-    return direct._resident_pages(file, num_pages * PAGE)
+    return direct._resident_pages(file, 0, num_pages * PAGE)
 
 
 @pytest.mark.parametrize("size", [PAGE, direct._HUGE_PAGE - 1, direct._HUGE_PAGE, 5 << 20])
@@ -339,21 +339,58 @@ def test_many_edges_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "file").read_bytes() == expected.tobytes()
 
 
-def test_the_edges_of_pieces_are_written_when_the_file_is_flushed(
+def write_piece(file: OutputFile, expected: np.ndarray, start: int, stop: int) -> None:
+    values = Scratch().array(stop - start, np.dtype(np.uint8), offset=start)
+    values[:] = expected[start:stop]
+    file.write(values, start)
+
+
+def test_a_page_of_two_pieces_is_written_with_the_second(
     tmp_path: Path, direct_calls: set[str]
 ) -> None:
     """An ordinary write in between would wait for the direct ones of other threads."""
-    size = 6 * PAGE
-    expected, scratch = content(size), Scratch()
-    file = OutputFile(tmp_path / "file", size)
-    for start, stop in [(100, 3 * PAGE + 7), (3 * PAGE + 7, size), (0, 100)]:
-        values = scratch.array(stop - start, np.dtype(np.uint8), offset=start)
-        values[:] = expected[start:stop]
-        file.write(values, start)
-    assert direct_calls == {"pwrite"}
-    early = (tmp_path / "file").read_bytes()
+    path, size = tmp_path / "file", 6 * PAGE
+    expected = content(size)
+    file = OutputFile(path, size)
+    write_piece(file, expected, 100, 3 * PAGE + 7)
+    early = path.read_bytes()
     assert early[PAGE : 3 * PAGE] == expected[PAGE : 3 * PAGE].tobytes()
-    assert early[3 * PAGE : 4 * PAGE] != expected[3 * PAGE : 4 * PAGE].tobytes()
+    assert not any(early[:PAGE] + early[3 * PAGE :])
+    write_piece(file, expected, 3 * PAGE + 7, size)
+    assert path.read_bytes()[PAGE:] == expected[PAGE:].tobytes()
+    assert list(file._edges) == [0], "the first page lacks its first bytes"
+    assert direct_calls == {"pwritev"}
+    write_piece(file, expected, 0, 100)
     file.flush()
     file.close()
-    assert (tmp_path / "file").read_bytes() == expected.tobytes()
+    assert path.read_bytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+def test_a_piece_may_complete_the_pages_at_both_ends(
+    order: tuple[int, ...], tmp_path: Path, direct_calls: set[str]
+) -> None:
+    path, size = tmp_path / "file", 9 * PAGE
+    expected = content(size)
+    cuts = [(0, 3 * PAGE - 50), (3 * PAGE - 50, 6 * PAGE + 1), (6 * PAGE + 1, size)]
+    file = OutputFile(path, size)
+    for number in order:
+        write_piece(file, expected, *cuts[number])
+    assert direct_calls == {"pwritev"}
+    assert not file._edges
+    assert path.read_bytes() == expected.tobytes()
+    file.close()
+
+
+def test_writes_that_come_in_parts_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may take less than it is given, in the middle of a piece of memory."""
+    real = os.pwritev
+
+    def pwritev(file: int, memory: list[memoryview], offset: int) -> int:
+        return real(file, [memory[0][:3]], offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    direct._write_fully(file, [memoryview(piece) for piece in (b"abcd", b"efg", b"h")], 2)
+    os.close(file)
+    assert (tmp_path / "file").read_bytes() == b"\0\0abcdefgh"
