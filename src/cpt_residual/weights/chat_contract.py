@@ -94,7 +94,7 @@ def require_same_tokens_as(
     Raises CompatibilityError listing the first ids that differ when they do not share one."""
     left = TokenSide.read(expected)
     right = TokenSide.read(found, like=left)
-    if left.map is not right.map and left.ids != right.ids:
+    if not left.same_ids(right):
         from cpt_residual.modeling.tokenizer import first_differing_ids  # imports transformers
 
         differing = first_differing_ids(left, right, _NUM_SHOWN)

@@ -84,7 +84,7 @@ def plan_pair(
     Raises CompatibilityError under `equal` unless maps and numbers of rows are equal, and under
     `common_tokens` when instruct has ordinary tokens that base lacks: that is another tokenizer.
     """
-    if base.ids == instruct.ids and base_rows == instruct_rows:
+    if base.same_ids(instruct) and base_rows == instruct_rows:
         return PairPlan(np.arange(base_rows), _named_rows(base, base_rows), identity=True)
     if policy == "equal":
         _refuse(("base", "instruct"), (base, instruct), (base_rows, instruct_rows))
@@ -122,7 +122,7 @@ def plan_target(
     lacks an added token that base and instruct have.
     """
     without_base = frozenset(instruct_only)
-    if instruct.ids == target.ids and residual_rows == target_rows and not without_base:
+    if instruct.same_ids(target) and residual_rows == target_rows and not without_base:
         return _plain(target, target_rows)
     if policy == "equal":
         sides, rows = (instruct, target), (residual_rows, target_rows)
@@ -257,7 +257,7 @@ def _refuse(
     without_base: Collection[int] = (),
 ) -> NoReturn:
     """Says why these cannot simply be added, which has been found before."""
-    if sides[0].ids != sides[1].ids:
+    if not sides[0].same_ids(sides[1]):
         from cpt_residual.modeling.tokenizer import first_differing_ids  # imports transformers
 
         differing = first_differing_ids(*sides, _NUM_SHOWN)
@@ -288,8 +288,7 @@ def _with_rows(side: TokenSide, num_rows: int) -> dict[str, int]:
 
 
 def _named_rows(side: TokenSide, num_rows: int) -> RowNumbers:
-    ids = np.fromiter(side.ids.values(), dtype=np.int64, count=len(side.ids))
-    named = np.zeros(num_rows, dtype=np.bool_)
+    named, ids = np.zeros(num_rows, dtype=np.bool_), side.map.numbers
     named[ids[ids < num_rows]] = True
     return np.flatnonzero(named)
 

@@ -15,7 +15,7 @@ from transformers.models.auto import tokenization_auto
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling import token_side
-from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.modeling.token_side import TokenMap, TokenSide
 from cpt_residual.modeling.tokenizer import (
     first_differing_ids,
     load_tokenizer,
@@ -296,3 +296,85 @@ def test_the_known_model_types_are_those_of_this_transformers() -> None:
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CompatibilityError, match="no tokenizer can be loaded"):
         TokenSide.read(tmp_path)
+
+
+# --- what is known of a file that was read before ------------------------------------------------
+@pytest.fixture
+def num_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a tokenizer.json has been parsed, while that of any size is kept, here."""
+    count, real = [0], token_side._parsed
+
+    def parsed(raw: bytes, digest: str) -> TokenMap:
+        count[0] += 1
+        return real(raw, digest)
+
+    monkeypatch.setattr(token_side, "_parsed", parsed)
+    monkeypatch.setattr(token_side, "_WORTH_KEEPING", 0)
+    monkeypatch.setattr(token_side.kept, "user_folder", lambda: iter([tmp_path / "kept"]))
+    return count
+
+
+@pytest.mark.parametrize("make", LIGHT, ids=lambda make: make.__name__)
+def test_a_file_that_was_read_before_says_the_same(
+    make: Make, tmp_path: Path, num_parsed: list[int]
+) -> None:
+    folder = folder_of(make, tmp_path)
+    first, again = TokenSide.read(folder), TokenSide.read(folder)
+    assert num_parsed == [1]
+    assert (again.special_ids, again.eos_id) == (first.special_ids, first.eos_id)
+    assert (dict(again.map.added), len(again.ids)) == (dict(first.map.added), len(first.ids))
+    assert sorted(again.map.numbers.tolist()) == sorted(first.ids.values())
+    assert num_parsed == [1], "its added tokens are enough"
+    assert_as_transformers(folder, again)
+    assert again.same_ids(first)
+    assert first.same_ids(again)
+    assert num_parsed == [2]
+    with pytest.raises(KeyError):
+        again.ids["no such token"]
+
+
+def test_a_file_that_has_changed_is_read_anew(tmp_path: Path, num_parsed: list[int]) -> None:
+    folder = folder_of(plain, tmp_path)
+    before = TokenSide.read(folder)
+    size = len(before.ids)
+    add_to_file(folder, added(size, "<new>"))
+    after = TokenSide.read(folder)
+    assert num_parsed == [2]
+    assert after.ids["<new>"] == size
+    assert not after.same_ids(before)
+
+
+def test_damage_to_what_is_known_is_seen(tmp_path: Path, num_parsed: list[int]) -> None:
+    folder = folder_of(plain, tmp_path)
+    TokenSide.read(folder)
+    (known,) = (tmp_path / "kept").iterdir()
+    known.write_bytes(known.read_bytes()[:-3])
+    assert_as_transformers(folder, TokenSide.read(folder))
+    assert num_parsed == [2]
+
+
+def test_what_an_older_version_knew_is_not_believed(
+    tmp_path: Path, num_parsed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(plain, tmp_path)
+    TokenSide.read(folder)
+    monkeypatch.setattr(token_side, "_source_hash", lambda: "0" * 64)
+    TokenSide.read(folder)
+    assert num_parsed == [2]
+
+
+@pytest.mark.parametrize("make", UNUSUAL, ids=lambda make: make.__name__)
+def test_unusual_layouts_stay_unusual(make: Make, tmp_path: Path, num_parsed: list[int]) -> None:
+    folder = folder_of(make, tmp_path)
+    for _ in range(2):
+        assert_as_transformers(folder, TokenSide.read(folder))
+
+
+def test_small_files_are_parsed_each_time(
+    tmp_path: Path, num_parsed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_side, "_WORTH_KEEPING", 1 << 30)
+    for _ in range(2):
+        TokenSide.read(tokenizer_folder())
+    assert num_parsed == [2]
+    assert not (tmp_path / "kept").exists()
