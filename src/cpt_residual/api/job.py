@@ -6,25 +6,22 @@ import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.core.run_record import code_version, library_versions
+from cpt_residual.core.run_record import code_version, library_versions, prepare
 from cpt_residual.errors import ConfigError, DiskSpaceError
-from cpt_residual.weights import verification
+from cpt_residual.weights import native, verification
+from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_shards
-from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.delta import DeltaSource
 from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.merge import (
     MergedModel,
     MergeReport,
     Output,
     merged_models,
-    row_plan,
 )
 from cpt_residual.weights.merge_record import MERGE_FILE, InputRecord, MergeRecord, ShardRecord
 from cpt_residual.weights.methods import require_known_scales
@@ -32,7 +29,6 @@ from cpt_residual.weights.opening import ModelReference, NamedModel, name_of, op
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.sources import Input, Pair, open_source
 from cpt_residual.weights.staging import require_apart, require_free
-from cpt_residual.weights.vocabulary import RowPlan
 from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
 
 
@@ -70,12 +66,9 @@ def output_folders(out: Path, alphas: Sequence[float]) -> list[Path]:
 class ApplyJob:
     """An apply whose inputs are open and whose outputs are free."""
 
-    target: NamedModel
-    source: DeltaSource
+    addition: Addition
     inputs: tuple[Input, ...]
-    base: Checkpoint | None
     outputs: tuple[Output, ...]
-    recipe: MergeRecipe
     options: ApplyOptions
 
     @classmethod
@@ -95,29 +88,27 @@ class ApplyJob:
         delta, inputs = open_source(
             source, target.checkpoint, policy=recipe.vocab_policy, streaming=options.streaming
         )
-        models = [target.checkpoint, *delta.checkpoints, *([base.checkpoint] if base else [])]
-        folders = [*(each.path for each in models), *(path.parent for path in delta.files)]
+        addition = Addition(target.checkpoint, delta, recipe, base.checkpoint if base else None)
+        folders = [each.path for each in addition.checkpoints]
+        folders += [path.parent for path in delta.files]
         for output in outputs:
             require_apart(output.folder, folders)
         return cls(
-            target=target,
-            source=delta,
+            addition=addition,
             inputs=(Input.of(target), *inputs, *([Input.of(base)] if base else [])),
-            base=base.checkpoint if base else None,
             outputs=outputs,
-            recipe=recipe,
             options=options,
         )
 
     def plan(self) -> WorkPlan:
         """What `run` would cost; makes its checks as far as headers and tokenizers go, and shows
         that the target is not instruct."""
-        target = self.target.checkpoint
-        shards = output_shards(target, self._rows)
-        if self.base is not None:
-            require_match(side_of(self.base), side_of(target))
-        require_known_scales(target.unique_tensors, self.recipe.scales)
-        require_not_instruct(target, self.source, alphas=[each.alpha for each in self.outputs])
+        addition, target = self.addition, self.addition.target
+        shards = output_shards(target, addition.plan)
+        if addition.base is not None:
+            require_match(side_of(addition.base), side_of(target))
+        require_known_scales(target.unique_tensors, addition.recipe.scales)
+        require_not_instruct(target, addition.source, alphas=[each.alpha for each in self.outputs])
         work = MergeWork(
             input_bytes=self._input_bytes(),
             hashed_bytes=sum(each.num_bytes_to_hash for each in self.inputs),
@@ -128,32 +119,29 @@ class ApplyJob:
             return plan_of_merge(
                 work,
                 [output.folder for output in self.outputs],
-                recipe=self.recipe,
+                recipe=addition.recipe,
                 verify=self.options.verify,
                 streaming=self.options.streaming,
             )
 
     def _input_bytes(self) -> int:
         """What one pass reads."""
-        size = self.target.checkpoint.num_bytes
-        size += sum(path.stat().st_size for path in self.source.files)
-        return size + (self.base.num_bytes if self.base and self.recipe.needs_base else 0)
+        addition = self.addition
+        size = addition.target.num_bytes
+        size += sum(path.stat().st_size for path in addition.source.files)
+        used = addition.base if addition.recipe.needs_base else None
+        return size + (used.num_bytes if used else 0)
 
     def run(self) -> list[MergeReport]:
         """Merges, checks everything, and only then lets the outputs appear."""
-        _ = self._rows  # what does not fit is told before torch is imported
+        _ = self.addition.plan  # what does not fit is told before torch is imported
         if self.options.verify:
-            verification.require_known_tensors(self.target.checkpoint)
+            verification.require_known_tensors(self.addition.target)
+        native.prepare()
+        prepare()
         with (
             plain_disk_words(),
-            merged_models(
-                self.target.checkpoint,
-                self.source,
-                self.outputs,
-                recipe=self.recipe,
-                base=self.base,
-                streaming=self.options.streaming,
-            ) as models,
+            merged_models(self.addition, self.outputs, streaming=self.options.streaming) as models,
         ):
             records = self._records()  # of files that are shown not to have changed meanwhile
             for model in models:
@@ -165,16 +153,12 @@ class ApplyJob:
             return [each.record for each in self.inputs]
         return [each.hashed(self.options.streaming) for each in self.inputs]
 
-    @cached_property
-    def _rows(self) -> RowPlan:
-        return row_plan(self.target.checkpoint, self.source, self.recipe)
-
     def _finish(self, model: MergedModel, inputs: Sequence[InputRecord]) -> None:
         """Checks a written model and adds merge.json and the card."""
         from cpt_residual.report.card import CARD_FILE, card_markdown
 
         report, folder, streaming = model.report, model.folder, self.options.streaming
-        planned = output_shards(self.target.checkpoint, self._rows)
+        planned = output_shards(self.addition.target, self.addition.plan)
         written = verification.require_layout(planned, folder)
         shards = {s.name: ShardRecord(num_bytes=s.num_bytes) for s in written.shards}
         stops: list[int] | None = None
@@ -184,7 +168,7 @@ class ApplyJob:
         record = MergeRecord(
             name=name_of(report.folder.resolve()),
             alpha=report.alpha,
-            recipe=self.recipe,
+            recipe=self.addition.recipe,
             inputs=list(inputs),
             num_parameters=report.num_parameters,
             target_norm=report.target_norm,

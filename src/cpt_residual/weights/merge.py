@@ -19,20 +19,18 @@ from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
 from cpt_residual.core.disk import FullDiskReport, check_free_space
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import eos_ids_of
-from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic, chat_contract
-from cpt_residual.weights.alignment import output_index, require_plain
+from cpt_residual.weights.addition import Addition
+from cpt_residual.weights.alignment import output_index
 from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
-from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.delta import DeltaSource
 from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.merge_pass import Inputs, MergePass
 from cpt_residual.weights.methods import require_known_scales
-from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming, require_equal_aliases
+from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.staging import OutputFolder
-from cpt_residual.weights.vocabulary import RowPlan, plan_target
 
 _SQUARES_HOLD = 1e-150  # float64 holds the square of a larger norm
 
@@ -87,40 +85,31 @@ def merge(
     Raises as `merged_models` does; the outputs are then untouched. `chat_contract.verify_stops` is
     the caller's next step.
     """
-    with merged_models(
-        target, source, outputs, recipe=recipe, base=base, streaming=streaming
-    ) as models:
+    addition = Addition(target, source, recipe, base)
+    with merged_models(addition, outputs, streaming=streaming) as models:
         return [model.report for model in models]
 
 
 @contextmanager
 def merged_models(
-    target: Checkpoint,
-    source: DeltaSource,
-    outputs: Sequence[Output],
-    *,
-    recipe: MergeRecipe = PLAIN_ADDITION,
-    base: Checkpoint | None = None,
-    streaming: Streaming = DEFAULT_STREAMING,
+    addition: Addition, outputs: Sequence[Output], *, streaming: Streaming = DEFAULT_STREAMING
 ) -> Generator[list[MergedModel]]:
     """The merged models, complete but not published: they appear, all of them, when the block ends
     without an error.
 
-    `base` is the model that CPT made `target` from; recipes with `needs_base` need it. Raises
-    CompatibilityError for a target that the residual does not fit, or that is instruct itself, and
-    for values that are not finite; ArtifactError for an output that exists or lies in an input, and
-    for inputs that change meanwhile; BusyError when another process works on an output.
+    Raises CompatibilityError for a target that the residual does not fit, or that is instruct
+    itself, and for values that are not finite; ArtifactError for an output that exists or lies in
+    an input, and for inputs that change meanwhile; BusyError when another process works on an
+    output.
     """
-    files = InputFiles.of(
-        [target, *source.checkpoints, *([base] if base else [])],
-        folders=[source.instruct_side],
-        files=source.files,
-    )
-    _require_sense(outputs, recipe, base)
-    plan = _require_fit(target, source, base, recipe, threads=streaming.threads)
+    target, source, recipe = addition.target, addition.source, addition.recipe
+    files = InputFiles.of(addition.checkpoints, folders=[source.instruct_side], files=source.files)
+    _require_sense(outputs, addition)
+    addition.require_fit(threads=streaming.threads)
     require_known_scales(target.unique_tensors, recipe.scales)
     require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
-    job = MergePass(Inputs(target, source, base, plan, files), recipe, streaming)
+    inputs = Inputs(target, source, addition.base, addition.plan, files)
+    job = MergePass(inputs, recipe, streaming)
     with ExitStack() as stack:
         folders = [
             stack.enter_context(
@@ -133,7 +122,7 @@ def merged_models(
         index = output_index(target, job.shards)
         for folder in folders:
             if not folder.published:
-                _write_side_files(folder.path, target, source, plan, index)
+                _write_side_files(folder.path, addition, index)
         job.write([output.alpha for output in outputs], folders)
         totals = [_total(folder.done.values()) for folder in folders]
         _require_recorded_norm(source, recipe, outputs, totals)
@@ -148,22 +137,21 @@ def merged_models(
             folder.publish()
 
 
-def _write_side_files(
-    out: Path, target: Checkpoint, source: DeltaSource, plan: RowPlan, index: bytes | None
-) -> None:
+def _write_side_files(out: Path, addition: Addition, index: bytes | None) -> None:
+    source = addition.source
     chat_contract.install(
         instruct_side=source.instruct_side,
         base_eos=source.base_eos,
-        target=target.path,
+        target=addition.target.path,
         out=out,
-        plan=plan,
-        sides=(source.tokens, TokenSide.read(target.path, like=source.tokens)),
+        plan=addition.plan,
+        sides=(source.tokens, addition.target_tokens),
     )
     if index is not None:
         (out / INDEX_FILE).write_bytes(index)
 
 
-def _require_sense(outputs: Sequence[Output], recipe: MergeRecipe, base: Checkpoint | None) -> None:
+def _require_sense(outputs: Sequence[Output], addition: Addition) -> None:
     problems = [f"alpha is {each.alpha}" for each in outputs if not math.isfinite(each.alpha)]
     folders = [each.folder.resolve() for each in outputs]
     problems += sorted({f"{path}: named twice" for path in folders if folders.count(path) > 1})
@@ -174,7 +162,8 @@ def _require_sense(outputs: Sequence[Output], recipe: MergeRecipe, base: Checkpo
             problems=problems or ["there is none"],
             remedy="Give finite numbers, 1.0 is the paper, and a directory of its own to each.",
         )
-    if recipe.needs_base and base is None:
+    recipe = addition.recipe
+    if recipe.needs_base and addition.base is None:
         raise CompatibilityError(
             "This recipe needs the base that CPT started from",
             problems=[
@@ -184,47 +173,6 @@ def _require_sense(outputs: Sequence[Output], recipe: MergeRecipe, base: Checkpo
             ],
             remedy="Name it (--base), or leave these at their defaults: plain addition needs none.",
         )
-
-
-def row_plan(target: Checkpoint, source: DeltaSource, recipe: MergeRecipe) -> RowPlan:
-    """Which row goes where, from headers and tokenizers alone. Raises CompatibilityError when
-    target and residual do not fit."""
-    require_match(source.side, side_of(target), rows_may_differ=True)
-    plan = plan_target(
-        source.tokens,
-        TokenSide.read(target.path, like=source.tokens),
-        instruct_only=source.instruct_only,
-        residual_rows=num_vocabulary_rows(source.side.shapes),
-        target_rows=num_vocabulary_rows(side_of(target).shapes),
-        policy=recipe.vocab_policy,
-    )
-    if plan.identity:  # embedding and head may still differ in their rows
-        require_match(source.side, side_of(target))
-    else:
-        require_plain(recipe)
-    return plan
-
-
-def _require_fit(
-    target: Checkpoint,
-    source: DeltaSource,
-    base: Checkpoint | None,
-    recipe: MergeRecipe,
-    *,
-    threads: int,
-) -> RowPlan:
-    plan = row_plan(target, source, recipe)
-    if base is not None and recipe.needs_base:
-        require_match(side_of(base), side_of(target))
-        tokens = TokenSide.read(base.path, like=source.tokens)
-        if tokens.ids != source.tokens.ids:
-            chat_contract.require_same_tokens_as(base.path, target.path, labels=("base", "target"))
-    seen: list[Checkpoint] = []
-    for model in (target, *source.checkpoints, *([base] if base else [])):
-        if model not in seen:
-            require_equal_aliases(model, threads=threads)
-            seen.append(model)
-    return plan
 
 
 def _require_recorded_norm(

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import MergeRecipe
-from cpt_residual.weights import native
 from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shards
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
@@ -89,8 +88,6 @@ class MergePass:
         num_all = sum(work.num_elements for work in works)
         works = [work for work in works if work.folders]
         num_done = num_all - sum(work.num_elements for work in works)
-        if works:
-            native.prepare()
         with ExitStack() as stack, Flusher() as flusher:
             sources = self._open(stack)
 

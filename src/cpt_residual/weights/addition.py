@@ -1,0 +1,73 @@
+"""What is added to what, and whether they belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.weights import chat_contract
+from cpt_residual.weights.alignment import require_plain
+from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.compatibility import require_match, side_of
+from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.reader import require_equal_aliases
+from cpt_residual.weights.vocabulary import RowPlan, plan_target
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A residual that is added to `target`. `base` is the model that CPT made `target` from;
+    recipes with `needs_base` need it."""
+
+    target: Checkpoint
+    source: DeltaSource
+    recipe: MergeRecipe = PLAIN_ADDITION
+    base: Checkpoint | None = None
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every model that is read."""
+        return [self.target, *self.source.checkpoints, *([self.base] if self.base else [])]
+
+    @cached_property
+    def target_tokens(self) -> TokenSide:
+        return TokenSide.read(self.target.path, like=self.source.tokens)
+
+    @cached_property
+    def plan(self) -> RowPlan:
+        """Which row goes where, from headers and tokenizers alone. Raises CompatibilityError when
+        target and residual do not fit."""
+        source, target = self.source.side, side_of(self.target)
+        require_match(source, target, rows_may_differ=True)
+        plan = plan_target(
+            self.source.tokens,
+            self.target_tokens,
+            instruct_only=self.source.instruct_only,
+            residual_rows=num_vocabulary_rows(source.shapes),
+            target_rows=num_vocabulary_rows(target.shapes),
+            policy=self.recipe.vocab_policy,
+        )
+        if plan.identity:  # embedding and head may still differ in their rows
+            require_match(source, target)
+        else:
+            require_plain(self.recipe)
+        return plan
+
+    def require_fit(self, *, threads: int) -> None:
+        """Raises CompatibilityError unless all models belong together. Reads tensors that are
+        stored twice."""
+        _ = self.plan
+        base = self.base
+        if base is not None and self.recipe.needs_base:
+            require_match(side_of(base), side_of(self.target))
+            if not TokenSide.read(base.path, like=self.source.tokens).same_ids(self.source.tokens):
+                chat_contract.require_same_tokens_as(
+                    base.path, self.target.path, labels=("base", "target")
+                )
+        seen: list[Checkpoint] = []
+        for model in self.checkpoints:
+            if model not in seen:
+                require_equal_aliases(model, threads=threads)
+                seen.append(model)
