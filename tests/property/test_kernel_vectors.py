@@ -56,6 +56,15 @@ def any_bits(num: int, seed: int) -> Three:
     return Three(*np.where((bits & 0x7F80) >= (227 << 7), 0x3F80, bits))
 
 
+def like_sized(num: int, centre: int, width: int, seed: int) -> Three:
+    """Finite elements whose exponents lie within `width` of one another."""
+    generator = np.random.default_rng(seed)
+    exponents = np.clip(centre + generator.integers(0, width + 1, (3, num)), 0, 254)
+    others = generator.integers(0, 1 << 8, (3, num))  # sign and fraction
+    bits = exponents << 7 | (others & 0x7F) | (others >> 7) << 15
+    return Three(*bits.astype(np.uint16))
+
+
 def in_lanes(products: Exact) -> float:
     """Their sum, as every kernel takes it."""
     lanes = np.zeros(native.LANES)
@@ -114,6 +123,50 @@ def test_elements_of_any_size(num: int, seed: int, factor: float) -> None:
     assert_both_right(any_bits(num, seed), factor)
 
 
+@given(centre=st.integers(0, 254), width=st.integers(0, 12), seed=seeds, factor=factors)
+def test_elements_of_like_size_at_any_scale(
+    centre: int, width: int, seed: int, factor: float
+) -> None:
+    """These are proven, but where fp32 ends."""
+    assert_both_right(like_sized(2 * CHUNK, centre, width, seed), factor)
+
+
+@given(
+    exponent=st.integers(0, 40),
+    fraction=st.sampled_from([0, 1, 0x7FFFFE, 0x7FFFFF]) | st.integers(0, 0x7FFFFF),
+    doublings=st.integers(-17, 17),
+    target=st.integers(0, 0x1FFF),
+    seed=seeds,
+)
+def test_residuals_where_fp32_ends(
+    exponent: int, fraction: int, doublings: int, target: int, seed: int
+) -> None:
+    signs = np.random.default_rng(seed).integers(0, 2, (2, CHUNK), dtype=np.uint32)
+    delta = (signs[0] << 31 | np.uint32(exponent << 23 | fraction)).view(np.float32)
+    raw = (signs[1] << 15 | np.uint32(target)).astype(np.uint16)
+    factor, out = 2.0**doublings, np.empty_like(raw)
+    assert_merged(out, kernels.add(raw, delta, factor, out), raw, factor * delta.astype(np.float64))
+
+
+@pytest.mark.parametrize("doublings", range(1, 17))
+def test_a_product_that_rounds_up_to_a_normal_number_is_seen(doublings: int) -> None:
+    delta = np.full(CHUNK, doublings << 23 | 0x7FFFFF, dtype=np.uint32).view(np.float32)
+    raw, factor = np.full(CHUNK, 0x0481, dtype=np.uint16), 2.0**-doublings
+    out = np.empty_like(raw)
+    sums = kernels.add(raw, delta, factor, out)
+    assert sums.num_lost == CHUNK
+    assert_merged(out, sums, raw, factor * delta.astype(np.float64))
+
+
+def test_what_is_read_is_not_overwritten() -> None:
+    three = realistic(CHUNK, 0)
+    stored = np.zeros(CHUNK, np.float32)
+    with pytest.raises(ValueError, match="overwrite"):
+        kernels.add(three.target, stored, 1.0, three.target)
+    with pytest.raises(ValueError, match="overwrite"):
+        kernels.add_difference(three.target, three.base, three.instruct, 1.0, three.instruct[:])
+
+
 @pytest.mark.parametrize("bits", [INFINITE, NAN])
 @pytest.mark.parametrize("which", ["target", "base", "instruct"])
 def test_what_is_not_finite_is_counted(bits: int, which: str) -> None:
@@ -136,11 +189,11 @@ def test_a_result_that_bf16_cannot_hold_is_counted() -> None:
 
 # --- what is left to the loop --------------------------------------------------------------------
 _COUNTING_LOOP = """
-define void @{name}({arrays}, double %f, i64 %size, double* %s, i64* %counts) {{
-  %place = getelementptr i64, i64* %counts, i64 48
-  %before = load i64, i64* %place
+define void @{name}({arrays}, double %f, i64 %size, ptr %s, ptr %counts) {{
+  %place = getelementptr i64, ptr %counts, i64 48
+  %before = load i64, ptr %place
   %after = add i64 %before, %size
-  store i64 %after, i64* %place
+  store i64 %after, ptr %place
   ret void
 }}
 """
@@ -151,8 +204,7 @@ def num_by_loop(name: str, arrays: list[Raw], factor: float) -> int:
     dtypes = "".join(array.dtype.char for array in arrays)
     text = kernel_vectors.kernel_module(name, dtypes)
     assert text is not None
-    kinds = {"H": "i16*", "f": "float*"}
-    given = ", ".join(f"{kinds[dtype]} %a{number}" for number, dtype in enumerate(dtypes))
+    given = ", ".join(f"ptr %a{number}" for number in range(len(dtypes)))
     module = llvm.parse_assembly(text)
     native._llvm()
     module.link_in(
@@ -184,6 +236,17 @@ def test_realistic_chunks_need_no_loop(factor: float) -> None:
     for raw in (three.target, three.base, three.instruct):
         raw[~close] = 0x3C00
     assert left_over(three, factor) == (13, 13)
+
+
+@pytest.mark.parametrize("centre", range(30, 240, 15))
+def test_elements_of_like_size_need_no_loop(centre: int) -> None:
+    assert left_over(like_sized(4 * CHUNK, centre, 4, centre)) == (0, 0)
+
+
+@pytest.mark.parametrize("factor", [2.0**16, 2.0**-16, -(2.0**16)])
+def test_the_largest_and_the_least_factor_need_no_loop(factor: float) -> None:
+    three = Three(*(np.full(CHUNK, value, np.uint16) for value in (0x3F80, 0x3F00, 0x3F02)))
+    assert left_over(three, factor) == (0, 0)
 
 
 @pytest.mark.parametrize("factor", [0.75, 0.1, 2.0**17, 2.0**-17, 0.0, float("inf")])

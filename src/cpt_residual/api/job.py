@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.core.background import begin
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.core.run_record import code_version, library_versions, prepare
+from cpt_residual.core.run_record import code_version, library_versions
 from cpt_residual.errors import ConfigError, DiskSpaceError
-from cpt_residual.weights import native, verification
+from cpt_residual.weights import verification
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_shards
 from cpt_residual.weights.compatibility import require_match, side_of
@@ -129,16 +130,14 @@ class ApplyJob:
         addition = self.addition
         size = addition.target.num_bytes
         size += sum(path.stat().st_size for path in addition.source.files)
-        used = addition.base if addition.recipe.needs_base else None
-        return size + (used.num_bytes if used else 0)
+        return size + (addition.base_read.num_bytes if addition.base_read else 0)
 
     def run(self) -> list[MergeReport]:
         """Merges, checks everything, and only then lets the outputs appear."""
         _ = self.addition.plan  # what does not fit is told before torch is imported
         if self.options.verify:
             verification.require_known_tensors(self.addition.target)
-        native.prepare()
-        prepare()
+        begin(code_version, library_versions)
         with (
             plain_disk_words(),
             merged_models(self.addition, self.outputs, streaming=self.options.streaming) as models,

@@ -43,23 +43,29 @@ def keep(name: str, content: bytes, folders: Iterable[Path]) -> None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        if path.stat().st_uid not in (0, os.geteuid()):
-            return None
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                return None
+            raw = file.read()
     except OSError:
         return None
     digest, content = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
-    return content if hashlib.sha256(content).digest() == digest else None
+    return content if _digest(path.name, content) == digest else None
 
 
 def _write(path: Path, content: bytes) -> bool:
     temporary = path.with_name(unique_name(f".{path.name}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        temporary.write_bytes(_digest(path.name, content) + content)
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         return False
     return True
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    """Of the name too: a file that was moved to another's place is not that one."""
+    return hashlib.sha256(name.encode() + b"\0" + content).digest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import threading
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,6 @@ __all__ = [
     "git_state",
     "library_versions",
     "new_run_dir",
-    "prepare",
     "write_json_atomic",
 ]
 
@@ -101,16 +99,6 @@ def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that can change a number; none of them is imported."""
     versions = {name: _version_of(name) for name in LIBRARIES}
     return {name: version for name, version in versions.items() if version is not None}
-
-
-def prepare() -> None:
-    """Begins in the background with what `code_version` and `library_versions` will tell."""
-
-    def both() -> None:
-        code_version()
-        library_versions()
-
-    threading.Thread(target=both, daemon=True).start()
 
 
 def _version_of(name: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from json.encoder import encode_basestring_ascii
@@ -74,7 +74,9 @@ class _Ids(Mapping[str, int]):
 
     @cached_property
     def _all(self) -> Mapping[str, int]:
-        return _parsed(self._raw, "").ids
+        found = _parsed_tokens(self._raw)[0]
+        assert len(found) == self._size, "the same bytes have the same tokens"
+        return found
 
     def __getitem__(self, token: str) -> int:
         known = self._added.get(token)
@@ -85,6 +87,9 @@ class _Ids(Mapping[str, int]):
 
     def __len__(self) -> int:
         return self._size
+
+    def items(self) -> ItemsView[str, int]:
+        return self._all.items()
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class TokenMap:
     @cached_property
     def numbers(self) -> npt.NDArray[np.int64]:
         """All ids."""
-        if self.sha256 is not None:  # `_parsed` has seen that they have no gaps
+        if self.sha256 is not None:  # they have no gaps
             return np.arange(len(self.ids))
         return np.fromiter(self.ids.values(), dtype=np.int64, count=len(self.ids))
 
@@ -163,7 +168,8 @@ class TokenSide:
 
     def same_ids(self, other: TokenSide) -> bool:
         """Whether every id means the same token in both."""
-        return self.map is other.map or self.ids == other.ids
+        known = self.map.sha256 is not None and self.map.sha256 == other.map.sha256
+        return known or self.map is other.map or self.ids == other.ids
 
     def get_vocab(self) -> dict[str, int]:
         """The map under the name that transformers gives it (see `tokenizer.Vocabulary`)."""
@@ -198,20 +204,20 @@ def _defaults(folder: Path, config: JsonObject) -> tuple[str, ...]:
 
 
 def _map_of(raw: bytes, digest: str) -> TokenMap:
-    """What `_parsed` gives, by what it gave before for these bytes: models of one family have the
-    same tokenizer.json, and most merges ask for no more than its added tokens."""
+    """The map of a tokenizer.json, as far as may be by what it was before: models of one family
+    have the same file, and most merges ask for no more than its added tokens."""
+    worth_it = len(raw) >= _WORTH_KEEPING
     name = f"tokens-{digest[:32]}-{_source_hash()[:16]}"
-    found = kept.recall(name, kept.user_folder()) if len(raw) >= _WORTH_KEEPING else None
-    if found is not None:
-        size, added = cast("tuple[int, list[tuple[str, int, bool]]]", json.loads(found))
-        ids = _Ids(raw, {token: number for token, number, _ in added}, size)
-        return TokenMap(ids, {token: special for token, _, special in added}, digest)
-    token_map = _parsed(raw, digest)
-    if len(raw) >= _WORTH_KEEPING:
-        ids = token_map.ids
-        added = [(token, ids[token], special) for token, special in token_map.added.items()]
-        kept.keep(name, json.dumps([len(ids), added]).encode(), kept.user_folder())
-    return token_map
+    known = kept.recall(name, kept.user_folder()) if worth_it else None
+    if known is not None:
+        size, tokens = cast("tuple[int, list[tuple[str, int, bool]]]", json.loads(known))
+        ids: Mapping[str, int] = _Ids(raw, {token: number for token, number, _ in tokens}, size)
+        return TokenMap(ids, {token: special for token, _, special in tokens}, digest)
+    ids, added = _parsed_tokens(raw)
+    if worth_it:
+        tokens = [(token, ids[token], special) for token, special in added.items()]
+        kept.keep(name, json.dumps([len(ids), tokens]).encode(), kept.user_folder())
+    return TokenMap(ids, added, digest)
 
 
 @cache
@@ -219,9 +225,9 @@ def _source_hash() -> str:
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
-def _parsed(raw: bytes, digest: str) -> TokenMap:
-    """The map of a tokenizer.json whose added tokens follow its vocabulary without gaps (the
-    tokenizers library numbers them so whatever the file says)."""
+def _parsed_tokens(raw: bytes) -> tuple[Mapping[str, int], Mapping[str, bool]]:
+    """`ids` and `added` of a tokenizer.json whose added tokens follow its vocabulary without gaps
+    (the tokenizers library numbers them so whatever the file says)."""
     fields = _json(raw)
     model, padding = fields.get("model"), fields.get("padding")
     vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -235,7 +241,7 @@ def _parsed(raw: bytes, digest: str) -> TokenMap:
         if ids.setdefault(token, len(ids)) != token_id or token in added:
             raise _UnusualError
         added[token] = special
-    return TokenMap(ids=ids, added=added, sha256=digest)
+    return ids, added
 
 
 def _added(entries: JsonValue) -> Iterable[tuple[int, str, bool]]:

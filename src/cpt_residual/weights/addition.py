@@ -18,8 +18,7 @@ from cpt_residual.weights.vocabulary import RowPlan, plan_target
 
 @dataclass(frozen=True)
 class Addition:
-    """A residual that is added to `target`. `base` is the model that CPT made `target` from;
-    recipes with `needs_base` need it."""
+    """A residual that is added to `target`. `base` is the model that CPT made `target` from."""
 
     target: Checkpoint
     source: DeltaSource
@@ -30,6 +29,11 @@ class Addition:
     def checkpoints(self) -> list[Checkpoint]:
         """Every model that is read."""
         return [self.target, *self.source.checkpoints, *([self.base] if self.base else [])]
+
+    @property
+    def base_read(self) -> Checkpoint | None:
+        """The base, for recipes that need its weights."""
+        return self.base if self.recipe.needs_base else None
 
     @cached_property
     def target_tokens(self) -> TokenSide:
@@ -60,7 +64,7 @@ class Addition:
         stored twice."""
         _ = self.plan
         base = self.base
-        if base is not None and self.recipe.needs_base:
+        if base is not None:
             require_match(side_of(base), side_of(self.target))
             if not TokenSide.read(base.path, like=self.source.tokens).same_ids(self.source.tokens):
                 chat_contract.require_same_tokens_as(

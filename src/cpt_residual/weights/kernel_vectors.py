@@ -1,11 +1,12 @@
 """The two kernels of plain addition once more, for bf16 models: in fp32, a vector at a time.
 
 fp32 holds most sums of bf16 elements exactly, and float64 takes twice the instructions. So a chunk
-is merged in fp32, with a proof: no addition or subtraction has rounded (Fast2Sum, Dekker 1971: of
-s = a + b, s - a == b and s - b == a). What is then rounded to bf16 is the float64 value of the
-formula, and every bit and sum is that of `kernel_bodies`. A chunk without the proof goes to the
-loop there: elements some 2^16 apart, NaN, Inf, results that bf16 cannot hold, -0.0 in the target.
-So does every chunk if the factor is no power of two between 2^-16 and 2^16: its products round.
+is merged in fp32, with a proof that no addition or subtraction has rounded: of s = a + b, s - a is
+b and s - b is a. (Fast2Sum, Dekker 1971, proves it with the larger of a and b alone; to ask for
+both spares the search for it.) What is then rounded to bf16 is the float64 value of the formula,
+and every bit and sum is that of `kernel_bodies`. A chunk without the proof goes to the loop there:
+elements some 2^16 apart, NaN, Inf, results that bf16 cannot hold, -0.0 in the target. So does every
+chunk if the factor is no power of two between 2^-16 and 2^16: its products round.
 
 Written for LLVM directly: whether it turns a loop that numba gives it into vectors hangs on the
 type of every subexpression, here the vectors are written down.
@@ -13,8 +14,9 @@ type of every subexpression, here the vectors are written down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 from llvmlite import ir as untyped_ir
@@ -30,16 +32,22 @@ _ir = cast("Any", untyped_ir)
 _BIT, _I16, _I32, _I64 = (_ir.IntType(size) for size in (1, 16, 32, 64))
 _BITS = _ir.IntType(LANES)
 _F32, _F64 = _ir.FloatType(), _ir.DoubleType()
+_POINTER = _ir.PointerType()
+_KINDS = {"H": _I16, "f": _F32}  # by numpy's character of a dtype
+_SIZES = {_I16: 2, _F32: 4, _F64: 8, _I64: 8}  # bytes
 _MINUS_ZERO = -(1 << 15)  # as bits of bf16
-_INFINITE = 0xFF << 23  # as bits of fp32
+_LEAST_NORMAL, _INFINITE = 1 << 23, 0xFF << 23  # as bits of fp32
 _MOST_DOUBLINGS = 16
-"""A factor of up to 2^16 or 2^-16 never takes a difference of bf16 elements, a multiple of 2^-133,
-below the 2^-149 of which every fp32 number is a multiple."""
+"""A factor of 2^-16 or more never takes a difference of bf16 elements, a multiple of 2^-133, below
+the 2^-149 of which every fp32 number is a multiple. (For residuals see `_move_of_residual`.)"""
 _EXPONENT_OF_ONE = 1023  # of float64
 
 Vector = Any
 Builder = Any
-Move = Callable[[Builder, Callable[[int], Vector], Vector], tuple[Vector, list[Vector]]]
+Load = Callable[[int], Vector]
+"""The elements of the array of that number, bf16 as fp32."""
+Move = Callable[[Builder, Load, Vector], tuple[Vector, list[Vector]]]
+"""What is added to the target, and bits of which one is set where that may have rounded."""
 
 
 def kernel_module(name: str, dtypes: str) -> str | None:
@@ -49,22 +57,25 @@ def kernel_module(name: str, dtypes: str) -> str | None:
     if move is None:
         return None
     module = _ir.Module(name)
-    addresses = [_pointer({"H": _I16, "f": _F32}[dtype]) for dtype in dtypes]
-    arguments = [*addresses, _F64, _I64, _pointer(_F64), _pointer(_I64)]
-    signature = _ir.FunctionType(_ir.VoidType(), arguments)
+    signature = _ir.FunctionType(
+        _ir.VoidType(), [_POINTER] * len(dtypes) + [_F64, _I64, _POINTER, _POINTER]
+    )
     loop = _ir.Function(module, signature, LOOP)
     kernel = _ir.Function(module, signature, SYMBOL)
-    *arrays, factor, size, sums, counts = kernel.args
+    *addresses, factor, size, sums, counts = kernel.args
+    arrays = [_Array(a, _KINDS[dtype]) for a, dtype in zip(addresses, dtypes, strict=True)]
     builder = _ir.IRBuilder(kernel.append_basic_block())
 
     def by_loop(start: Any, count: Any) -> None:
-        parts = [builder.gep(array, [start]) for array in arrays]
+        parts = [array.at(builder, start) for array in arrays]
         builder.call(loop, [*parts, factor, count, sums, counts])
 
+    results = _Array(sums, _F64), _Array(counts, _I64)
     chunks = builder.and_(size, _I64(-CHUNK))
     whole = builder.select(_is_power_of_two(builder, factor), chunks, _I64(0))
     with _counting(builder, _I64(0), whole, CHUNK) as start:
-        proven = _merge_chunk(builder, kernel.args, start, move)
+        scale = _splat(builder, builder.fptrunc(factor, _F32))
+        proven = _merge_chunk(builder, arrays, results, start, move, scale)
         with builder.if_then(builder.not_(proven)):
             by_loop(start, _I64(CHUNK))
     by_loop(whole, builder.sub(size, whole))
@@ -72,35 +83,33 @@ def kernel_module(name: str, dtypes: str) -> str | None:
     return str(module)
 
 
-def _merge_chunk(b: Builder, arguments: Any, start: Any, move: Move) -> Any:
+def _merge_chunk(  # noqa: PLR0913 - values of one loop
+    b: Builder,
+    arrays: Sequence[_Array],
+    results: tuple[_Array, _Array],
+    start: Any,
+    move: Move,
+    scale: Vector,
+) -> Any:
     """Writes CHUNK merged elements. Whether they are proven; their sums and counts (see
     kernel_bodies._merge) are added only then."""
-    *arrays, factor, _, sums, counts = arguments
-    out = arrays[_OUT[move]]
-    scale = _splat(b, b.fptrunc(factor, _F32))
-    places = [b.bitcast(b.gep(sums, [_I64(row * LANES)]), _pointer(_of(_F64))) for row in range(3)]
-    totals = [_Variable(b, b.load(place, align=8)) for place in places]
+    out, (sums, counts) = arrays[_OUT[move]], results
+    totals = [_Variable(b, sums.load(b, _I64(row * LANES))) for row in range(3)]
     moved, lost = _Variable(b, _I64(0)), _Variable(b, _I64(0))
     doubtful = _Variable(b, _all(_BIT, 0))
     with _counting(b, start, b.add(start, _I64(CHUNK)), LANES) as at:
-
-        def load(number: int) -> Vector:
-            array = arrays[number]
-            return b.load(_at(b, array, at), align=4 if array.type.pointee == _F32 else 2)
-
-        raw = load(0)
+        raw = arrays[0].load(b, at)
         target = _widened(b, raw)
-        step, doubts = move(b, load, scale)
+        step, doubts = move(b, lambda number: _widened(b, arrays[number].load(b, at)), scale)
         exact = b.fadd(target, step)
         doubts += _rounded(b, exact, target, step)
         doubts.append(b.icmp_signed("==", raw, _all(_I16, _MINUS_ZERO)))
         nearest, too_large = _to_bf16(b, exact)
         doubts.append(too_large)
-        b.store(nearest, _at(b, out, at), align=2)
-        merged = _widened(b, nearest)
+        out.store(b, nearest, at)
         moves = b.fcmp_unordered("!=", step, _all(_F32, 0.0))
         moved.add(_count(b, moves))
-        lost.add(_count(b, b.and_(moves, b.fcmp_ordered("==", merged, target))))
+        lost.add(_count(b, b.and_(moves, b.fcmp_ordered("==", _widened(b, nearest), target))))
         wide = b.fpext(target, _of(_F64)), b.fpext(step, _of(_F64))
         for total, left, right in zip(totals, (0, 1, 0), (0, 1, 1), strict=True):
             total.set(b.fadd(total.get(), b.fmul(wide[left], wide[right])))
@@ -108,36 +117,28 @@ def _merge_chunk(b: Builder, arguments: Any, start: Any, move: Move) -> Any:
             doubtful.set(b.or_(doubtful.get(), doubt))
     proven = b.icmp_unsigned("==", b.bitcast(doubtful.get(), _BITS), _BITS(0))
     with b.if_then(proven):
-        for total, place in zip(totals, places, strict=True):
-            b.store(total.get(), place, align=8)
+        for row, total in enumerate(totals):
+            sums.store(b, total.get(), _I64(row * LANES))
         for row, count in enumerate((moved, lost)):
-            place = b.gep(counts, [_I64(row * LANES)])
-            b.store(b.add(b.load(place), count.get()), place)
+            place = counts.at(b, _I64(row * LANES))
+            b.store(b.add(b.load(place, typ=_I64), count.get()), place)
     return proven
 
 
-def _move_of_residual(
-    b: Builder, load: Callable[[int], Vector], scale: Vector
-) -> tuple[Vector, list[Vector]]:
-    """factor * delta. A product below fp32's normal numbers may have rounded."""
+def _move_of_residual(b: Builder, load: Load, scale: Vector) -> tuple[Vector, list[Vector]]:
+    """factor * delta. A product of at most fp32's least normal number may have rounded, to that
+    number too."""
     delta = load(1)
     step = b.fmul(scale, delta)
-    magnitude = b.and_(b.bitcast(step, _of(_I32)), _all(_I32, 0x7FFFFFFF))
-    small = b.icmp_unsigned("<", magnitude, _all(_I32, 1 << 23))
+    small = b.icmp_unsigned("<=", _magnitude(b, step), _all(_I32, _LEAST_NORMAL))
     return step, [b.and_(small, b.fcmp_unordered("!=", delta, _all(_F32, 0.0)))]
 
 
-def _move_of_pair(
-    b: Builder, load: Callable[[int], Vector], scale: Vector
-) -> tuple[Vector, list[Vector]]:
+def _move_of_pair(b: Builder, load: Load, scale: Vector) -> tuple[Vector, list[Vector]]:
     """factor * (instruct - base)."""
-    base, instruct = _widened(b, load(1)), _widened(b, load(2))
+    base, instruct = load(1), load(2)
     difference = b.fsub(instruct, base)
-    doubts = [
-        b.fcmp_unordered("!=", b.fadd(base, difference), instruct),
-        b.fcmp_unordered("!=", b.fsub(instruct, difference), base),
-    ]
-    return b.fmul(scale, difference), doubts
+    return b.fmul(scale, difference), _rounded(b, difference, instruct, b.fneg(base))
 
 
 _MOVES: Mapping[tuple[str, str], Move] = {
@@ -149,6 +150,25 @@ _OUT: Mapping[Move, int] = {_move_of_residual: 2, _move_of_pair: 3}
 
 
 # --- vectors of LANES elements -------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Array:
+    """Elements of one kind in memory, aligned to their size."""
+
+    address: Any
+    kind: Any
+
+    def at(self, b: Builder, index: Any) -> Any:
+        """Where the element of that number is."""
+        return b.gep(self.address, [index], source_etype=self.kind)
+
+    def load(self, b: Builder, index: Any) -> Vector:
+        """LANES elements from `index` on."""
+        return b.load(self.at(b, index), typ=_of(self.kind), align=_SIZES[self.kind])
+
+    def store(self, b: Builder, values: Vector, index: Any) -> None:
+        b.store(values, self.at(b, index), align=_SIZES[self.kind])
+
+
 class _Variable:
     """A value that a loop changes."""
 
@@ -156,10 +176,11 @@ class _Variable:
         self._builder = builder
         with builder.goto_entry_block():
             self._place = builder.alloca(value.type)
+        self._kind = value.type
         self.set(value)
 
     def get(self) -> Any:
-        return self._builder.load(self._place)
+        return self._builder.load(self._place, typ=self._kind)
 
     def set(self, value: Any) -> None:
         self._builder.store(value, self._place)
@@ -213,9 +234,13 @@ def _to_bf16(b: Builder, values: Vector) -> tuple[Vector, Vector]:
     bits = b.bitcast(values, _of(_I32))
     last = b.and_(b.lshr(bits, _all(_I32, 16)), _all(_I32, 1))
     even = b.add(b.add(bits, _all(_I32, 0x7FFF)), last)
-    magnitude = b.and_(even, _all(_I32, 0x7FFFFFFF))
-    too_large = b.icmp_unsigned(">=", magnitude, _all(_I32, _INFINITE))
+    too_large = b.icmp_unsigned(">=", _magnitude(b, even), _all(_I32, _INFINITE))
     return b.trunc(b.lshr(even, _all(_I32, 16)), _of(_I16)), too_large
+
+
+def _magnitude(b: Builder, values: Vector) -> Vector:
+    """The bits of fp32 numbers without their signs."""
+    return b.and_(b.bitcast(values, _of(_I32)), _all(_I32, 0x7FFFFFFF))
 
 
 def _widened(b: Builder, raw: Vector) -> Vector:
@@ -223,11 +248,6 @@ def _widened(b: Builder, raw: Vector) -> Vector:
     if raw.type.element == _F32:
         return raw
     return b.bitcast(b.shl(b.zext(raw, _of(_I32)), _all(_I32, 16)), _of(_F32))
-
-
-def _at(b: Builder, array: Any, index: Any) -> Any:
-    """Where LANES elements of an array begin."""
-    return b.bitcast(b.gep(array, [index]), _pointer(_of(array.type.pointee)))
 
 
 def _splat(b: Builder, value: Any) -> Vector:
@@ -242,7 +262,3 @@ def _all(kind: Any, value: float) -> Vector:
 
 def _of(kind: Any) -> Any:
     return _ir.VectorType(kind, LANES)
-
-
-def _pointer(kind: Any) -> Any:
-    return _ir.PointerType(kind)

@@ -60,7 +60,8 @@ def subtract(base: Raw, instruct: Raw, out: npt.NDArray[np.float32]) -> Subtract
 
 
 def add(target: Raw, delta: npt.NDArray[np.float32], alpha: float, out: Raw) -> MergeSums:
-    """out = target + alpha * delta, in target's dtype."""
+    """out = target + alpha * delta, in target's dtype. `out` shares no memory with the others."""
+    _require_apart(out, target, delta)
     return _merged("add", target, delta, out, factor=alpha)
 
 
@@ -68,7 +69,9 @@ def add_difference(
     target: Raw, base: Raw, instruct: Raw, alpha: float, out: Raw
 ) -> tuple[MergeSums, int]:
     """out = target + alpha * (instruct - base), in target's dtype; and how many differences float64
-    did not hold: with any, `out` is not to be used (see arithmetic.merged_exactly)."""
+    did not hold: with any, `out` is not to be used (see arithmetic.merged_exactly). `out` shares no
+    memory with the others."""
+    _require_apart(out, target, base, instruct)
     arrays = (target, base, instruct, out)
     sums, counts = native.run("add_difference", *arrays, factor=alpha, num_sums=3, num_counts=4)
     return _merge_sums(sums, counts), counts[3]
@@ -85,6 +88,12 @@ def dot(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
     """Inner product of two float64 blocks."""
     sums, _ = native.run("dot", left, right, num_sums=1)
     return sums[0]
+
+
+def _require_apart(out: Raw, *others: npt.NDArray[Any]) -> None:
+    """ValueError where what is written would be read again: a vector is, where it has no proof."""
+    if any(np.may_share_memory(out, other) for other in others):
+        raise ValueError("the result would overwrite what it is made from")
 
 
 def _merged(name: str, *arrays: npt.NDArray[Any], factor: float = 1.0) -> MergeSums:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.core.background import begin
 from cpt_residual.core.disk import FullDiskReport, check_free_space
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import eos_ids_of
-from cpt_residual.weights import arithmetic, chat_contract
+from cpt_residual.weights import arithmetic, chat_contract, native
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_index
 from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
@@ -108,7 +109,8 @@ def merged_models(
     addition.require_fit(threads=streaming.threads)
     require_known_scales(target.unique_tensors, recipe.scales)
     require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
-    inputs = Inputs(target, source, addition.base, addition.plan, files)
+    begin(native.prepare)
+    inputs = Inputs(target, source, addition.base_read, addition.plan, files)
     job = MergePass(inputs, recipe, streaming)
     with ExitStack() as stack:
         folders = [

@@ -60,8 +60,8 @@ def run(
 
 
 def prepare() -> None:
-    """Loads the linker in the background, so that the first kernel need not wait for it."""
-    threading.Thread(target=_identity, daemon=True).start()
+    """Loads all that the first kernel needs but its code."""
+    _identity()
 
 
 _kernels: dict[tuple[str, str], Any] = {}

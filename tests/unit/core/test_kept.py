@@ -38,9 +38,17 @@ def test_what_somebody_else_has_put_there_is_not_recalled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.keep("name", b"content", [tmp_path])
-    monkeypatch.setattr(os, "geteuid", lambda: (tmp_path / "name").stat().st_uid + 1)
-    expected = b"content" if (tmp_path / "name").stat().st_uid == 0 else None  # root may
-    assert kept.recall("name", [tmp_path]) == expected
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "name", 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: (tmp_path / "name").stat().st_uid + 1)
+    assert kept.recall("name", [tmp_path]) is None
+
+
+def test_what_was_kept_under_another_name_is_not_recalled(tmp_path: Path) -> None:
+    kept.keep("one", b"content", [tmp_path])
+    (tmp_path / "one").rename(tmp_path / "other")
+    assert kept.recall("other", [tmp_path]) is None
 
 
 def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ sizes = st.integers(1, 5 * PAGE)
 def _every_file_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "_LARGE_FILE", 1)
     monkeypatch.setattr(direct, "_WORTH_IT", 1)
+    monkeypatch.setattr(direct, "_WINDOW", 2 * PAGE)
 
 
 def evict(path: Path) -> None:
@@ -292,7 +293,8 @@ def test_a_read_from_the_cache_brings_in_no_more_than_asked_for(
         file = InputFile(path, 1024 * PAGE)
         if file._direct is None:
             pytest.skip("no direct input where temporary files are")
-        file._resident = {0: np.packbits(np.ones(1024, dtype=np.uint8))}
+        all_there = np.packbits(np.ones(2, dtype=np.uint8))
+        file._resident = dict.fromkeys(range(0, 1024 * PAGE, 2 * PAGE), all_there)
         for offset in (0, 64 * PAGE):
             assert file.read(Scratch().room(offset, 64 * PAGE)) == 64 * PAGE
         file.close()
@@ -302,6 +304,42 @@ def test_a_read_from_the_cache_brings_in_no_more_than_asked_for(
         assert not pages[128:144].any()
     finally:
         os.close(probe)
+
+
+@given(
+    num_bytes=st.integers(1, 9 * PAGE),
+    cached=st.lists(st.booleans(), min_size=9, max_size=9),
+    data=st.data(),
+)
+@many
+def test_what_is_mostly_in_the_cache_is_read_from_there(
+    tmp_path: Path, num_bytes: int, cached: list[bool], data: st.DataObject
+) -> None:
+    """Wherever the windows that the system is asked about end."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(num_bytes))
+    start = data.draw(st.integers(0, num_bytes - 1))
+    stop = data.draw(st.integers(start + 1, num_bytes))
+    asked: list[tuple[int, int]] = []
+
+    def resident(file: int, first: int, size: int) -> np.ndarray:
+        asked.append((first, size))
+        return np.array(cached[first // PAGE :][: -(-size // PAGE)], dtype=np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "_resident_pages", resident)
+        file = InputFile(path, num_bytes)
+        if file._direct is None:
+            file.close()
+            pytest.skip("no direct input where temporary files are")
+        pages = cached[start // PAGE : -(-stop // PAGE)]
+        room = Scratch().room(start, stop - start)
+        assert file._is_direct(room) == (2 * sum(pages) < len(pages))
+        again = len(asked)
+        file._is_direct(room)
+        assert len(asked) == again, "it is asked once"
+        assert all(first % (2 * PAGE) == 0 and size <= 2 * PAGE for first, size in asked)
+        file.close()
 
 
 def cached_pages(file: int, num_pages: int) -> np.ndarray:
@@ -380,6 +418,34 @@ def test_a_piece_may_complete_the_pages_at_both_ends(
     assert not file._edges
     assert path.read_bytes() == expected.tobytes()
     file.close()
+
+
+@pytest.mark.parametrize("taken", [0, 1000, PAGE])
+def test_pages_of_two_pieces_survive_direct_writes_that_fail_or_stop_short(
+    taken: int, tmp_path: Path, direct_calls: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that takes no direct write, or less than it is given."""
+    path, size, real = tmp_path / "file", 9 * PAGE, os.pwritev
+    expected = content(size)
+    file = OutputFile(path, size)
+    refused = file._direct
+
+    def pwritev(number: int, memory: list[memoryview], offset: int) -> int:
+        if number != refused:
+            return real(number, memory, offset)
+        if not taken or offset % PAGE or any(part.nbytes % PAGE for part in memory):
+            raise OSError(errno.EINVAL, "not whole pages")
+        done = os.pwrite(file._file, memory[0][:taken], offset)
+        os.fsync(file._file)
+        return done
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    for start, stop in [(50, 3 * PAGE + 5), (6 * PAGE + 1, size), (3 * PAGE + 5, 6 * PAGE + 1)]:
+        write_piece(file, expected, start, stop)
+    write_piece(file, expected, 0, 50)
+    file.flush()
+    file.close()
+    assert path.read_bytes() == expected.tobytes()
 
 
 def test_writes_that_come_in_parts_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
