@@ -17,7 +17,7 @@ from cpt_residual import api
 from cpt_residual.api import job
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
-from cpt_residual.weights import sources
+from cpt_residual.weights import reader, sources
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.interop.adapter import merge_adapter
 from cpt_residual.weights.reader import Streaming
@@ -72,6 +72,42 @@ def test_the_base_of_a_pair_serves_a_recipe(family: Path, pair: api.Pair, tmp_pa
     api.apply(family / "base_cpt", pair, tmp_path / "o", recipe=recipe, options=options)
     merged, instruct = read_all(tmp_path / "o"), read_all(family / "instruct")
     assert all(same_bits(merged[name], instruct[name]) for name in instruct)
+
+
+def test_a_base_is_read_only_by_recipes_that_need_it(
+    family: Path, pair: api.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = Path(shutil.copytree(family / "base", tmp_path / "near"))
+    opened: list[Path] = []
+    real = reader.InputFile
+
+    def recording(path: Path, num_bytes: int, *, once: bool) -> reader.InputFile:
+        opened.append(path.parent)
+        return real(path, num_bytes, once=once)
+
+    monkeypatch.setattr(reader, "InputFile", recording)
+    options = api.ApplyOptions(target_base=near, verify=False)
+    for number, recipe in enumerate([MergeRecipe(), MergeRecipe(cpt_strength=0.5)]):
+        out = tmp_path / f"o{number}"
+        api.apply(family / "base_cpt", pair, out, recipe=recipe, options=options)
+        assert family / "base_cpt" in opened
+        assert (near in opened) == recipe.needs_base
+
+
+def test_a_base_that_does_not_fit_is_refused_whatever_the_recipe(
+    family: Path, pair: api.Pair, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(family / "base", tmp_path / "other"))
+    weights = read_all(other)
+    weights.pop("model.norm.weight")
+    for shard in other.glob("*.safetensors*"):
+        shard.unlink()
+    save_file(weights, other / "model.safetensors")
+    options = api.ApplyOptions(target_base=other, verify=False)
+    for call in (api.plan_apply, api.apply):
+        with pytest.raises(CompatibilityError, match="target_base does not fit target"):
+            call(family / "base_cpt", pair, tmp_path / "o", options=options)
+    assert not (tmp_path / "o").exists()
 
 
 def inputs_of(model: Path) -> dict[str, dict[str, str]]:

@@ -15,7 +15,7 @@ def begin(*works: Callable[[], object]) -> None:
 
     def call() -> None:
         for work in works:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):
                 work()
 
     threading.Thread(target=call, daemon=True).start()

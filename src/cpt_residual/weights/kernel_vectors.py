@@ -83,7 +83,7 @@ def kernel_module(name: str, dtypes: str) -> str | None:
     return str(module)
 
 
-def _merge_chunk(  # noqa: PLR0913 - values of one loop
+def _merge_chunk(
     b: Builder,
     arrays: Sequence[_Array],
     results: tuple[_Array, _Array],
