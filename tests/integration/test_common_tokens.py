@@ -94,7 +94,9 @@ def test_every_row_is_what_its_token_says(
         source = StoredDelta(open_residual(tmp_path / "r"))
     recipe = ALIGNED.model_copy(update={"new_token_rows": "base_mean" if mean else "instruct_row"})
     target = opened(family["target"])
-    merge(target, source, [Output(0.5, tmp_path / "out")], recipe=recipe)
+    (report,) = merge(target, source, [Output(0.5, tmp_path / "out")], recipe=recipe)
+    merged = opened(tmp_path / "out")
+    assert report.num_parameters == merged.num_parameters > target.num_parameters
     tokens = dict(TokenSide.read(tmp_path / "out").ids)
     assert set(TokenSide.read(family["target"]).ids.items()) <= set(tokens.items())
     found = weights(tmp_path / "out")

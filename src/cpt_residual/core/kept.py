@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from cpt_residual.core.files import unique_name
 __all__ = ["keep", "recall", "user_folder"]
 
 _DIGEST_BYTES = 32
+_MOST_BYTES = 64 << 20
 
 
 def user_folder() -> Iterator[Path]:
-    """Where a user's files are kept; nothing for a user without a home."""
-    with contextlib.suppress(RuntimeError):
-        yield Path.home() / ".cache" / "cpt_residual"
+    """Where a user's files are kept; nothing for a user without a home that is there."""
+    with contextlib.suppress(RuntimeError, OSError):
+        home = Path.home()
+        if home.is_absolute() and home.is_dir():
+            yield home / ".cache" / "cpt_residual"
 
 
 def recall(name: str, folders: Iterable[Path]) -> bytes | None:
@@ -43,8 +47,11 @@ def keep(name: str, content: bytes, folders: Iterable[Path]) -> None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # may be anything
+        with open(number, "rb") as file:  # noqa: PTH123 - an open file
+            state = os.fstat(number)
+            mine = state.st_uid in (0, os.geteuid())
+            if not (mine and stat.S_ISREG(state.st_mode) and state.st_size <= _MOST_BYTES):
                 return None
             raw = file.read()
     except OSError:

@@ -40,6 +40,9 @@ class Vocabulary(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
 
+_UNREADABLE = (OSError, ValueError, KeyError, StrictDataclassError)
+
+
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The fast tokenizer of a model directory. Never downloads, never runs the directory's code."""
     if not directory.is_dir():
@@ -55,7 +58,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except Exception as error:
+        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
+            raise  # the tokenizers library raises nothing more special than Exception
         raise CompatibilityError(
             f"no tokenizer can be loaded from {directory}",
             problems=[" ".join(str(error).split())[:400]],

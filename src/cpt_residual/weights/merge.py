@@ -129,7 +129,7 @@ def merged_models(
         totals = [_total(folder.done.values()) for folder in folders]
         _require_recorded_norm(source, recipe, outputs, totals)
         yield [
-            MergedModel(_report(output, sums, target.num_parameters, folder.path), folder.path)
+            MergedModel(_report(output, sums, job.num_parameters, folder.path), folder.path)
             for output, sums, folder in zip(outputs, totals, folders, strict=True)
         ]
         files.require_unchanged()

@@ -69,6 +69,12 @@ class MergePass:
         self._scratches = [Scratch() for _ in range(ALPHAS_AT_ONCE)]
         self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the merged model, tied tensors once."""
+        aliases = self._target.aliases
+        return sum(e.num_elements for name, e in self._entries.items() if name not in aliases)
+
     def stamp(self, alpha: float) -> str:
         """The identity of an output: what was asked for, and every input file."""
         return self.files.stamp(version=_VERSION, alpha=alpha, recipe=self._recipe)

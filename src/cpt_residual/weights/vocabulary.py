@@ -119,7 +119,7 @@ def plan_target(
 
     Raises CompatibilityError under `equal` unless maps and numbers of rows are equal and base had
     every row; under `common_tokens` when an ordinary token would have to be added, or the target
-    lacks an added token that base and instruct have.
+    lacks an added token that base and instruct have, or a token that instruct has no row for.
     """
     without_base = frozenset(instruct_only)
     if instruct.same_ids(target) and residual_rows == target_rows and not without_base:
@@ -206,6 +206,15 @@ def _new_ids(
     known: Mapping[str, int], instruct: TokenSide, target: TokenSide, without_base: frozenset[int]
 ) -> dict[str, int]:
     """Ids of the tokens that only instruct has and the merged model gets."""
+    rowless = sorted((instruct.ids[token], token) for token in instruct.ids.keys() - known.keys())
+    rowless = [(number, token) for number, token in rowless if token not in target.ids]
+    if rowless:
+        raise CompatibilityError(
+            f"instruct names {len(rowless)} token(s) that it has no row for, and target lacks them",
+            problems=[f"id {number}: {token!r}" for number, token in rowless[:_NUM_SHOWN]],
+            remedy="The chat may depend on them. Resize instruct's embedding to its tokenizer, or take "
+            "them out of the tokenizer.",
+        )
     missing = sorted((row, token) for token, row in known.items() if token not in target.ids)
     lost = [token for row, token in missing if row not in without_base]
     lost = [token for token in lost if token in instruct.map.added]

@@ -57,3 +57,22 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Path, "home", home)
     assert list(kept.user_folder()) == []
+
+
+@pytest.mark.parametrize("home", ["relative", "/no/such/home"])
+def test_no_home_is_made(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", home)
+    assert list(kept.user_folder()) == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(kept.user_folder()) == [tmp_path / ".cache" / "cpt_residual"]
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(kept._MOST_BYTES + 1)
+    for name in ("pipe", "endless", "folder", "large"):
+        assert kept.recall(name, [tmp_path]) is None

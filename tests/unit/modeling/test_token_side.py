@@ -298,6 +298,19 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
         TokenSide.read(tmp_path)
 
 
+def test_merges_of_tokens_that_are_not_there(tmp_path: Path) -> None:
+    """The tokenizers library raises a plain Exception."""
+    folder = folder_of(plain, tmp_path)
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    vocab = fields["model"]["vocab"]
+    merged = "".join(fields["model"]["merges"][0])
+    vocab["renamed"] = vocab.pop(merged)
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(CompatibilityError, match="no tokenizer can be loaded") as caught:
+        load_tokenizer(folder)
+    assert merged in str(caught.value)
+
+
 # --- what is known of a file that was read before ------------------------------------------------
 @pytest.fixture
 def num_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:

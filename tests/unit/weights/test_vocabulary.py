@@ -206,6 +206,14 @@ def test_a_target_that_lost_a_special_token() -> None:
     assert fewer.residual_row.tolist() == [0, 2, 3, 4]
 
 
+def test_tokens_of_instruct_without_rows_are_not_left_out_in_silence() -> None:
+    with pytest.raises(CompatibilityError, match="instruct names 1 token") as caught:
+        onto(GROWN, 4, only=(3,), rows=4)
+    assert caught.value.problems == ("id 4: '<im_end>'",)
+    with_it = side("a", "b", "<eos>", "<im_start>", "<im_end>", "<code>")
+    assert onto(with_it, 6, only=(3,), rows=4).num_rows == 6
+
+
 def test_tokens_without_rows() -> None:
     """Some releases name more ids than the embedding has rows."""
     image = side("a", "b", "<eos>", "<image>")
