@@ -212,8 +212,8 @@ def _new_ids(
         raise CompatibilityError(
             f"instruct names {len(rowless)} token(s) that it has no row for, and target lacks them",
             problems=[f"id {number}: {token!r}" for number, token in rowless[:_NUM_SHOWN]],
-            remedy="The chat may depend on them. Resize instruct's embedding to its tokenizer, or take "
-            "them out of the tokenizer.",
+            remedy="The chat may depend on them. Resize instruct's embedding to its tokenizer, or "
+            "take them out of the tokenizer.",
         )
     missing = sorted((row, token) for token, row in known.items() if token not in target.ids)
     lost = [token for row, token in missing if row not in without_base]
