@@ -154,9 +154,9 @@ class StoredDelta:
         return manifest.residual_norm if exact else None
 
     @contextmanager
-    def opened(self, *, once: bool = True) -> Generator[OpenDelta]:
+    def opened(self, *, once: bool = True) -> Generator[OpenStored]:
         with ShardReader(self.artifact.shards, once=once) as reader:
-            yield _OpenStored(self.artifact, reader)
+            yield OpenStored(self.artifact, reader)
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,9 @@ class PairDelta:
             yield OpenPair(self, base, instruct)
 
 
-class _OpenStored:
+class OpenStored:
+    """A stored residual with its shards open."""
+
     def __init__(self, artifact: ResidualArtifact, reader: ShardReader) -> None:
         self._artifact, self._reader = artifact, reader
         self._factors: dict[str, tuple[npt.NDArray[np.float32], Exact]] = {}
@@ -260,6 +262,12 @@ class _OpenStored:
         at, low = corrections.index, np.zeros_like(high)
         high[at], low[at] = arithmetic.exact_sum(delta[at], corrections.value)
         return high, low
+
+    def stored(self, block: Block) -> Exact:
+        """The elements that the shards hold or their factors stand for, without corrections."""
+        if self._artifact.manifest.tensors[block.name].rank is not None:
+            return self.parts(block)[0]
+        return self._read(block).astype(np.float64)
 
     def add(self, block: Block, target: Raw, alpha: float, out: Raw) -> MergeSums:
         record = self._artifact.manifest.tensors[block.name]
