@@ -143,6 +143,7 @@ class RecordingLM(_HFLM):
             attention_mask=torch.tensor(mask, device=self._settings.device),
             generation_config=GenerationConfig(**config),
             stopping_criteria=criteria,
+            trust_remote_code=False,
         )
         stops = frozenset(cast("list[int]", config["eos_token_id"]))
         return [self._response(ids, stops, until.strings) for ids in out_BT[:, width:].tolist()]

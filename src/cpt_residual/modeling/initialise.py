@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -17,7 +17,6 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
 )
 
@@ -57,8 +56,8 @@ def write_initial_model(
     settle_vector_maths()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cast(
-            "PreTrainedModel", AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = cast("Any", AutoModelForCausalLM).from_config(
+            config, dtype=torch.float32, trust_remote_code=False
         )
     model.generation_config = GenerationConfig(
         eos_token_id=_id_of(tokenizer, DOCUMENT_END), pad_token_id=_id_of(tokenizer, PADDING)

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.side_files import CONFIG_FILE, code_named_in, code_refusal
+from cpt_residual.modeling.tokenizer import wants_code
 from cpt_residual.modeling.vector_maths import settle_vector_maths
+
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError)
+_MAX_MESSAGE = 400
 
 __all__ = ["build_on_meta", "load_causal_lm", "load_config", "require_known_tensors"]
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of the model in `folder`."""
-    return cast("PreTrainedConfig", AutoConfig.from_pretrained(folder, local_files_only=True))
+    """The configuration of the model in `folder`. Raises CompatibilityError where transformers
+    needs the code that the model ships (which is never run), or cannot make sense of config.json.
+    """
+    try:
+        config = cast("Any", AutoConfig).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except _UNREADABLE as error:
+        code = code_named_in(folder)
+        if code and wants_code(error):
+            raise code_refusal(folder, code) from error
+        raise CompatibilityError(
+            f"{folder / CONFIG_FILE} does not load",
+            problems=[" ".join(str(error).split())[:_MAX_MESSAGE] or type(error).__name__],
+            remedy="Use a model of an architecture that the installed transformers knows, or "
+            "download config.json again.",
+        ) from error
+    return cast("PreTrainedConfig", config)
 
 
 def load_causal_lm(
@@ -29,15 +52,16 @@ def load_causal_lm(
     Raises CompatibilityError naming every tensor that is missing, superfluous or of another
     shape: transformers would fill those with random numbers."""
     settle_vector_maths()
-    model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
-        folder,
-        dtype="auto" if dtype is None else dtype,
-        attn_implementation=attention,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with _never_its_code(folder):
+        model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
+            folder,
+            dtype="auto" if dtype is None else dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     _require_all_used(folder, report)
     return cast("PreTrainedModel", model)
 
@@ -57,9 +81,21 @@ def require_known_tensors(folder: Path, shapes: Mapping[str, Sequence[int]]) -> 
         device_map={"": "meta"},
         dtype=torch.float32,
         ignore_mismatched_sizes=True,  # reported, with all the others
+        trust_remote_code=False,
         output_loading_info=True,
     )
     _require_all_used(folder, report)
+
+
+@contextmanager
+def _never_its_code(folder: Path) -> Generator[None]:
+    """What transformers says of code that it may not run, as our refusal."""
+    try:
+        yield
+    except ValueError as error:
+        if not wants_code(error):
+            raise
+        raise code_refusal(folder, code_named_in(folder)) from error
 
 
 def _require_all_used(folder: Path, report: Mapping[str, Sequence[object]]) -> None:
@@ -88,8 +124,8 @@ def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The model without storage: names, shapes and FLOPs can be asked, nothing is allocated.
 
     Eager attention, because its matrix products are visible to torch's FLOP counter."""
-    with torch.device("meta"):
+    with torch.device("meta"), _never_its_code(Path(str(config.name_or_path))):
         model = cast("Any", AutoModelForCausalLM).from_config(
-            config, dtype=torch.float32, attn_implementation="eager"
+            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
         )
     return cast("PreTrainedModel", model)

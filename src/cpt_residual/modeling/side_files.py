@@ -15,7 +15,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.errors import ArtifactError
+from cpt_residual.errors import ArtifactError, CompatibilityError
 
 __all__ = [
     "CONFIG_FILE",
@@ -25,6 +25,8 @@ __all__ = [
     "TOKENIZER_CONFIG_FILE",
     "TOKENIZER_FILE",
     "TOKENIZER_FILES",
+    "code_named_in",
+    "code_refusal",
     "copy_files",
     "eos_ids_of",
     "forget_code",
@@ -52,6 +54,7 @@ TOKENIZER_FILES = (
 )
 """Tokenizer and chat template, in any layout of transformers."""
 _CODE_FIELDS = ("auto_map", "custom_pipelines")
+_MAX_NAMED = 200  # characters of an auto_map in a message
 
 
 def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
@@ -80,6 +83,33 @@ def forget_code(folder: Path) -> None:
         if any(field in fields for field in _CODE_FIELDS):
             kept = {key: value for key, value in fields.items() if key not in _CODE_FIELDS}
             write_json_atomic(folder / name, kept)
+
+
+def code_named_in(folder: Path) -> list[str]:
+    """One line for each class that a config in `folder` wants to take from code shipped with the
+    model, and for each file of code that lies there. A config that cannot be read names none."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            fields = json_object(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        for field in _CODE_FIELDS:
+            if field in fields:
+                named = json.dumps(fields[field], ensure_ascii=False, sort_keys=True)
+                lines.append(f"{path.name}: {field} {named[:_MAX_NAMED]}")
+    code = [*folder.glob("*.py"), *folder.glob("*/*.py")]
+    return lines + [f"{path.relative_to(folder)}: code" for path in sorted(code)]
+
+
+def code_refusal(folder: Path, lines: Sequence[str]) -> CompatibilityError:
+    """The refusal of a model that works with its own code alone. `lines`: `code_named_in`."""
+    return CompatibilityError(
+        f"{folder} can be loaded only by running the code that it ships",
+        problems=lines,
+        remedy="Code of a model is never run, and no option allows it. Use a model of an "
+        "architecture that the installed transformers knows, or a newer transformers.",
+    )
 
 
 def read_json_object(path: Path, role: str) -> dict[str, JsonValue]:

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.modeling.side_files import code_named_in, code_refusal
 from cpt_residual.modeling.text_encoder import FastTextEncoder
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "text_encoder",
     "token_map_hash",
     "train_bpe_tokenizer",
+    "wants_code",
 ]
 
 Tokenizer = PreTrainedTokenizerFast
@@ -50,9 +52,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"no tokenizer can be loaded from {directory}: no such directory",
             remedy="Give the directory of a saved model.",
         )
-    load = cast("Callable[..., object]", cast("Any", AutoTokenizer).from_pretrained)
     try:
-        tokenizer = load(
+        tokenizer = cast("Any", AutoTokenizer).from_pretrained(
             str(directory),
             config=_light_config(directory),
             local_files_only=True,
@@ -61,11 +62,13 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     except Exception as error:
         if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
             raise  # the tokenizers library raises nothing more special than Exception
+        code = code_named_in(directory)
+        if code and wants_code(error):
+            raise code_refusal(directory, code) from error
         raise CompatibilityError(
             f"no tokenizer can be loaded from {directory}",
             problems=[" ".join(str(error).split())[:400]],
-            remedy="The directory needs tokenizer.json and tokenizer_config.json of the release; "
-            "code shipped with a model is never run.",
+            remedy="The directory needs tokenizer.json and tokenizer_config.json of the release.",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CompatibilityError(
@@ -73,6 +76,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             remedy="Packing and the token maps need a tokenizer.json; convert it once.",
         )
     return tokenizer
+
+
+def wants_code(error: Exception) -> bool:
+    """Whether transformers failed because it was not allowed to run the code that a model ships."""
+    return "trust_remote_code" in str(error)
 
 
 def token_map_hash(tokenizer: Vocabulary) -> str:

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import ClassVar, NoReturn
 
 from cpt_residual.config.schema import Frozen, PretrainedModel
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.errors import ArtifactError
 from cpt_residual.launch.hub import MODEL_SUFFIXES, HubModel, snapshot
 from cpt_residual.weights.checkpoint import open_checkpoint
 
@@ -96,7 +96,7 @@ class Source:
                 (out / name).symlink_to((folder / name).resolve())
             else:
                 shutil.copyfile(folder / name, out / name)
-        _check_loads(out, self.key)
+        _check_loads(out)
         checkpoint = open_checkpoint(out, role=self.key, links_allowed=True)
         dtypes = sorted({entry.dtype for entry in checkpoint.tensors.values()})
         return {
@@ -141,24 +141,12 @@ def source_files(folder: Path) -> list[str]:
     return sorted(weights | small)
 
 
-def _check_loads(folder: Path, key: str) -> None:
+def _check_loads(folder: Path) -> None:
     """Config and tokenizer load without network and without code from the model's directory."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
+    from cpt_residual.modeling.loading import load_config
     from cpt_residual.modeling.tokenizer import load_tokenizer
 
-    try:
-        cast("Any", AutoConfig).from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise CompatibilityError(
-            f"{key}: config.json does not load",
-            problems=[str(error).strip().splitlines()[0]],
-            remedy="Code shipped with a model is never run. Use a model of an architecture that "
-            "the installed transformers knows.",
-        ) from error
+    load_config(folder)
     load_tokenizer(folder)
 
 

@@ -290,6 +290,7 @@ def verify_stops(model: Path) -> list[int]:
                     attention_mask=torch.ones_like(prompt_BT),
                     logits_processor=[_Forced(script, num_prompt)],
                     max_new_tokens=len(script),
+                    trust_remote_code=False,
                 ),
             )
         num_new = int(output_BT.shape[1]) - num_prompt
