@@ -326,3 +326,21 @@ def test_divergence_names_its_step_and_writes_no_model(
     with pytest.raises(WorkerError, match="training diverged at step"):
         train(job(tmp_path, model, pack, learning_rate=1e20, warmup_steps=0))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_warmup_that_outlasts_the_pack_is_refused_before_training(
+    model: Path, pack: Path, tmp_path: Path, num_processes: int
+) -> None:
+    late = job(tmp_path, model, pack, launch={"num_processes": num_processes}, warmup_steps=6)
+    with pytest.raises(ConfigError, match="warmup_steps=6 is not shorter than the training of 6"):
+        train(late)
+    assert not late.out.exists()
+    assert not late.checkpoints.exists()
+
+
+def test_the_longest_warmup_that_reaches_its_learning_rate(
+    model: Path, pack: Path, tmp_path: Path
+) -> None:
+    train(job(tmp_path, model, pack, warmup_steps=5))
+    assert max(row["learning_rate"] for row in trace(tmp_path / "out")) == 1.0e-2

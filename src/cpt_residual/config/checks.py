@@ -8,7 +8,7 @@ from pathlib import Path
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, WorldCorpus
 from cpt_residual.config.derived import rows_per_step
-from cpt_residual.config.packs import problems_of_pack
+from cpt_residual.config.packs import Pack, problems_of_pack
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
@@ -19,6 +19,7 @@ from cpt_residual.config.schema import (
     PretrainedModel,
     Suite,
     TrainedModel,
+    TrainRecipe,
     WorldSuite,
 )
 from cpt_residual.config.validate import invalid
@@ -223,13 +224,22 @@ def _recipes(experiment: Experiment) -> Iterator[str]:
                 f"recipes.{key}.global_batch_tokens: {tokens}: {rows} rows per step cannot be "
                 f"shared evenly by launch.num_processes={num_processes}"
             )
-        steps = -(-pack.token_budget // tokens)
-        if all(source.format == "text" for source in pack.sources) and recipe.warmup_steps >= steps:
-            yield (
-                f"recipes.{key}.warmup_steps: {recipe.warmup_steps}: "
-                f"packs.{recipe.pack}.token_budget={pack.token_budget} is spent in {steps} "
-                f"step(s), so learning_rate={recipe.learning_rate:g} is never reached"
-            )
+        yield from _warmup(key, recipe, pack)
+
+
+def _warmup(key: str, recipe: TrainRecipe, pack: Pack) -> Iterator[str]:
+    """The number of steps is known here when every row is filled; where dialogues or documents
+    stay whole there are at most as many rows as tokens (the training itself checks the rest)."""
+    filled = all(s.format == "text" and s.packing == "concat_chunk" for s in pack.sources)
+    per_step = recipe.global_batch_tokens if filled else rows_per_step(recipe, pack)
+    steps = -(-pack.token_budget // per_step)
+    if recipe.warmup_steps >= steps:
+        yield (
+            f"recipes.{key}.warmup_steps: {recipe.warmup_steps}: "
+            f"packs.{recipe.pack}.token_budget={pack.token_budget} is spent in "
+            f"{'' if filled else 'at most '}{steps} step(s), so "
+            f"learning_rate={recipe.learning_rate:g} is never reached"
+        )
 
 
 # --- models --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cpt_residual.core.stage import Metrics
 from cpt_residual.data.pack_format import open_pack
-from cpt_residual.errors import CompatibilityError
+from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.tokenizer import (
     first_differing_ids,
@@ -26,13 +26,15 @@ _NUM_SHOWN = 5
 def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
     """The metrics that are known beforehand, and the job with its point of resumption.
 
-    Raises CompatibilityError when pack and start model do not belong together."""
+    Raises CompatibilityError when pack and start model do not belong together, ConfigError when the
+    pack is used up before the warm-up ends."""
     pack = open_pack(job.pack)
     num_rows, sequence_length = len(pack), pack.sequence_length
     _check_tokenizer(job, pack.ledger.tokenizer_map_hash)
     config = load_config(job.start)
     _check_sizes(job, config, max_id=int(pack.ids.max()), sequence_length=sequence_length)
     batching = job.batching(num_rows=num_rows, sequence_length=sequence_length)
+    _check_warmup(job, num_rows=num_rows, num_steps=batching.num_steps)
     model = build_on_meta(config)
     facts: Metrics = {
         "tokens": pack.ledger.tokens,
@@ -80,6 +82,22 @@ def _check_sizes(job: TrainJob, config: object, *, max_id: int, sequence_length:
             problems=problems,
             remedy="Make the pack with this model's tokenizer and a shorter sequence_length.",
         )
+
+
+def _check_warmup(job: TrainJob, *, num_rows: int, num_steps: int) -> None:
+    """How many rows dialogues or whole documents fill is known only once the pack is written."""
+    recipe = job.recipe
+    if recipe.warmup_steps < num_steps:
+        return
+    raise ConfigError(
+        f"warmup_steps={recipe.warmup_steps} is not shorter than the training of {num_steps} "
+        f"step(s), so learning_rate={recipe.learning_rate:g} is never reached",
+        problems=[
+            f"pack {recipe.pack}: {num_rows} rows",
+            f"recipe.global_batch_tokens={recipe.global_batch_tokens}",
+        ],
+        remedy="Nothing was trained. Lower warmup_steps, or raise the pack's token_budget.",
+    )
 
 
 def _short(path: Path) -> str:

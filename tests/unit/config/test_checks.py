@@ -196,6 +196,13 @@ SIZES = [
         ],
     ),
     (
+        [("recipes/sft/warmup_steps", 1_000_000)],
+        [
+            "recipes.sft.warmup_steps: 1000000: packs.sft.token_budget=584000 is spent in at most "
+            "73000 step(s), so learning_rate=0.001 is never reached"
+        ],
+    ),
+    (
         [("packs/cpt/sequence_length", 512)],
         [
             f"packs.cpt.sequence_length: 512: model {model} has max_position_embeddings=256"
