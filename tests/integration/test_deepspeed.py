@@ -35,16 +35,33 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 class Sink:
-    """Keeps the series; sends this process a signal when `stop_at` is reported."""
+    """Keeps the series; sends this process a signal when `stop_at` is reported, or SIGKILL to
+    the rank `kills`."""
 
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self, stop_at: int | None = None, *, kills: int | None = None) -> None:
         self.steps: list[int] = []
         self.stop_at = stop_at
+        self.kills = kills
 
     def log(self, values: Mapping[str, float], *, tokens: int, step: int) -> None:
         self.steps.append(step)
         if step == self.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if self.kills is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                os.kill(_rank_below(os.getpid(), self.kills), signal.SIGKILL)
+
+
+def _rank_below(ancestor: int, rank: int) -> int:
+    """The process id of a rank that torchrun, a child of `ancestor`, has started."""
+    waiting = [ancestor]
+    while waiting:
+        pid = waiting.pop()
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return pid
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            waiting += map(int, children.read_text().split())
+    raise AssertionError(f"no rank {rank}")
 
 
 def train(training: TrainJob, sink: Sink | None = None) -> Metrics:
@@ -121,3 +138,16 @@ def test_plain_data_parallelism_reports_the_error_of_a_rank(case: Case, tmp_path
         train(training)
     assert caught.value.remedy.startswith("Nothing was published.")
     assert training.batching(num_rows=8, sequence_length=LENGTH).micro_batch_rows == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_is_named_and_not_the_echo_of_the_other(
+    case: Case, tmp_path: Path, rank: int
+) -> None:
+    training = two_ranks(tmp_path, case, 2)
+    with pytest.raises(WorkerError) as caught:
+        train(training, Sink(stop_at=5, kills=rank))
+    assert caught.value.what == f"rank {rank} of the training was killed by SIGKILL"
+    assert "memory ran out" in caught.value.remedy
+    assert not (training.out / "model.safetensors").exists()

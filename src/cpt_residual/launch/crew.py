@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, Self, TypeVar
 
 from cpt_residual.errors import CptResidualError, WorkerError
+from cpt_residual.launch.endings import MEMORY_HINT, how_it_ended
 from cpt_residual.launch.environment import child_environment
 
 __all__ = ["Crew"]
@@ -130,11 +130,9 @@ class _Member:
 
     def ended(self) -> WorkerError:
         """What to raise when the process is gone."""
-        code = self._process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         return WorkerError(
-            f"a process that helps {how}",
-            remedy="SIGKILL often means that memory ran out: lower launch.cores, then run the same"
+            f"a process that helps {how_it_ended(self._process.wait())}",
+            remedy=f"{MEMORY_HINT}: lower launch.cores, then run the same"
             " command again; what is done is kept.",
         )
 

@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from cpt_residual.errors import BusyError, CptResidualError, DiskSpaceError, WorkerError
+from cpt_residual.launch.endings import MEMORY_HINT, how_it_ended
 
 Report = Callable[[int, int, str], None]
 Work = Callable[[Any, Report], Any]
@@ -180,6 +181,9 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     job: Job | None = field(default=None)
+    begun: bool = False
+    """Whether it has said that it began its job."""
+    num_done: int = 0
 
 
 class _Pool:
@@ -204,11 +208,21 @@ class _Pool:
             if used and used + self._cores_of(job) > self._cores:
                 break  # in order: a wide job is not starved by narrow ones behind it
             del self._queue.waiting[job.name]
-            worker = next((w for w in self._workers if w.job is None), None) or self._spawn()
-            worker.job = job
-            worker.pipe.send(job.payload)
+            self._hand_over(job)
             used += self._cores_of(job)
             self._on_event(Event("start", job.name))
+
+    def _hand_over(self, job: Job) -> None:
+        """Give the job to an idle worker, else to a new one. An idle worker that was killed from
+        outside had nothing to lose: it is replaced."""
+        for idle in [worker for worker in self._workers if worker.job is None]:
+            if idle.process.is_alive() and _sent(idle, job.payload):
+                idle.job = job
+                return
+            self._retire(idle)
+        worker = self._spawn()
+        worker.job = job
+        _sent(worker, job.payload)  # of one that is gone already, `_listen` hears
 
     def _cores_of(self, job: Job) -> int:
         return self._cores if job.alone else job.cores
@@ -229,18 +243,25 @@ class _Pool:
             worker = busy[pipe]  # type: ignore[index]
             try:
                 kind, value = worker.pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # it is gone, perhaps in the middle of an answer
+                if worker.job and worker.num_done and not worker.begun:
+                    self._retire(worker)  # it was killed when idle, and the job not yet begun
+                    self._hand_over(worker.job)
+                    continue
                 kind, value = "failed", self._bury(worker)
             self._handle(worker, kind, value)
 
     def _handle(self, worker: _Worker, kind: str, value: Any) -> None:
         job = worker.job
         assert job is not None
+        if kind == "begun":
+            worker.begun = True
+            return
         if kind == "progress":
             done, total, unit = value
             self._on_event(Event("progress", job.name, done=done, total=total, unit=unit))
             return
-        worker.job = None
+        worker.job, worker.begun, worker.num_done = None, False, worker.num_done + 1
         if job.alone and worker in self._workers:
             self._retire(worker)
         if kind == "done":
@@ -262,14 +283,12 @@ class _Pool:
         code = worker.process.exitcode or 0
         if code == _TERMINATED:
             code = -signal.SIGTERM
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         name = worker.job.name if worker.job else "?"
         return WorkerError(
-            f"the process that built {name} {how}",
+            f"the process that built {name} {how_it_ended(code)}",
             problems=[f"what it printed: {self._log}"],
-            remedy="Nothing was published. SIGKILL often means that memory ran out: lower "
-            "launch.micro_batch_rows or launch.cores, then run the same command again; "
-            "it resumes from the last checkpoint.",
+            remedy=f"Nothing was published. {MEMORY_HINT}: lower launch.micro_batch_rows or "
+            "launch.cores, then run the same command again; it resumes from the last checkpoint.",
         )
 
     def _retire(self, worker: _Worker) -> None:
@@ -294,6 +313,15 @@ class _Pool:
             self._workers.clear()
 
 
+def _sent(worker: _Worker, payload: Any) -> bool:
+    """Whether the worker still listens."""
+    try:
+        worker.pipe.send(payload)
+    except OSError:  # of the pipe: payloads are values and pickle without files
+        return False
+    return True
+
+
 def _serve(work: Work, pipe: Connection, log: Path) -> None:
     """Main loop of a worker process."""
     _print_to(log)
@@ -307,6 +335,7 @@ def _serve(work: Work, pipe: Connection, log: Path) -> None:
             return
         reply: tuple[str, Any]
         try:
+            pipe.send(("begun", None))
             reply = ("done", work(payload, _Reporter(pipe)))
         except CptResidualError as error:
             reply = ("failed", error)

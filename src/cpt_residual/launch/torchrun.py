@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ __all__ = [
     "STOP_SIGNALS",
     "StopFlag",
     "die_with_parent",
+    "killed_rank",
     "last_lines",
     "run_ranks",
     "stop_requests",
@@ -37,6 +39,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 SHUTDOWN_SECONDS = 600
 """How long torchrun waits after SIGTERM for the ranks to write their checkpoint."""
+
+_KILLED = re.compile(r"^\s*rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: -(\d+) ", re.MULTILINE)
+"""Of torchrun's report on a failure."""
 
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
@@ -141,6 +146,19 @@ def last_lines(path: Path, count: int = 25) -> list[str]:
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line for line in lines if line.strip()][-count:]
+
+
+def killed_rank(log: Path) -> tuple[int, int] | None:
+    """(rank, signal) of a rank that a signal ended, from torchrun's report in its log.
+
+    The other ranks lose their peer then, and whatever they raise is an echo of that. SIGTERM is
+    how torchrun itself ends them. SIGABRT is the last choice: gloo aborts when its peer is gone."""
+    if not log.exists():
+        return None
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = [(int(rank), int(number)) for rank, number in _KILLED.findall(text)]
+    found = [each for each in found if each[1] != signal.SIGTERM]
+    return min(found, key=lambda each: (each[1] == signal.SIGABRT, each[0]), default=None)
 
 
 def die_with_parent(parent: int | None = None) -> None:

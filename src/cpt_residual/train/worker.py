@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -26,10 +27,12 @@ from cpt_residual.errors import (
     LaunchError,
     WorkerError,
 )
+from cpt_residual.launch.endings import MEMORY_HINT, how_it_ended, signal_name
 from cpt_residual.launch.environment import child_environment, rank_environment
 from cpt_residual.launch.torchrun import (
     StopFlag,
     die_with_parent,
+    killed_rank,
     last_lines,
     run_ranks,
     stop_requests,
@@ -122,13 +125,31 @@ def _run_ranks(job: TrainJob, reporter: _Direct, flag: StopFlag) -> RankResult:
     )
     if files[_RESULT].exists():  # torchrun ends with 1 after SIGTERM, even when all is well
         return RankResult.model_validate_json(files[_RESULT].read_text())
-    if files[_ERROR].exists():
-        raise _read_error(files[_ERROR])
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    raise WorkerError(
-        f"the training ranks ended without a result ({how})",
-        problems=last_lines(files[_LOG]),
-        remedy=f"The whole output is in {files[_LOG]}. A rerun resumes from the last checkpoint.",
+    raise _failure(files[_ERROR], files[_LOG], code)
+
+
+def _failure(error: Path, log: Path, code: int) -> CptResidualError:
+    """Why there is no result. What a surviving rank raises when its peer is gone says nothing of
+    the cause, so a rank that was killed comes before errors that no code of ours has raised."""
+    fields: dict[str, Any] = json.loads(error.read_text()) if error.exists() else {}
+    killed = killed_rank(log)
+    echo = killed and killed[1] != signal.SIGABRT and fields.get("unexpected")
+    if fields and not echo:
+        return _KINDS[fields["kind"]](
+            fields["what"], problems=fields["problems"], remedy=fields["remedy"]
+        )
+    if killed:
+        rank, number = killed
+        return WorkerError(
+            f"rank {rank} of the training was killed by {signal_name(number)}",
+            problems=[f"what the ranks printed: {log}"],
+            remedy=f"Nothing was published. {MEMORY_HINT}: lower launch.micro_batch_rows, then run "
+            "the same command again; it resumes from the last checkpoint.",
+        )
+    return WorkerError(
+        f"the training ranks ended without a result: torchrun {how_it_ended(code)}",
+        problems=last_lines(log),
+        remedy=f"The whole output is in {log}. A rerun resumes from the last checkpoint.",
     )
 
 
@@ -156,23 +177,17 @@ class _Relay:
             self._reporter.progress(event["done"], event["total"], event["unit"])
 
 
-def _write_error(path: Path, error: CptResidualError) -> None:
+def _write_error(path: Path, error: CptResidualError, *, unexpected: bool = False) -> None:
     kind = type(error).__name__
     fields: dict[str, JsonValue] = {
         "kind": kind if kind in _KINDS else "WorkerError",
         "what": error.what,
         "problems": list(error.problems),
         "remedy": error.remedy,
+        "unexpected": unexpected,
     }
     if not path.exists():  # the first failure is the cause, what follows is its echo
         write_json_atomic(path, fields)
-
-
-def _read_error(path: Path) -> CptResidualError:
-    fields = json.loads(path.read_text())
-    return _KINDS[fields["kind"]](
-        fields["what"], problems=fields["problems"], remedy=fields["remedy"]
-    )
 
 
 # --- one rank ------------------------------------------------------------------------------------
@@ -207,7 +222,7 @@ def _main(job_file: Path) -> int:
         return error.exit_code
     except Exception as error:
         # The outer edge of a rank: torchrun's own report says only that some rank failed.
-        _write_error(folder / _ERROR, _unexpected(error))
+        _write_error(folder / _ERROR, _unexpected(error), unexpected=True)
         raise
     else:
         if rank_environment().is_first:

@@ -41,12 +41,21 @@ def _work(payload: dict[str, object], report: Report) -> object:
                 return "built"
         case "defect":
             raise KeyError("lost")
-        case "die":
-            os.kill(os.getpid(), signal.SIGKILL)
+        case "kill":
+            _kill(payload, report)
         case "print":
             print("library chatter")
             os.system("echo child chatter")
     return None
+
+
+def _kill(payload: dict[str, object], report: Report) -> None:
+    """Signals the process `pid`, or this one, if asked for in the middle of its answer."""
+    if payload.get("half"):
+        pipe = report._pipe  # type: ignore[attr-defined]
+        os.write(pipe.fileno(), (1000).to_bytes(4, "big") + b"begun")
+    os.kill(int(str(payload.get("pid") or os.getpid())), int(str(payload.get("signal", 9))))
+    time.sleep(float(str(payload.get("wait", 0))))
 
 
 def _run(tmp_path: Path, *jobs: Job, cores: int = 2) -> tuple[bool, list[Event]]:
@@ -135,11 +144,56 @@ def test_a_defect_is_reported_with_its_traceback_and_the_worker_lives_on(tmp_pat
 
 
 def test_a_killed_worker_fails_its_job_and_is_replaced(tmp_path: Path) -> None:
-    jobs = [Job("die", {"do": "die"}, seconds=9), Job("next", {"do": "progress"})]
+    jobs = [Job("die", {"do": "kill"}, seconds=9), Job("next", {"do": "progress"})]
     complete, events = _run(tmp_path, *jobs, cores=1)
     assert not complete
     assert "SIGKILL" in str(_of(events, "failed")["die"].error)
     assert set(_of(events, "done")) == {"next"}
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.4])
+def test_an_idle_worker_that_is_killed_is_replaced(tmp_path: Path, wait: float) -> None:
+    """Both workers do a job; then one of them, idle, is killed while the other works."""
+    events: list[Event] = []
+    payload: dict[str, object] = {"do": "kill", "pid": 0, "signal": signal.SIGKILL, "wait": wait}
+    jobs = [
+        _span("a"),
+        Job("b", {"do": "span", "seconds": 0.6}),
+        Job("kill", payload, frozenset({"a", "b"}), seconds=9),
+        _span("c", "kill"),
+        _span("d", "kill"),
+    ]
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if event.kind == "done" and event.job in ("a", "b"):
+            ends[event.job] = event.result[2]
+            # the first idle worker gets `kill`: it kills the other one
+            payload["pid"] = ends.get("b", 0)
+
+    ends: dict[str, int] = {}
+    complete = run_jobs(
+        {job.name: job for job in jobs}, _work, cores=2, log=tmp_path / "log", on_event=on_event
+    )
+    assert not _of(events, "failed")
+    assert complete
+    pids = {name: event.result[2] for name, event in _of(events, "done").items() if event.result}
+    assert ends["b"] not in {pids["c"], pids["d"]}
+
+
+def test_a_worker_killed_in_the_middle_of_its_answer_is_named(tmp_path: Path) -> None:
+    jobs = [Job("half", {"do": "kill", "half": True}, seconds=9), Job("next", {"do": "progress"})]
+    complete, events = _run(tmp_path, *jobs, cores=1)
+    assert not complete
+    assert "that built half was killed by SIGKILL" in str(_of(events, "failed")["half"].error)
+    assert set(_of(events, "done")) == {"next"}
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(tmp_path: Path) -> None:
+    number = signal.SIGRTMIN + 1
+    die = Job("die", {"do": "kill", "signal": number})
+    _, events = _run(tmp_path, die)
+    assert f"was killed by signal {int(number)}" in str(_of(events, "failed")["die"].error)
 
 
 def test_what_workers_and_their_children_print_goes_to_the_log(

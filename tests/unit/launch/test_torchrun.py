@@ -15,6 +15,7 @@ import pytest
 from cpt_residual.launch.environment import child_environment
 from cpt_residual.launch.torchrun import (
     StopFlag,
+    killed_rank,
     last_lines,
     run_ranks,
     stop_requests,
@@ -164,3 +165,24 @@ def _is_gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def test_a_killed_rank_is_read_from_torchruns_report(tmp_path: Path) -> None:
+    """The report is torchrun's, of two real processes; no other library is imported by them."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(60)"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    code = run_ranks(
+        [sys.executable, *torchrun, str(script)],
+        environment=child_environment(threads=1),
+        log=tmp_path / "log",
+        on_poll=lambda: None,
+        flag=StopFlag(),
+    )
+    assert code == 1
+    assert killed_rank(tmp_path / "log") == (1, signal.SIGKILL)
+    assert killed_rank(tmp_path / "no log") is None
