@@ -44,8 +44,9 @@ class WorldCorpus(Frozen):
 class LocalCorpus(Frozen):
     """The user's own files: names, globs or folders (with all files of known kinds below them).
 
-    JSON lines, CSV and Parquet hold one document a row, in `text_field`; a `.txt` file is one
-    document. JSON lines, CSV and text may be compressed (`.gz`, `.zst`).
+    JSON lines, CSV and Parquet hold one document a row, in `text_field` (`content.text` is the
+    field `text` of the object or struct `content`); a `.txt` file is one document. JSON lines, CSV
+    and text may be compressed (`.gz`, `.zst`).
     bad_lines: a line or row that holds no document is an error (`fail`), or is left out and
     counted (`skip`). content_sha256: what the files have to be; the error of a mismatch says what
     they are.

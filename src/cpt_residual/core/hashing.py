@@ -14,9 +14,9 @@ from io import FileIO
 from pathlib import Path
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
-from cpt_residual.core.files import write_json_atomic
+from cpt_residual.core.kept import keep, recall
 
 __all__ = [
     "FileRecord",
@@ -132,60 +132,38 @@ def content_hash(files: Mapping[str, FileRecord]) -> str:
     return text_sha256(canonical_json({name: [f.size, f.sha256] for name, f in files.items()}))
 
 
-class _CacheEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    sha256: str = ""
+_SMALL_BYTES = 1 << 16
+"""Hashing so few takes no longer than reading an entry, and far less than writing one."""
 
 
 class HashCache:
-    """Remembers the sha256 of files outside the store (source models, corpora).
+    """Best-effort on-disk cache of the sha256 of files outside the store (source models, corpora).
 
-    A remembered hash counts while absolute path, size, times and inode are those of the file
-    that was read. One small file per entry in `folder`, written atomically, so that processes
-    share it without a lock; nothing is written for a file that changed in the last 2 s.
+    An entry counts while absolute path, size, times and inode are those of the file that was read.
+    One small file per entry in `folder`, so that processes share it without a lock; nothing is
+    written for a small file, for one that changed in the last 2 s, and where `folder` takes none.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folders = (folder,)
 
     def sha256(self, path: Path) -> str:
         """Hash of a file's bytes; reads the file only when it is new or has changed."""
         started = time.time()
-        before = _entry_of(path)
-        cached = self._load(before.path)
-        if cached is not None and cached.model_copy(update={"sha256": ""}) == before:
-            return cached.sha256
+        before = path.stat()
+        if before.st_size <= _SMALL_BYTES:
+            return file_sha256(path)
+        entry = _entry_name(path, before)
+        cached = recall(entry, self._folders)
+        if cached is not None:
+            return cached.decode("ascii")
         digest = file_sha256(path)
-        settled = started - max(before.mtime_ns, before.ctime_ns) / 1e9 > _SETTLED_SECONDS
-        if settled and _entry_of(path) == before:
-            self._save(before.model_copy(update={"sha256": digest}))
+        settled = started - max(before.st_mtime_ns, before.st_ctime_ns) / 1e9 > _SETTLED_SECONDS
+        if settled and _entry_name(path, path.stat()) == entry:
+            keep(entry, digest.encode("ascii"), self._folders)
         return digest
 
-    def _file(self, path: str) -> Path:
-        return self._folder / f"{text_sha256(path)[:32]}.json"
 
-    def _load(self, path: str) -> _CacheEntry | None:
-        try:
-            return _CacheEntry.model_validate_json(self._file(path).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
-
-    def _save(self, entry: _CacheEntry) -> None:
-        write_json_atomic(self._file(entry.path), entry)
-
-
-def _entry_of(path: Path) -> _CacheEntry:
-    stat = path.stat()
-    return _CacheEntry(
-        path=str(path.absolute()),
-        size=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
-        ctime_ns=stat.st_ctime_ns,
-        inode=stat.st_ino,
-    )
+def _entry_name(path: Path, stat: os.stat_result) -> str:
+    state = f"{stat.st_size}/{stat.st_mtime_ns}/{stat.st_ctime_ns}/{stat.st_ino}/"
+    return hashlib.sha256(state.encode() + os.fsencode(path.absolute())).hexdigest()[:32]

@@ -8,7 +8,7 @@ problem with file, line and field; nothing is skipped or mended.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from cpt_residual.data.problems import BadDocumentError
@@ -19,6 +19,7 @@ __all__ = [
     "Messages",
     "chat_characters",
     "document_line",
+    "field_of",
     "not_utf8",
     "parse_messages",
     "parse_object",
@@ -57,12 +58,44 @@ def parse_text(line: bytes, place: str, *, text_field: str = "text", offset: int
 
 def text_of(record: Mapping[str, object], place: str, *, text_field: str) -> str:
     """The text of one record: a non-blank string that has a UTF-8 form."""
-    if text_field not in record:
+    return _string(field_of(record, place, text_field), f"{place}: field '{text_field}'")
+
+
+def field_of(record: Mapping[str, object], place: str, name: str, *, role: str = "") -> object:
+    """The value of field `name`. A name with dots that no field has is a path: `content.text` is
+    the field `text` of the object `content`, and null where `content` is null."""
+    value = _at_path(record, name)
+    if value is _MISSING:
+        present = _paths(record)
         raise BadDocumentError(
-            f"{place}: no field '{text_field}'; fields present: {_names(record)}."
-            f"{did_you_mean(text_field, record) if record else ''}"
+            f"{place}: no field '{name}'{role}; fields present: {_names(present)}."
+            f"{did_you_mean(name, present) if present else ''}"
         )
-    return _string(record[text_field], f"{place}: field '{text_field}'")
+    return value
+
+
+_MISSING = object()
+_LISTED_DEPTH = 3
+
+
+def _at_path(value: object, name: str) -> object:
+    if not isinstance(value, Mapping):
+        return None if value is None else _MISSING
+    fields = cast("Mapping[str, object]", value)
+    if name in fields:
+        return fields[name]
+    first, dot, rest = name.partition(".")
+    return _at_path(fields[first], rest) if dot and first in fields else _MISSING
+
+
+def _paths(record: Mapping[str, object], depth: int = _LISTED_DEPTH) -> list[str]:
+    """The names of all fields, those of objects as paths."""
+    found: list[str] = []
+    for name, value in record.items():
+        nested = depth > 1 and isinstance(value, Mapping)
+        below = _paths(cast("Mapping[str, object]", value), depth - 1) if nested else []
+        found += [f"{name}.{each}" for each in below] or [name]
+    return found
 
 
 def parse_messages(line: bytes, place: str) -> Messages:
@@ -135,6 +168,14 @@ def not_utf8(place: str, error: UnicodeDecodeError, *, offset: int, where: str =
 
 
 def _string(value: object, place: str) -> str:
+    if isinstance(value, bytes):  # columns of bytes, which hold text where nobody said that
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise BadDocumentError(
+                f"{place} is not UTF-8: byte 0x{byte:02x} at byte {error.start} of the field"
+            ) from None
     if not isinstance(value, str):
         raise BadDocumentError(f"{place} is {_kind(value)}, not a string")
     if not value.strip():
@@ -148,8 +189,8 @@ def _string(value: object, place: str) -> str:
     return value
 
 
-def _names(record: Mapping[str, object]) -> str:
-    return ", ".join(f"'{name}'" for name in sorted(record)) or "none"
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names)) or "none"
 
 
 def _kind(value: object) -> str:

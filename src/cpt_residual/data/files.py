@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.data.folders import FolderSearch
+from cpt_residual.data.folders import FolderSearch, expanded
 from cpt_residual.data.problems import Problems
 from cpt_residual.errors import CorpusError, did_you_mean
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_pin",
     "check_unchanged",
     "content_sha256",
+    "hash_files",
     "resolve_files",
     "suffix_of",
 ]
@@ -41,12 +43,13 @@ def suffix_of(path: Path) -> str | None:
 
 
 def resolve_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that `patterns` name: sorted by path, each once, none empty.
+    """The files that `patterns` name: sorted by path, each once.
 
     A pattern is a file, a folder or a glob of these (`**` is any depth). A folder stands for all
     files of known kinds below it; hidden ones and other kinds in it do not belong to the corpus,
-    while a file that is named, also by a glob, has to be of a known kind. A file with several paths
-    has the place of the one with the fewest links in it (then the shortest, then the first).
+    while a file that is named, also by a glob, has to be of a known kind. `part[1].jsonl` is the
+    file of that name where there is one. A file with several paths has the place of the one with
+    the fewest links in it (then the shortest, then the first).
     Raises CorpusError with all that is not there or cannot be read.
     """
     problems = Problems("local corpus: the files cannot be read", _REMEDY)
@@ -72,6 +75,20 @@ def resolve_files(patterns: Sequence[str]) -> list[Path]:
             problems.add(f"{path}: {why}")
     problems.raise_if_any()
     return files
+
+
+def hash_files(files: Sequence[Path], sha256: Callable[[Path], str]) -> dict[str, str]:
+    """sha256 by path, in the order of `files`. Raises CorpusError with those that cannot be read,
+    or went away since they were found."""
+    hashes: dict[str, str] = {}
+    problems = Problems("local corpus: the files cannot be read", _REMEDY)
+    for path in files:
+        try:
+            hashes[str(path)] = sha256(path)
+        except OSError as error:
+            problems.add(f"{path}: {error.strerror or error}")
+    problems.raise_if_any()
+    return hashes
 
 
 def content_sha256(file_hashes: Mapping[str, str]) -> str:
@@ -100,7 +117,7 @@ def check_pin(key: str, pinned: str | None, file_hashes: Mapping[str, str]) -> N
 def check_unchanged(files: Sequence[Path], file_hashes: Mapping[str, str]) -> None:
     """Raise when `files` are not what `file_hashes` pinned: by order and content, not by name."""
     names, pinned = list(file_hashes), list(file_hashes.values())
-    found = [file_sha256(path) for path in files]
+    found = list(hash_files(files, file_sha256).values())
     if found == pinned:
         return
     problems = [
@@ -127,6 +144,8 @@ def _below(folder: Path, search: FolderSearch) -> Iterator[Path]:
                 yield path
             elif search.is_nothing(path):
                 search.refuse(path, "a link to nothing")
+            else:
+                search.refuse(path, "not a regular file")
 
 
 def _each_once(found: Iterable[Path]) -> list[Path]:
@@ -146,12 +165,14 @@ def _directness(path: Path) -> tuple[int, int, Path]:
 def _why_unusable(path: Path) -> str | None:
     if suffix_of(path) is None:
         return f"unknown kind '{path.suffix or path.name}'; known: {', '.join(SUFFIXES)}"
-    if path.stat().st_size == 0:
-        return "the file is empty (0 bytes)"
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         return error.strerror or str(error)
+    # A file of no bytes is one of no documents, where it can be told from half a download.
+    if size == 0 and path.suffix.lower() in (*COMPRESSIONS, ".parquet"):
+        return "the file is empty (0 bytes), which no file of this kind is"
     return None
 
 
@@ -160,11 +181,11 @@ def _nothing_found(pattern: str, matches: Sequence[Path]) -> str:
         return f"{pattern}: no file of a known kind below this folder; known: {', '.join(SUFFIXES)}"
     if matches:
         return f"{pattern}: not a regular file"
-    if Path(pattern).expanduser().is_symlink():
+    if expanded(pattern).is_symlink():
         return f"{pattern}: a link to nothing"
     if glob.has_magic(pattern):
         return f"{pattern}: no file matches"
-    folder = Path(pattern).expanduser().parent
+    folder = expanded(pattern).parent
     if not folder.is_dir():
         return f"{pattern}: no such file, and no folder {folder}"
     search = FolderSearch()

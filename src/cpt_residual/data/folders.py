@@ -10,7 +10,19 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["FolderSearch"]
+__all__ = ["FolderSearch", "expanded"]
+
+
+def expanded(pattern: str) -> Path:
+    """`pattern` with `~` and `~user` replaced by the home, unless there is no such user, or
+    something here is called `~user`."""
+    path = Path(pattern)
+    if path.parts[:1] != ("~",) and os.path.lexists(Path(*path.parts[:1])):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 class FolderSearch:
@@ -30,7 +42,7 @@ class FolderSearch:
     def matching(self, pattern: str) -> list[Path]:
         """Where a file, a folder or a glob of these (`**` is any depth) may be; `*` and `**` stand
         for no hidden name. What is no glob is not looked for."""
-        path = Path(pattern).expanduser()
+        path = expanded(pattern)
         places = [Path(path.anchor)]
         parts = path.parts[1:] if path.anchor else path.parts
         for part in (*parts, "*") if parts[-1:] == ("**",) else parts:
@@ -38,15 +50,18 @@ class FolderSearch:
                 found = (folder for place in places for folder, _ in self.walk(place))
                 places = list(dict.fromkeys(found))
             elif glob.has_magic(part):
-                places = [
-                    place / name
-                    for place in places
-                    for name in self._names(place, hidden=part.startswith("."))
-                    if fnmatch.fnmatchcase(name, part)
-                ]
+                places = [match for place in places for match in self._matches(place, part)]
             else:
                 places = [place / part for place in places]
         return places
+
+    def _matches(self, place: Path, part: str) -> list[Path]:
+        """What is called `part` (`notes[1].txt`, which as a glob is not its own match), else what
+        matches it."""
+        if "[" in part and os.path.lexists(place / part):
+            return [place / part]
+        names = self._names(place, hidden=part.startswith("."))
+        return [place / name for name in names if fnmatch.fnmatchcase(name, part)]
 
     def walk(self, folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         """`folder` and all below it, each with what is in it and is no folder, but for hidden
@@ -87,6 +102,9 @@ class FolderSearch:
             return 0
         except OSError as error:
             self.refuse(path, error.strerror or str(error))
+            return 0
+        except ValueError as error:  # a zero byte
+            self.refuse(path, str(error))
             return 0
 
     def _names(self, folder: Path, *, hidden: bool = False) -> list[str]:

@@ -22,7 +22,7 @@ from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.stage import Stage
 from cpt_residual.core.store import Store
 from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE
-from cpt_residual.data.files import check_pin, resolve_files
+from cpt_residual.data.files import check_pin, hash_files, resolve_files
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.apply import Apply
 from cpt_residual.stages.corpus import Corpus
@@ -132,7 +132,7 @@ class _Registry:
         hashes: dict[str, str] = {}
         if isinstance(corpus, LocalCorpus):
             files = resolve_files(corpus.files)
-            hashes = {str(path): self._hashes.sha256(path) for path in files}
+            hashes = hash_files(files, self._hashes.sha256)
             check_pin(key, corpus.content_sha256, hashes)
         references = self.references() if corpus.passes.contamination else None
         return Corpus(key, corpus, hashes, self._experiment.seed, references)

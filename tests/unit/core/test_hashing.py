@@ -154,11 +154,44 @@ def test_hash_cache_reads_once_and_shares_between_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = _Reads(monkeypatch)
-    file = _old_file(tmp_path / "model", "weights")
+    file = _old_file(tmp_path / "model", "weights" * 10_000)
     first = HashCache(tmp_path / "cache").sha256(file)
     assert HashCache(tmp_path / "cache").sha256(file) == first
-    assert first == hashlib.sha256(b"weights").hexdigest()
+    assert first == hashlib.sha256(b"weights" * 10_000).hexdigest()
     assert reads.count == 1
+
+
+@pytest.mark.usefixtures("settled")
+def test_hash_cache_keeps_nothing_of_small_files(tmp_path: Path) -> None:
+    """3,000 entries would take longer than hashing the files a hundred times."""
+    file = _old_file(tmp_path / "note", "words")
+    assert HashCache(tmp_path / "cache").sha256(file) == hashlib.sha256(b"words").hexdigest()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("settled")
+def test_hash_cache_never_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise AssertionError("an entry that is lost is made again")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    HashCache(tmp_path / "cache").sha256(_old_file(tmp_path / "model", "weights" * 10_000))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("settled")
+def test_hash_cache_of_a_name_that_is_not_utf8_and_of_a_folder_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = _Reads(monkeypatch)
+    file = _old_file(tmp_path / os.fsdecode(b"caf\xe9"), "weights" * 10_000)
+    (tmp_path / "full").write_text("a file is no folder")
+    for folder, expected in (("cache", 1), ("cache", 1), ("full", 2), ("full/deeper", 3)):
+        found = HashCache(tmp_path / folder).sha256(file)
+        assert found == hashlib.sha256(b"weights" * 10_000).hexdigest()
+        assert reads.count == expected
 
 
 @pytest.mark.usefixtures("settled")
@@ -167,24 +200,24 @@ def test_hash_cache_sees_a_change_even_with_size_and_time_set_back(
 ) -> None:
     reads = _Reads(monkeypatch)
     cache = HashCache(tmp_path / "cache")
-    file = _old_file(tmp_path / "model", "weights")
+    file = _old_file(tmp_path / "model", "weights" * 10_000)
     cache.sha256(file)
     stat = file.stat()
-    file.write_text("WEIGHTS")
+    file.write_text("WEIGHTS" * 10_000)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert cache.sha256(file) == hashlib.sha256(b"WEIGHTS").hexdigest()
+    assert cache.sha256(file) == hashlib.sha256(b"WEIGHTS" * 10_000).hexdigest()
     assert reads.count == 2
 
 
 def test_hash_cache_does_not_trust_a_file_that_was_just_written(tmp_path: Path) -> None:
-    (tmp_path / "fresh").write_text("x")
+    (tmp_path / "fresh").write_text("x" * 100_000)
     HashCache(tmp_path / "cache").sha256(tmp_path / "fresh")
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.usefixtures("settled")
 def test_hash_cache_survives_a_broken_entry(tmp_path: Path) -> None:
-    file = _old_file(tmp_path / "model", "weights")
+    file = _old_file(tmp_path / "model", "weights" * 10_000)
     cache = HashCache(tmp_path / "cache")
     expected = cache.sha256(file)
     (entry,) = (tmp_path / "cache").iterdir()

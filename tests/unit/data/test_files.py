@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from cpt_residual.data.files import (
     check_pin,
     check_unchanged,
     content_sha256,
+    hash_files,
     resolve_files,
     suffix_of,
 )
@@ -130,6 +132,52 @@ def test_globs(tmp_path: Path) -> None:
         assert resolve_files([str(tmp_path / pattern)]) == files, pattern
 
 
+def test_a_name_with_the_characters_of_a_glob(tmp_path: Path) -> None:
+    one, two, plain = write(tmp_path, "part[1].jsonl", "run[a]/x.jsonl", "part1.jsonl")
+    star = write(tmp_path, "s/a*.txt", "s/ab.txt")
+    assert resolve_files([str(one)]) == [one]
+    assert resolve_files([str(tmp_path / "run[a]")]) == [two]
+    assert resolve_files([str(tmp_path / "run[a]/*.jsonl")]) == [two]
+    assert resolve_files([str(tmp_path / "**/part[1].jsonl")]) == [one]
+    assert resolve_files([str(tmp_path / "s/a*.txt")]) == star, "which matches its own name too"
+    one.unlink()
+    assert resolve_files([str(one)]) == [plain]
+
+
+def test_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~x` is the home of user `x`, unless something here is called that or there is no such
+    user."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (mine,) = write(tmp_path, "home/a.jsonl")
+    assert resolve_files(["~/a.jsonl"]) == [mine]
+    assert problems("~nobody-here/a.jsonl") == (
+        "~nobody-here/a.jsonl: no such file, and no folder ~nobody-here",
+    )
+    for name in ("~nobody-here", "~root"):
+        write(tmp_path, f"{name}/b.jsonl")
+        for pattern in (name, f"{name}/b.jsonl", f"{name}/*.jsonl"):
+            assert resolve_files([pattern]) == [Path(name) / "b.jsonl"], pattern
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    found = write(tmp_path, f"{name}.jsonl", f"{name}/a.txt")
+    assert resolve_files([str(tmp_path)]) == sorted(found)
+    assert resolve_files([str(found[0])]) == [found[0]]
+    assert content_sha256(hashes(*found))
+
+
+def test_files_of_no_bytes_hold_no_documents(tmp_path: Path) -> None:
+    good = [tmp_path / name for name in ("a.csv", "b.jsonl", "c.txt")]
+    half = [tmp_path / name for name in ("d.jsonl.gz", "e.txt.ZST", "f.parquet")]
+    for path in (*good, *half):
+        path.touch()
+    assert resolve_files([str(path) for path in good]) == good
+    why = "the file is empty (0 bytes), which no file of this kind is"
+    assert problems(str(tmp_path)) == tuple(f"{path}: {why}" for path in half)
+
+
 class TestWhatCannotBeRead:
     @pytest.fixture
     def folder(self) -> Generator[Path]:
@@ -179,6 +227,42 @@ class TestWhatCannotBeRead:
         found = problems(str(tmp_path))
         assert found == (f"{tmp_path}/b.jsonl: a link to nothing",)
 
+    def test_what_is_no_file_in_a_folder(self, tmp_path: Path) -> None:
+        write(tmp_path, "a.jsonl")
+        os.mkfifo(tmp_path / "b.jsonl")
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / "c.txt"))
+        (tmp_path / "d.csv").symlink_to("/dev/zero")
+        os.mkfifo(tmp_path / "e.pipe")
+        found = problems(str(tmp_path))
+        assert found == tuple(
+            f"{tmp_path}/{name}: not a regular file" for name in ("b.jsonl", "c.txt", "d.csv")
+        )
+
+    def test_links_in_circles(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").symlink_to("b.jsonl")
+        (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+        for pattern in ("", "*.jsonl", "a.jsonl"):
+            found = problems(str(tmp_path / pattern))
+            assert found[0] == f"{tmp_path}/a.jsonl: Too many levels of symbolic links", pattern
+
+    def test_names_that_no_file_can_have(self, tmp_path: Path) -> None:
+        assert problems(f"{tmp_path}/a\0.jsonl")[0].endswith("embedded null byte")
+        (long,) = problems(f"{tmp_path}/{'x' * 300}.jsonl")
+        assert long.endswith(": File name too long")
+
+    def test_files_that_go_away_in_between(self, tmp_path: Path) -> None:
+        a, b = write(tmp_path, "a.txt", "b.txt")
+        pinned = hashes(a, b)
+        b.unlink()
+        for read in (
+            lambda: hash_files([a, b], file_sha256),
+            lambda: check_unchanged([a, b], pinned),
+        ):
+            with pytest.raises(CorpusError) as caught:
+                read()
+            assert caught.value.problems == (f"{b}: No such file or directory",)
+
 
 def problems(*patterns: str) -> tuple[str, ...]:
     with pytest.raises(CorpusError) as caught:
@@ -201,16 +285,16 @@ def without_rights() -> Generator[None]:
 
 def test_everything_wrong_with_the_files_is_said_at_once(tmp_path: Path) -> None:
     write(tmp_path, "notes.md", "empty/x.log")
-    (tmp_path / "corpus.jsonl").write_text("")
-    patterns = ["corpus.jsnl", "corpus.jsonl", "notes.md", "*.parquet", "none/x.txt", "empty"]
+    (tmp_path / "corpus.parquet").write_text("")
+    patterns = ["corpus.parqet", "corpus.parquet", "notes.md", "*.csv", "none/x.txt", "empty"]
     with pytest.raises(CorpusError) as caught:
         resolve_files([str(tmp_path / pattern) for pattern in patterns])
     assert caught.value.problems == (
-        f"{tmp_path}/corpus.jsnl: no such file. Did you mean 'corpus.jsonl'?",
-        f"{tmp_path}/*.parquet: no file matches",
+        f"{tmp_path}/corpus.parqet: no such file. Did you mean 'corpus.parquet'?",
+        f"{tmp_path}/*.csv: no file matches",
         f"{tmp_path}/none/x.txt: no such file, and no folder {tmp_path}/none",
         f"{tmp_path}/empty: no file of a known kind below this folder; known: {KNOWN}",
-        f"{tmp_path}/corpus.jsonl: the file is empty (0 bytes)",
+        f"{tmp_path}/corpus.parquet: the file is empty (0 bytes), which no file of this kind is",
         f"{tmp_path}/notes.md: unknown kind '.md'; known: {KNOWN}",
     )
     assert caught.value.remedy.startswith("Nothing was read.")

@@ -76,6 +76,12 @@ def test_the_date_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (record.date, record.place) == ("2024-05-06T00:00:00", f"{PLACE} row 1")
 
 
+def test_fields_of_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_of(monkeypatch, tmp_path, [{"content": {"text": "x"}, "meta": {"day": "soon"}}])
+    (record,) = reader(corpus(text_field="content.text"), date="meta.day")
+    assert (record.text, record.date) == ("x", "soon")
+
+
 def test_a_missing_field_names_the_row_and_the_fields(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,13 +77,98 @@ class TestEveryKind:
         assert [record.date for record in reader(path, date="day")] == ["2022-01-08", None]
         assert [record.date for record in reader(path, date="year")] == ["2024", "2025"]
 
-    def test_parquet_words_of_a_dictionary_and_large_strings(self, tmp_path: Path) -> None:
-        for name, column in (
-            ("a", pa.array(["x", "y", "x"]).dictionary_encode()),
-            ("b", pa.array(["x", "y", "x"], pa.large_string())),
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            *(pa.string(), pa.large_string(), pa.string_view()),
+            *(pa.binary(), pa.large_binary(), pa.binary_view()),
+            *(pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.binary())),
+        ],
+        ids=str,
+    )
+    def test_parquet_text_of_every_type(self, tmp_path: Path, kind: pa.DataType) -> None:
+        values = ["x", "naïve 日本", "x"]
+        if pa.types.is_dictionary(kind):
+            column = pa.array(values, kind.value_type).dictionary_encode()
+        else:
+            column = pa.array(values).cast(kind)
+        parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+        assert texts(tmp_path / "a.parquet") == values
+
+    def test_parquet_bytes_that_are_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        parquet.write_table(pa.table({"text": [b"fine", b"caf\xe9", b" "]}), path)
+        assert problems(path) == (
+            f"{path} row 2: field 'text' is not UTF-8: byte 0xe9 at byte 3 of the field",
+            f"{path} row 3: field 'text' is empty",
+        )
+
+    def test_parquet_shards_without_a_value(self, tmp_path: Path) -> None:
+        """What writers make of a column in which nothing is known but nulls."""
+        for name, table in (
+            ("a", pa.table({"text": ["x"]})),
+            ("b", pa.table({"text": pa.nulls(2)})),
+            ("c", pa.table({"text": pa.nulls(0)})),
         ):
-            parquet.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
-            assert texts(tmp_path / f"{name}.parquet") == ["x", "y", "x"]
+            parquet.write_table(table, tmp_path / f"{name}.parquet")
+        files = [tmp_path / f"{name}.parquet" for name in "abc"]
+        given = reader(*files, bad_lines="skip")
+        assert [record.text for record in given] == ["x"]
+        assert [file.bad_rows_skipped for file in given.ledger().files] == [0, 2, 0]
+        assert texts(files[0], files[2]) == ["x"]
+        assert problems(*files) == (
+            f"{files[1]}: 2 rows (1, 2): field 'text' is null, not a string",
+        )
+
+    def test_fields_of_objects(self, tmp_path: Path) -> None:
+        rows = [{"meta": {"day": f"2024-01-0{n}"}, "content": {"text": f"t{n}"}} for n in (1, 2)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        a, b = write(tmp_path, "a.jsonl", lines), tmp_path / "b.parquet"
+        parquet.write_table(pa.Table.from_pylist(rows), b)
+        for path in (a, b):
+            records = list(reader(path, field="content.text", date="meta.day"))
+            assert [(r.text, r.date) for r in records] == [
+                ("t1", "2024-01-01"),
+                ("t2", "2024-01-02"),
+            ]
+        c = write(tmp_path, "c.jsonl", '{"content": {"text": "in"}, "content.text": "whole"}\n')
+        d, e = tmp_path / "d.parquet", write(tmp_path, "e.csv", "content.text\nwhole\n")
+        parquet.write_table(pa.table({"content": [{"text": "in"}], "content.text": ["whole"]}), d)
+        assert texts(c, d, e, field="content.text") == ["whole"] * 3, "the name before the path"
+
+    def test_fields_of_objects_that_are_not_there(self, tmp_path: Path) -> None:
+        rows = '{"content": null}\n{"content": {"txt": "x"}, "n": 1}\n{"content": "x"}\n'
+        a = write(tmp_path, "a.jsonl", rows)
+        b, c = tmp_path / "b.parquet", tmp_path / "c.parquet"
+        parquet.write_table(pa.table({"content": [None, {"text": None}, {"text": "x"}]}), b)
+        parquet.write_table(pa.table({"content": [{"txt": "x"}], "list": [["x"]]}), c)
+        assert problems(a, b, c, field="content.text") == (
+            f"{a}:1: field 'content.text' is null, not a string",
+            f"{a}:2: no field 'content.text'; fields present: 'content.txt', 'n'."
+            " Did you mean 'content.txt'?",
+            f"{a}:3: no field 'content.text'; fields present: 'content'. Did you mean 'content'?",
+            f"{b}: 2 rows (1, 2): field 'content.text' is null, not a string",
+            f"{c}: no column 'content.text'; columns: 'content.txt', 'list'."
+            " Did you mean 'content.txt'?",
+        )
+        assert problems(c, field="list.element")[0].startswith(f"{c}: no column 'list.element'; ")
+
+    def test_files_of_no_bytes(self, tmp_path: Path) -> None:
+        files = [tmp_path / f"{n}{kind}" for n, kind in enumerate((".csv", ".jsonl", ".txt"))]
+        for path in files:
+            path.touch()
+        files += [write(tmp_path, f"empty{kind}", "") for kind in (".csv.gz", ".txt.zst")]
+        assert problems(*files) == tuple(f"{path}: no rows" for path in files)
+        given = reader(*files, write(tmp_path, "x.txt", "x"))
+        assert [record.text for record in given] == ["x"]
+        assert [file.documents for file in given.ledger().files] == [0, 0, 0, 0, 0, 1]
+
+    def test_several_members_and_padding(self, tmp_path: Path) -> None:
+        lines = b'{"text": "one"}\n{"text": "two"}\n'
+        a, b = write(tmp_path, "a.jsonl.gz", lines), write(tmp_path, "b.jsonl.zst", lines)
+        a.write_bytes(a.read_bytes() + b"\0" * 512)
+        b.write_bytes(b"\x50\x2a\x4d\x18\4\0\0\0meta" + b.read_bytes())
+        assert texts(a, b) == ["one", "two"] * 2
 
     def test_files_come_in_the_order_given(self, tmp_path: Path) -> None:
         b = write(tmp_path, "b.jsonl", '{"text": "two"}\n{"text": "three"}')
@@ -251,7 +338,81 @@ class TestBadInput:
             assert "cannot be read: " in line or "not readable as Parquet after row " in line
         plain = write(tmp_path, "x.jsonl", '{"text": "not packed"}\n')
         (line,) = problems(plain.rename(tmp_path / "x.jsonl.gz"), bad_lines=policy)
-        assert "incorrect header check" in line
+        assert line.endswith("the name says gzip, which the content is not: rename it")
+
+    @pytest.mark.parametrize("policy", ["fail", "skip"])
+    def test_bytes_after_the_end(self, tmp_path: Path, policy: BadLines) -> None:
+        for suffix in (".jsonl.gz", ".txt.zst"):
+            path = write(tmp_path, f"a{suffix}", '{"text": "fine"}\n')
+            path.write_bytes(path.read_bytes() + b"garbage")
+            (line,) = problems(path, bad_lines=policy)
+            assert line.startswith(f"{path}: cannot be read: ")
+
+    @pytest.mark.parametrize("policy", ["fail", "skip"])
+    def test_content_that_the_name_does_not_say(self, tmp_path: Path, policy: BadLines) -> None:
+        """One line for a file, not one for every row."""
+        lines = '{"text": "naïve"}\n' * 30
+        packed = write(tmp_path, "x.jsonl.gz", lines).read_bytes()
+        table = tmp_path / "x.parquet"
+        parquet.write_table(pa.table({"text": ["x"]}), table)
+        gzip_says = "the content is gzip, which the name does not say: add `.gz`"
+        expected = {
+            write(tmp_path, "a.jsonl", packed): gzip_says,
+            write(tmp_path, "b.csv.zst", packed): gzip_says,
+            write(tmp_path, "c.jsonl.gz", packed): gzip_says,  # twice
+            write(
+                tmp_path, "d.txt", table.read_bytes()
+            ): "the content is Parquet: name it `.parquet`",
+            write(tmp_path, "e.jsonl", lines.encode("utf-16")): "the content is UTF-16: convert it,"
+            " `iconv -f UTF-16 -t UTF-8`",
+            write(tmp_path, "f.csv.gz", lines.encode("utf-16-be")): "the content is UTF-16: convert"
+            " it, `iconv -f UTF-16BE -t UTF-8`",
+            write(
+                tmp_path, "g.txt", lines.encode("utf-16-le")
+            ): "the content is UTF-16: convert it, `iconv -f UTF-16LE -t UTF-8`",
+        }
+        found = problems(*expected, bad_lines=policy)
+        assert found == tuple(f"{path}: cannot be read: {why}" for path, why in expected.items())
+
+    @pytest.mark.parametrize("policy", ["fail", "skip"])
+    def test_parquet_pages_with_a_wrong_checksum(self, tmp_path: Path, policy: BadLines) -> None:
+        path = tmp_path / "a.parquet"
+        words = [f"word-{number:05}" for number in range(9)]
+        parquet.write_table(
+            pa.table({"text": words}),
+            path,
+            row_group_size=3,
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=True,
+            write_statistics=False,
+        )
+        assert texts(path) == words
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b"word-00004", b"word-00704"))
+        (line,) = problems(path, bad_lines=policy)
+        assert line.startswith(f"{path}: not readable as Parquet after row 3, in row group 1: ")
+        assert "CRC checksum verification failed" in line
+
+    def test_a_file_that_goes_away(self, tmp_path: Path) -> None:
+        a, b = write(tmp_path, "a.txt", "x"), write(tmp_path, "b.txt", "y")
+        given, late = reader(a, b), iter(reader(a, b))
+        next(late)
+        b.unlink()
+        with pytest.raises(CorpusError) as caught:
+            list(given)
+        assert caught.value.problems == (f"{b}: No such file or directory",)
+        with pytest.raises(CorpusError) as caught:
+            list(late)
+        assert caught.value.problems == (f"{b}: cannot be read: No such file or directory",)
+
+    def test_names_that_are_not_utf8(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9")
+        files = [
+            write_rows(tmp_path / f"a{suffix}", ["x"]).rename(tmp_path / f"{name}{suffix}")
+            for suffix in ROW_SUFFIXES
+        ]
+        assert texts(*files) == ["x"] * len(files)
 
     def test_lines_with_the_same_problem_are_one_entry(self, tmp_path: Path) -> None:
         lines = ['{"content": "x"}'] * 50 + ['{"text": 3}', '{"text": 4}', "", '{"text": "fine"}']

@@ -71,11 +71,14 @@ def _read(source: SourceFile, rows: Reader, fields: Fields, bad: BadRows) -> Ite
 
 
 def _header(source: SourceFile, rows: Reader, fields: Fields, bad: BadRows) -> Sequence[str] | None:
-    """The names of the columns; None, and an error is certain, when those asked for are missing."""
+    """The names of the columns. None when the file has no byte, or when those asked for are
+    missing: then an error is certain."""
     try:
-        header = next(rows, list[str]())
+        header = next(rows, None)
     except csv.Error as error:
         bad.unreadable(f"{source.path}:1: not CSV: {error}")
+        return None
+    if header is None:
         return None
     if any(_escaped(name) for name in header):
         bad.unreadable(f"{source.path}:1: the names of the columns are not UTF-8")

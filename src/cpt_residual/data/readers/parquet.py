@@ -14,39 +14,73 @@ __all__ = ["read_parquet"]
 
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
+_TEXT_TYPES = (
+    *("string", "large_string", "string_view", "null"),
+    *("binary", "large_binary", "binary_view"),
+)
 
 
 def read_parquet(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:
     """One document a row; only the columns that are asked for are read, a part of a row group at a
-    time."""
+    time. Pages that carry a checksum are checked against it."""
     import pyarrow as pa
     from pyarrow import parquet
 
     errors = (OSError, cast("type[Exception]", pa.ArrowException))
-    number = 0
+    number, group = 0, None
     try:
-        with cast("Any", parquet).ParquetFile(
-            str(source.path), buffer_size=_BUFFER_BYTES, pre_buffer=False
-        ) as file:
+        with (
+            source.path.open("rb", buffering=_BUFFER_BYTES) as opened,
+            cast("Any", parquet).ParquetFile(
+                opened,
+                buffer_size=_BUFFER_BYTES,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            ) as file,
+        ):
             if not _columns_fit(source, file.schema_arrow, fields, bad):
                 return
-            for batch in file.iter_batches(_BATCH_ROWS, columns=fields.names, use_threads=False):
-                columns = {name: batch.column(name) for name in fields.names}
-                for index in range(batch.num_rows):
-                    number += 1
-                    place = f"{source.path} row {number}"
-                    try:
-                        # One by one, so that a value that is not UTF-8 is known by its row.
-                        row = {name: _python(column[index]) for name, column in columns.items()}
-                        yield record_of(row, place, fields)
-                    except BadDocumentError as problem:
-                        what = str(problem).removeprefix(place).removeprefix(": ")
-                        bad.row(source, number, what, unit="row")
-                    except UnicodeDecodeError as error:
-                        bad.row(source, number, _not_utf8(error), unit="row")
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(
+                    _BATCH_ROWS, row_groups=[group], columns=fields.names, use_threads=False
+                ):
+                    yield from _rows(batch, source, number, fields, bad)
+                    number += batch.num_rows
     except errors as error:
+        where = "" if group is None else f", in row group {group}"
         reason = " ".join(str(error).split())
-        bad.unreadable(f"{source.path}: not readable as Parquet after row {number}: {reason}")
+        bad.unreadable(
+            f"{source.path}: not readable as Parquet after row {number}{where}: {reason}"
+        )
+
+
+def _rows(
+    batch: Any, source: SourceFile, before: int, fields: Fields, bad: BadRows
+) -> Iterator[Record]:
+    """The documents of a batch; `before` rows of the file come before it."""
+    columns = {name: _column(batch, name) for name in fields.names}
+    for index in range(batch.num_rows):
+        number = before + index + 1
+        place = f"{source.path} row {number}"
+        try:
+            # One by one, so that a value that is not UTF-8 is known by its row.
+            row = {name: _python(column[index]) for name, column in columns.items()}
+            yield record_of(row, place, fields)
+        except BadDocumentError as problem:
+            what = str(problem).removeprefix(place).removeprefix(": ")
+            bad.row(source, number, what, unit="row")
+        except UnicodeDecodeError as error:
+            bad.row(source, number, _not_utf8(error), unit="row")
+
+
+def _column(batch: Any, name: str) -> Any:
+    """A column, or what a path of names points at in a column of structs."""
+    if name in batch.schema.names:
+        return batch.column(name)
+    from pyarrow import compute
+
+    first, *rest = name.split(".")
+    return cast("Any", compute).struct_field(batch.column(first), rest)
 
 
 def _python(scalar: Any) -> object:
@@ -61,24 +95,57 @@ def _python(scalar: Any) -> object:
 
 
 def _columns_fit(source: SourceFile, schema: Any, fields: Fields, bad: BadRows) -> bool:
-    """Whether the columns are there and the text is text; else an error is certain."""
-    from pyarrow import types
-
-    kinds = cast("Any", types)
-    names = list(schema.names)
+    """Whether the columns are there and the text may be text; else an error is certain."""
     for name in fields.names:
-        if names.count(name) != 1:
-            how = "no column" if name not in names else f"{names.count(name)} columns"
-            near = "" if name in names else did_you_mean(name, names)
-            columns = ", ".join(f"'{each}'" for each in names) or "none"
+        num_columns, kind = _find(schema, name)
+        if num_columns != 1:
+            paths = _paths(schema)
+            how = f"{num_columns} columns" if num_columns else "no column"
+            near = "" if num_columns else did_you_mean(name, paths)
+            columns = ", ".join(f"'{each}'" for each in paths) or "none"
             bad.unreadable(f"{source.path}: {how} '{name}'; columns: {columns}.{near}")
             return False
-    kind = schema.field(fields.text).type
-    plain = kind.value_type if kinds.is_dictionary(kind) else kind
-    if not (kinds.is_string(plain) or kinds.is_large_string(plain) or kinds.is_string_view(plain)):
-        bad.unreadable(f"{source.path}: column '{fields.text}' holds {kind}, not strings")
-        return False
+        if name == fields.text and not _may_be_text(kind):
+            bad.unreadable(f"{source.path}: column '{name}' holds {kind}, not strings")
+            return False
     return True
+
+
+def _find(schema: Any, name: str) -> tuple[int, Any]:
+    """How many columns have the name, or the path, and the type of the values."""
+    from pyarrow import types
+
+    names = list(schema.names)
+    if name in names:
+        return names.count(name), schema.field(name).type if names.count(name) == 1 else None
+    first, *rest = name.split(".")
+    if names.count(first) != 1:
+        return 0, None
+    kind = schema.field(first).type
+    for part in rest:
+        if not cast("Any", types).is_struct(kind) or kind.get_field_index(part) < 0:
+            return 0, None
+        kind = kind.field(part).type
+    return (1, kind) if rest else (0, None)
+
+
+def _may_be_text(kind: Any) -> bool:
+    """Strings, bytes (which writers without a logical type make of them), and nulls only."""
+    from pyarrow import types
+
+    plain = kind.value_type if cast("Any", types).is_dictionary(kind) else kind
+    return str(plain) in _TEXT_TYPES
+
+
+def _paths(schema: Any) -> list[str]:
+    """The names of all columns, those inside structs as paths."""
+    from pyarrow import types
+
+    found: list[str] = []
+    for field in schema:
+        inner = _paths(field.type.fields) if cast("Any", types).is_struct(field.type) else []
+        found += [f"{field.name}.{each}" for each in inner] or [field.name]
+    return found
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -14,7 +14,7 @@ __all__ = ["read_plain"]
 
 
 def read_plain(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:
-    """The whole file as it is, without a byte order mark."""
+    """The whole file as it is, without a byte order mark. A file of no bytes holds no document."""
     if fields.date is not None:
         bad.unreadable(f"{source.path}: plain text has no field '{fields.date}' (the date)")
         return
@@ -32,6 +32,8 @@ def read_plain(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Rec
         line = text.count(b"\n", 0, error.start) + 1
         what = not_utf8("", error, offset=mark, where=file_words(source)).removeprefix(": ")
         bad.document(source, what, line)
+        return
+    if not content:
         return
     if document.strip():
         yield Record(document, str(source.path))

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from cpt_residual.config.corpora import BadLines
-from cpt_residual.data.documents import text_of
-from cpt_residual.data.problems import BadDocumentError, Problems
+from cpt_residual.data.documents import field_of, text_of
+from cpt_residual.data.problems import Problems
 from cpt_residual.data.records import Record
-from cpt_residual.errors import did_you_mean
 
 __all__ = ["BadRows", "Fields", "SourceFile", "record_of"]
 
@@ -23,7 +22,10 @@ Unit = Literal["line", "row"]
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the fields to read; `date` is None when no date is asked for."""
+    """Names of the fields to read, or paths to them (see `field_of`).
+
+    date: None when no date is asked for.
+    """
 
     text: str
     date: str | None = None
@@ -113,12 +115,8 @@ def record_of(row: Mapping[str, object], place: str, fields: Fields) -> Record:
     text = text_of(row, place, text_field=fields.text)
     if fields.date is None:
         return Record(text, place)
-    if fields.date not in row:
-        raise BadDocumentError(
-            f"{place}: no field '{fields.date}' (the date); fields present: "
-            f"{', '.join(repr(name) for name in sorted(row))}.{did_you_mean(fields.date, row)}"
-        )
-    return Record(text, place, date=_written(row[fields.date]))
+    date = field_of(row, place, fields.date, role=" (the date)")
+    return Record(text, place, date=_written(date))
 
 
 def _written(value: object) -> str | None:
