@@ -27,9 +27,10 @@ _ONE_HOT = PICO.model_copy(
 )
 
 
-def write_random(folder: Path, *, seed: int = 0, positions: int = 128) -> Path:
+def write_random(folder: Path, *, seed: int = 0, positions: int = 128, tied: bool = True) -> Path:
     """A pico model with random weights, and the chat side of an instruct model."""
-    architecture = PICO.model_copy(update={"max_position_embeddings": positions})
+    changes = {"max_position_embeddings": positions, "tie_word_embeddings": tied}
+    architecture = PICO.model_copy(update=changes)
     write_initial_model(folder, architecture=architecture, texts=_TEXTS, seed=seed)
     install_chat_side(folder, folder)
     return folder

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from cpt_residual.cli.sample_text import show_documents, show_rows
-from cpt_residual.cli.visible import visible
 from cpt_residual.data.inspection.checks import Check
 from cpt_residual.data.inspection.corpus import CorpusInspection
 from cpt_residual.data.inspection.lengths import LengthBin, LengthSummary
 from cpt_residual.data.inspection.pack import PackInspection
 from cpt_residual.data.passes.ledger import PassLedger
+from cpt_residual.launch.visible import visible
 
 __all__ = ["show_corpus", "show_pack"]
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from cpt_residual.cli.visible import visible
 from cpt_residual.data.inspection.corpus import SampleDocument
 from cpt_residual.data.inspection.samples import Run, RunKind, SampleRow, Segment
+from cpt_residual.launch.visible import visible
 
 __all__ = ["show_documents", "show_rows"]
 

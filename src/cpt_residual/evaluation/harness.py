@@ -19,6 +19,7 @@ from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, 
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation import taskfiles
 from cpt_residual.evaluation.answers import HarnessAnswer
+from cpt_residual.evaluation.finite import NotFiniteError
 from cpt_residual.evaluation.model import ModelSettings, PromptCounter, RecordingLM
 from cpt_residual.evaluation.quiet import quiet_harness
 from cpt_residual.evaluation.results import EvaluationResult, Facts, ResultRow, Sample
@@ -102,7 +103,10 @@ def evaluate(
         lm = RecordingLM(model_dir, chat.tokenizer, model_settings, counter)
         counter.expect(sum(plan.num_documents() for plan in plans))
         for plan in plans:
-            run.execute(plan, lm)
+            try:
+                run.execute(plan, lm)
+            except NotFiniteError as found:
+                raise found.told(variant, plan.suite_of(found.task), model_dir) from None
     return EvaluationResult(
         variant=variant,
         rows=run.checked_rows(),
@@ -121,9 +125,14 @@ class _Plan:
     manager: Any
     own: bool
     scorer_sha256: str
+    suites: Mapping[str, str]
     num_fewshot: int | None = None
     limit: int | None = None
     chat: bool = True
+
+    def suite_of(self, task: str) -> str:
+        """The suite that asks for a task; tasks of a group belong to the group's."""
+        return self.suites.get(task) or ", ".join(dict.fromkeys(self.suites.values()))
 
     def num_documents(self) -> int:
         """Documents of single tasks; those of groups are counted when they come."""
@@ -139,9 +148,12 @@ def _own_plans(
 ) -> Iterator[_Plan]:
     """At most one plan with all world probes and held-out corpora of all suites, and one with all
     cloze questions."""
-    files = [
-        file for key, suite in suites.items() for file in _task_files(key, suite, inputs, chat)
+    asked = [
+        (file, key)
+        for key, suite in suites.items()
+        for file in _task_files(key, suite, inputs, chat)
     ]
+    files, suite_of = [file for file, _ in asked], {file.task: key for file, key in asked}
     if not files:
         return
     _check_unique([file.task for file in files])
@@ -152,7 +164,15 @@ def _own_plans(
         if names:
             tasks = load_tasks(manager, names)
             scorer = own_scorer_sha256(cloze=not through_chat)
-            yield _Plan(names, tasks, manager, own=True, scorer_sha256=scorer, chat=through_chat)
+            yield _Plan(
+                names,
+                tasks,
+                manager,
+                own=True,
+                scorer_sha256=scorer,
+                suites=suite_of,
+                chat=through_chat,
+            )
 
 
 def _task_files(
@@ -175,19 +195,25 @@ def _task_files(
 
 def _stock_plans(suites: Mapping[str, Suite], settings: EvaluationSettings) -> Iterator[_Plan]:
     wanted = [
-        task for suite in suites.values() if isinstance(suite, HarnessSuite) for task in suite.tasks
+        (key, task)
+        for key, suite in suites.items()
+        if isinstance(suite, HarnessSuite)
+        for task in suite.tasks
     ]
-    for found in [find_stock_task(task, settings.include_paths) for task in wanted]:
-        yield _stock_plan(found, found.wanted)
+    for key, found in [
+        (key, find_stock_task(task, settings.include_paths)) for key, task in wanted
+    ]:
+        yield _stock_plan(found, found.wanted, key)
 
 
-def _stock_plan(found: StockTask, wanted: HarnessTask) -> _Plan:
+def _stock_plan(found: StockTask, wanted: HarnessTask, suite: str) -> _Plan:
     return _Plan(
         names=(wanted.task,),
         tasks=load_tasks(found.manager, [wanted.task], found.data_sets),
         manager=found.manager,
         own=False,
         scorer_sha256=found.scorer_sha256,
+        suites={wanted.task: suite},
         num_fewshot=wanted.num_fewshot,
         limit=wanted.limit,
         chat=wanted.chat,

@@ -19,6 +19,13 @@ import torch
 from transformers import GenerationConfig
 
 from cpt_residual.errors import EvaluationError
+from cpt_residual.evaluation.finite import (
+    FiniteScores,
+    NotFiniteError,
+    NotFiniteRowError,
+    first_bad,
+    named_request,
+)
 from cpt_residual.evaluation.responses import LENGTH, Response, ScoredText
 from cpt_residual.evaluation.untyped import untyped
 from cpt_residual.modeling.loading import load_causal_lm
@@ -28,6 +35,7 @@ __all__ = ["ModelSettings", "PromptCounter", "RecordingLM"]
 
 _HFLM = untyped("lm_eval.models.huggingface").HFLM
 _likelihood_of_tokens = _HFLM._loglikelihood_tokens  # noqa: SLF001 (extended below)
+_call_model = _HFLM._model_call  # noqa: SLF001 (extended below)
 _rolling_windows = untyped("lm_eval.utils").get_rolling_token_windows
 _disjoint_window = untyped("lm_eval.utils").make_disjoint_window
 _normalize = untyped("lm_eval.models.utils").normalize_gen_kwargs
@@ -96,6 +104,8 @@ class RecordingLM(_HFLM):
         self._settings = settings
         self._counter = counter
         self.rolling = "document"
+        self._asked: list[Any] = []
+        self._sequences: list[list[int]] = []
         model.generation_config = GenerationConfig(**self._stopping())
 
     def get_model_info(self) -> dict[str, Any]:
@@ -110,8 +120,12 @@ class RecordingLM(_HFLM):
         responses: dict[int, Response] = {}
         for batch in self._batches(requests, prompts):
             kwargs = _normalize(requests[batch[0]].args[1], 256)
-            with torch.inference_mode():
-                generated = self._generate([prompts[i] for i in batch], dict(kwargs))
+            try:
+                with torch.inference_mode():
+                    generated = self._generate([prompts[i] for i in batch], dict(kwargs))
+            except NotFiniteRowError as error:
+                asked = named_request(requests, batch[error.row])
+                raise self._not_finite(asked, error.ids) from None
             responses.update(zip(batch, generated, strict=True))
             self._counter.add(len(batch))
         return [responses[i] for i in range(len(requests))]
@@ -143,6 +157,7 @@ class RecordingLM(_HFLM):
             attention_mask=torch.tensor(mask, device=self._settings.device),
             generation_config=GenerationConfig(**config),
             stopping_criteria=criteria,
+            logits_processor=[FiniteScores([len(ids) for ids in prompts])],
             trust_remote_code=False,
         )
         stops = frozenset(cast("list[int]", config["eos_token_id"]))
@@ -196,6 +211,7 @@ class RecordingLM(_HFLM):
         the text is encoded as a document is, in one piece, and what touches the answer is scored.
         """
         self._counter.start(len(requests))
+        self._asked = requests
         if self.rolling == "stock":
             answers = _HFLM.loglikelihood(self, requests, disable_tqdm=True)
         else:
@@ -208,6 +224,7 @@ class RecordingLM(_HFLM):
         """Log likelihood of whole documents; those longer than the model are scored in windows
         (lm-eval's: disjoint, with as much context as fits)."""
         self._counter.start(len(requests))
+        self._asked = requests
         if self.rolling == "stock":
             scores = _HFLM.loglikelihood_rolling(self, requests, disable_tqdm=True)
             self._counter.add(len(requests))
@@ -225,6 +242,7 @@ class RecordingLM(_HFLM):
         order = sorted(range(len(windows)), key=lambda i: (-_size(windows[i][1]), i))
         for batch in self._likelihood_batches([_size(windows[i][1]) for i in order]):
             members = [windows[order[k]] for k in batch]
+            self._asked = [requests[document] for document, _ in members]
             answers = self._loglikelihood_tokens([w for _, w in members], disable_tqdm=True)
             for (document, _), (value, _greedy) in zip(members, answers, strict=True):
                 totals[document] += value
@@ -244,7 +262,41 @@ class RecordingLM(_HFLM):
                 "suite (context_characters of a cloze suite), or leave the suite out for this "
                 "model.",
             )
+        self._sequences = [[*context, *scored][:-1] for _, context, scored in requests]
         return cast("list[Any]", _likelihood_of_tokens(self, requests, *args, **kwargs))
+
+    def _model_call(self, inps: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Logits of right-padded rows. Raises NotFiniteError."""
+        logits_BTV = _call_model(self, inps, **kwargs)
+        for row, logits_TV in enumerate(logits_BTV if first_bad(logits_BTV) is not None else ()):
+            ids = cast("list[int]", inps[row].tolist())
+            mine = [i for i, each in enumerate(self._sequences) if ids[: len(each)] == each]
+            number = max(mine, key=lambda i: len(self._sequences[i]))
+            length, at = len(self._sequences[number]), first_bad(logits_TV)
+            if at is not None and at < length:  # else it is of the padding
+                known = len(self._asked) == len(self._sequences)  # else windows of documents
+                asked = named_request(self._asked, number if known else None)
+                raise self._not_finite(asked, ids[:length])
+        return logits_BTV
+
+    def _not_finite(self, asked: tuple[str, str], ids: list[int]) -> NotFiniteError:
+        """The error for a task's document whose logits at the end of `ids` or before are not
+        finite. Where they start is found with ever shorter beginnings: in a longer one NaN spreads
+        to the tokens before it, because attention multiplies it by zero."""
+        good, bad = 0, len(ids)  # lengths; the last may be good alone, and bad in its batch
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            with torch.inference_mode():
+                given = torch.tensor([ids[:middle]], device=self._settings.device)
+                finite = first_bad(self._lm(input_ids=given).logits[0]) is None
+            good, bad = (middle, bad) if finite else (good, middle)
+        return NotFiniteError(
+            task=asked[0],
+            document=asked[1],
+            position=bad - 1,
+            num_tokens=len(ids),
+            text=cast("str", self._lm_tokenizer.decode(ids)),
+        )
 
     def _windows(self, ids: list[int]) -> Iterator[tuple[None, list[int], list[int]]]:
         if len(ids) < 2:

@@ -282,17 +282,20 @@ def verify_stops(model: Path) -> list[int]:
             problems.append(f"id {token} is outside the vocabulary of {loaded.config.vocab_size}")
             continue
         script = [filler] * _NUM_BEFORE_EOS + [token] + [filler] * _NUM_ROOM
+        forced = _Forced(script, num_prompt)
         with cast("Any", torch.random).fork_rng(devices=[]):
             output_BT = cast(
                 "Tensor",
                 loaded.generate(
                     prompt_BT,
                     attention_mask=torch.ones_like(prompt_BT),
-                    logits_processor=[_Forced(script, num_prompt)],
+                    logits_processor=[forced],
                     max_new_tokens=len(script),
                     trust_remote_code=False,
                 ),
             )
+        if not forced.finite:
+            raise _not_finite(model)
         num_new = int(output_BT.shape[1]) - num_prompt
         if num_new != _NUM_BEFORE_EOS + 1:
             problems.append(
@@ -309,16 +312,27 @@ def verify_stops(model: Path) -> list[int]:
     return ids
 
 
+def _not_finite(model: Path) -> CompatibilityError:
+    return CompatibilityError(
+        f"{model}: the logits of the model are not finite",
+        problems=["NaN or Inf after its own chat template"],
+        remedy="Every answer and score of it would be a blind guess. Look for NaN or Inf in its "
+        "weights, or values that overflow their dtype.",
+    )
+
+
 class _Forced:
-    """Makes generation emit a script, whatever the model says."""
+    """Makes generation emit a script, whatever the model says; `finite`: it said something."""
 
     def __init__(self, script: Sequence[int], num_prompt: int) -> None:
         self._script = script
         self._num_prompt = num_prompt
+        self.finite = True
 
     def __call__(self, ids_BT: Tensor, scores_BV: Tensor) -> Tensor:
         import torch
 
+        self.finite &= bool(torch.isfinite(scores_BV.amax(dim=-1)).all())  # -Inf is a mask
         forced_BV = torch.full_like(scores_BV, -torch.inf)
         forced_BV[:, self._script[int(ids_BT.shape[1]) - self._num_prompt]] = 0.0
         return forced_BV

@@ -7,8 +7,8 @@ from io import StringIO
 from rich.console import Console
 
 from cpt_residual.cli.sample_text import show_rows
-from cpt_residual.cli.visible import visible
 from cpt_residual.data.inspection.samples import Run, SampleRow, Segment
+from cpt_residual.launch.visible import visible
 
 
 def row(*segments: Segment) -> SampleRow:

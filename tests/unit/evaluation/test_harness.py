@@ -341,24 +341,6 @@ def test_a_task_in_two_suites_is_refused(run: Run) -> None:
         run("closes", {"a": WORLD, "b": WORLD})
 
 
-def test_weights_that_are_nan_are_an_error(
-    models: Mapping[str, Path],
-    inputs: EvaluationInputs,
-    settings: EvaluationSettings,
-    tmp_path: Path,
-) -> None:
-    from support.bigram_models import write_random
-
-    folder = write_random(tmp_path / "nan", seed=3)
-    model = load_causal_lm(folder, dtype=torch.float32)
-    with torch.no_grad():
-        next(model.parameters()).fill_(float("nan"))
-    model.save_pretrained(folder)
-    words = r"not numbers\.\n  heldout_general, bits_per_byte: nan"
-    with pytest.raises(EvaluationError, match=words):
-        evaluate(folder, {"h": HELDOUT}, variant="nan", inputs=inputs, settings=settings)
-
-
 def test_a_bad_line_of_a_document_file_is_named(
     models: Mapping[str, Path],
     inputs: EvaluationInputs,
