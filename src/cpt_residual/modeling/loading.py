@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import JsonValue
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.side_files import CONFIG_FILE, code_named_in, code_refusal
@@ -19,7 +22,13 @@ from cpt_residual.modeling.vector_maths import settle_vector_maths
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError)
 _MAX_MESSAGE = 400
 
-__all__ = ["build_on_meta", "load_causal_lm", "load_config", "require_known_tensors"]
+__all__ = [
+    "build_on_meta",
+    "config_of_fields",
+    "load_causal_lm",
+    "load_config",
+    "require_known_tensors",
+]
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -34,13 +43,31 @@ def load_config(folder: Path) -> PreTrainedConfig:
         code = code_named_in(folder)
         if code and wants_code(error):
             raise code_refusal(folder, code) from error
-        raise CompatibilityError(
-            f"{folder / CONFIG_FILE} does not load",
-            problems=[" ".join(str(error).split())[:_MAX_MESSAGE] or type(error).__name__],
-            remedy="Use a model of an architecture that the installed transformers knows, or "
-            "download config.json again.",
-        ) from error
+        raise _does_not_load(str(folder / CONFIG_FILE), error) from error
     return cast("PreTrainedConfig", config)
+
+
+def config_of_fields(fields: Mapping[str, JsonValue], *, role: str) -> PreTrainedConfig | None:
+    """The configuration that the fields of a config.json make, None where the installed
+    transformers has no such class; `role` names its model. Raises as `load_config`."""
+    model_type = str(fields.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        return None
+    try:
+        return cast("Any", CONFIG_MAPPING[model_type]).from_dict(
+            deepcopy(dict(fields))
+        )  # it writes into them
+    except _UNREADABLE as error:
+        raise _does_not_load(f"{role}: {CONFIG_FILE}", error) from error
+
+
+def _does_not_load(file: str, error: Exception) -> CompatibilityError:
+    return CompatibilityError(
+        f"{file} does not load",
+        problems=[" ".join(str(error).split())[:_MAX_MESSAGE] or type(error).__name__],
+        remedy="Use a model of an architecture that the installed transformers knows, or "
+        "download config.json again.",
+    )
 
 
 def load_causal_lm(

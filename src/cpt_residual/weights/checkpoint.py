@@ -122,6 +122,11 @@ class Checkpoint:
         return {name: entry for name, entry in self.tensors.items() if name not in self.aliases}
 
     @property
+    def config(self) -> dict[str, JsonValue]:
+        """All fields of config.json."""
+        return read_json_object(self.path / CONFIG_FILE, self.role)
+
+    @property
     def num_parameters(self) -> int:
         return sum(entry.num_elements for entry in self.unique_tensors.values())
 

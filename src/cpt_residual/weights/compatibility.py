@@ -6,32 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.weights.checkpoint import Checkpoint, ModelFacts, Shape
+from cpt_residual.modeling.effective_config import Config, differences
+from cpt_residual.weights.checkpoint import Checkpoint, Shape
 from cpt_residual.weights.naming import is_vocabulary_tensor
-
-_MAY_BE_UNSTATED = frozenset({"rope_theta", "rms_norm_eps"})  # config.json may leave defaults out
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: how messages call it, its tensors' shapes, its config."""
+    """One side of a comparison: how messages call it, its tensors' shapes, its config.json."""
 
     label: str
     shapes: Mapping[str, Shape]
-    facts: ModelFacts
+    config: Config
 
 
 def side_of(checkpoint: Checkpoint) -> Side:
     """A checkpoint as a side; tied tensors count once."""
     shapes = {name: entry.shape for name, entry in checkpoint.unique_tensors.items()}
-    return Side(label=checkpoint.role, shapes=shapes, facts=checkpoint.facts)
+    return Side(label=checkpoint.role, shapes=shapes, config=checkpoint.config)
 
 
 def require_match(expected: Side, found: Side, *, rows_may_differ: bool = False) -> None:
     """Raises CompatibilityError unless both have the same architecture, names and shapes.
 
     `rows_may_differ`: vocabulary tensors may differ in their number of rows (not of columns)."""
-    problems = _facts_problems(expected, found)
+    problems = _config_problems(expected, found)
     names = sorted(expected.shapes.keys() | found.shapes.keys())
 
     def compared(side: Side, name: str) -> Shape | None:
@@ -76,17 +75,12 @@ def require_same_tokens(
     )
 
 
-def _facts_problems(expected: Side, found: Side) -> list[str]:
-    problems: list[str] = []
-    for field in ModelFacts.model_fields:
-        left: object = getattr(expected.facts, field)
-        right: object = getattr(found.facts, field)
-        unstated = field in _MAY_BE_UNSTATED and None in (left, right)
-        if left != right and not unstated:
-            problems.append(
-                f"config.json {field}: {expected.label} {left} vs {found.label} {right}"
-            )
-    return problems
+def _config_problems(expected: Side, found: Side) -> list[str]:
+    labels = expected.label, found.label
+    return [
+        f"config.json {field}: {labels[0]} {left} vs {labels[1]} {right}"
+        for field, left, right in differences(expected.config, found.config, roles=labels)
+    ]
 
 
 def _remedy(expected: Side, found: Side, mismatched: Sequence[str]) -> str:

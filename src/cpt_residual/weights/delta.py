@@ -111,7 +111,7 @@ class StoredDelta:
     @property
     def side(self) -> Side:
         shapes = {name: record.shape for name, record in self.artifact.manifest.tensors.items()}
-        return Side(label="residual", shapes=shapes, facts=self.artifact.manifest.facts)
+        return Side(label="residual", shapes=shapes, config=self.artifact.config)
 
     @property
     def instruct_side(self) -> Path:

@@ -20,13 +20,13 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import Storage
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError
-from cpt_residual.modeling.side_files import read_json_object
+from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
 from cpt_residual.weights.checkpoint import (
     DtypeName,
@@ -129,6 +129,11 @@ class ResidualArtifact:
     @property
     def instruct_folder(self) -> Path:
         return self.path / INSTRUCT_FOLDER
+
+    @property
+    def config(self) -> dict[str, JsonValue]:
+        """Instruct's config.json."""
+        return read_json_object(self.instruct_folder / CONFIG_FILE, "residual")
 
     def corrections(self, block: Block) -> Corrections:
         """The corrections of one block, with indices that count from the block's start."""

@@ -239,7 +239,12 @@ def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
         ({"rope_theta": 10_000.0}, {"rope_theta": 1_000_000.0}, False),
         ({"rope_theta": 10_000.0}, {"rope_parameters": {"rope_theta": 10_000.0}}, True),
         ({"rope_theta": 10_000.0}, {"rope_parameters": {"rope_theta": 500_000.0}}, False),
-        ({}, {"rope_theta": 500_000.0}, True),
+        ({}, {"rope_theta": 500_000.0}, False),
+        ({}, {"rope_theta": 10_000.0}, True),
+        ({"rope_scaling": {"rope_theta": 500_000.0, "rope_type": "default"}}, {}, False),
+        ({"rms_norm_eps": 1e-5}, {}, False),
+        ({"head_dim": None}, {"head_dim": 1}, True),
+        ({"num_key_value_heads": 16}, {}, False),
         ({"rms_norm_eps": 1e-5}, {"rms_norm_eps": 1e-6}, False),
         ({"rope_scaling": None}, {"rope_scaling": {"factor": 8.0}}, True),
     ],
@@ -258,5 +263,5 @@ def test_models_that_compute_differently_do_not_fit(
     if fits:
         require_match(*sides)
     else:
-        with pytest.raises(CompatibilityError, match=r"config\.json r"):
+        with pytest.raises(CompatibilityError, match=r"config\.json (rope|rms|num)"):
             require_match(*sides)

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.modeling.side_files import CONFIG_FILE
+from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
@@ -54,7 +55,12 @@ class PackageDelta:
             for name, entry in self.folder.tensors.items()
             if not facts.tie_word_embeddings or name not in _aliases(self.folder, self.target)
         }
-        return Side(label="residual", shapes=shapes, facts=facts)
+        return Side(label="residual", shapes=shapes, config=self._config)
+
+    @property
+    def _config(self) -> dict[str, JsonValue]:
+        own = self.folder.path / INSTRUCT_FOLDER / CONFIG_FILE
+        return read_json_object(own, "residual") if self.folder.own else self.target.config
 
     @property
     def tokens(self) -> TokenSide:
