@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cpt_residual.config.cloze import ClozeSuite
+from cpt_residual.config.derived import asks_through_chat
 from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation import taskfiles
@@ -89,7 +90,7 @@ def evaluate(
     the model is loaded. Deterministic: greedy decoding, seeded, nothing kept between calls.
     """
     with quiet_harness():
-        chat = ChatSide.of(inputs.template_dir)
+        chat = ChatSide.of(inputs.template_dir, asks=asks_through_chat(suites.values()))
         run, counter = _Run(variant, settings, chat.turn_end), PromptCounter(progress)
         chat.check_tokenizer_of(model_dir)
         plans = [*_own_plans(suites, inputs, chat, settings), *_stock_plans(suites, settings)]
@@ -100,7 +101,7 @@ def evaluate(
             device=settings.device,
             batch_size=settings.batch_size,
         )
-        lm = RecordingLM(model_dir, chat.tokenizer, model_settings, counter)
+        lm = RecordingLM(model_dir, chat, model_settings, counter)
         counter.expect(sum(plan.num_documents() for plan in plans))
         for plan in plans:
             try:
@@ -164,6 +165,7 @@ def _own_plans(
         if names:
             tasks = load_tasks(manager, names)
             scorer = own_scorer_sha256(cloze=not through_chat)
+            asks = through_chat and chat.template is not None  # held-out text needs none
             yield _Plan(
                 names,
                 tasks,
@@ -171,7 +173,7 @@ def _own_plans(
                 own=True,
                 scorer_sha256=scorer,
                 suites=suite_of,
-                chat=through_chat,
+                chat=asks,
             )
 
 
@@ -323,7 +325,7 @@ def _task_facts(plan: _Plan, answer: HarnessAnswer, task: str, samples: Sequence
 def _facts(chat: ChatSide, model: ModelSettings, settings: EvaluationSettings, run: _Run) -> Facts:
     tokenizer = chat.tokenizer
     return {
-        "chat_template_sha256": chat.template_sha256,
+        **chat.template_facts,
         "decoding": "greedy",
         "lm_eval": harness_version(),
         "precision": settings.precision,

@@ -27,9 +27,11 @@ from cpt_residual.evaluation.finite import (
     named_request,
 )
 from cpt_residual.evaluation.responses import LENGTH, Response, ScoredText
+from cpt_residual.evaluation.template import ChatSide
 from cpt_residual.evaluation.untyped import untyped
 from cpt_residual.modeling.loading import load_causal_lm
-from cpt_residual.modeling.tokenizer import Tokenizer, backend_of, special_tokens_of
+from cpt_residual.modeling.templates import refused
+from cpt_residual.modeling.tokenizer import backend_of, special_tokens_of
 
 __all__ = ["ModelSettings", "PromptCounter", "RecordingLM"]
 
@@ -90,13 +92,15 @@ class RecordingLM(_HFLM):
     def __init__(
         self,
         model_dir: Path,
-        tokenizer: Tokenizer,
+        chat: ChatSide,
         settings: ModelSettings,
         counter: PromptCounter,
     ) -> None:
+        tokenizer = chat.tokenizer
         model: Any = load_causal_lm(model_dir, dtype=_DTYPES[settings.precision])
         model = model.to(settings.device).eval()
         _HFLM.__init__(self, pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+        self._chat = chat
         self._lm: Any = model
         self._lm_tokenizer: Any = tokenizer
         self._text_tokenizer = backend_of(tokenizer, specials_as_text=True)
@@ -111,6 +115,26 @@ class RecordingLM(_HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: lm-eval would ask the hub for a commit. The artifact says which model it is."""
         return {}
+
+    def apply_chat_template(
+        self,
+        chat_history: list[dict[str, str]],
+        add_generation_prompt: bool = True,  # noqa: FBT001, FBT002 - lm-eval's signature
+    ) -> str:
+        """The prompt of a dialogue. lm-eval would leave a system turn out that a template refuses,
+        and go on: an error here."""
+        template = self._chat.template
+        assert template is not None, "asked for only where it was shown to work"
+        try:
+            text = self._lm_tokenizer.apply_chat_template(
+                template.shaped(chat_history),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        except Exception as error:  # a program of somebody else's: it may raise anything
+            raise refused(error) from error
+        return cast("str", text)
 
     # --- generation ------------------------------------------------------------------------------
     def generate_until(self, requests: list[Any], **_options: object) -> list[Response]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from cpt_residual.core.hashing import text_sha256
 from cpt_residual.errors import CompatibilityError, EvaluationError
 from cpt_residual.modeling.side_files import eos_ids_of, read_json_object
+from cpt_residual.modeling.templates import TEMPLATE_DATE, ChatTemplate
 
 if TYPE_CHECKING:
     from cpt_residual.modeling.tokenizer import Tokenizer
@@ -20,34 +21,50 @@ __all__ = ["ChatSide"]
 class ChatSide:
     """One template and one tokenizer for all variants: all of them see the same prompt ids.
 
-    turn_end: the token that closes a turn (the EOS token of the template owner's chat side);
-    eos_token_ids: EOS ids of that side's `generation_config.json` and `config.json`.
+    template: None where nothing is asked through it and it cannot be used; template_text: as the
+    release has it, empty for none. turn_end: the token that closes a turn (the EOS token of the
+    template owner's chat side); eos_token_ids: EOS ids of that side's `generation_config.json` and
+    `config.json`.
     """
 
     tokenizer: Tokenizer
-    template: str
+    template: ChatTemplate | None
+    template_text: str
     turn_end: str
     eos_token_ids: tuple[int, ...]
 
     @property
-    def template_sha256(self) -> str:
-        return text_sha256(self.template)
+    def template_facts(self) -> dict[str, str]:
+        """What a result says of the template; of one that asks for today's date, which it got."""
+        text = self.template_text
+        facts = {"chat_template_sha256": text_sha256(text)} if text else {}
+        if self.template is not None and self.template.has_date:
+            facts["chat_template_date"] = TEMPLATE_DATE.isoformat()
+        return facts
 
     @classmethod
-    def of(cls, model_dir: Path) -> ChatSide:
-        """The chat side of a model directory: its own, or that of its `chat/` folder."""
-        from cpt_residual.modeling.chat import CHAT_FOLDER, chat_template_of, refuse_todays_date
-        from cpt_residual.modeling.tokenizer import load_tokenizer
+    def of(cls, model_dir: Path, *, asks: bool = True) -> ChatSide:
+        """The chat side of a model directory: its own, or that of its `chat/` folder. `asks`:
+        something is asked through the template, so it has to work."""
+        from cpt_residual.modeling.chat import CHAT_FOLDER, chat_template_of
+        from cpt_residual.modeling.tokenizer import load_tokenizer, named_tokens
 
-        template, tokenizer = chat_template_of(model_dir), load_tokenizer(model_dir)
-        refuse_todays_date(template)
+        tokenizer = load_tokenizer(model_dir)
         owns = cast("object", getattr(tokenizer, "chat_template", None))
-        folder = model_dir if owns else model_dir / CHAT_FOLDER
+        folder = model_dir / CHAT_FOLDER
+        folder = model_dir if owns or not folder.is_dir() else folder
         turn_end = _eos_token(folder)
-        tokenizer.chat_template = template
         tokenizer.eos_token = turn_end
+        text, template = "", None
+        try:
+            text = chat_template_of(model_dir)
+            template = ChatTemplate.of(text, named_tokens(tokenizer))
+        except CompatibilityError:
+            if asks:
+                raise
+        tokenizer.chat_template = template.source if template else None
         ids = {*eos_ids_of(folder), *eos_ids_of(model_dir)}
-        return cls(tokenizer, template, turn_end, tuple(sorted(ids)))
+        return cls(tokenizer, template, text, turn_end, tuple(sorted(ids)))
 
     def stop_token_ids(self, base_dir: Path | None) -> tuple[int, ...]:
         """Where every response may end: the EOS ids of this side and of the family's base, and the

@@ -20,6 +20,7 @@ from cpt_residual.errors import ArtifactError, CompatibilityError
 __all__ = [
     "CONFIG_FILE",
     "GENERATION_FILE",
+    "NAMED_TEMPLATES",
     "ROLES_FILE",
     "TEMPLATE_FILES",
     "TOKENIZER_CONFIG_FILE",
@@ -41,6 +42,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ROLES_FILE = "special_tokens_map.json"  # of older versions of transformers
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,

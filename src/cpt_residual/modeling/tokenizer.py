@@ -25,6 +25,7 @@ __all__ = [
     "eos_id_of",
     "first_differing_ids",
     "load_tokenizer",
+    "named_tokens",
     "pad_id_of",
     "special_tokens_of",
     "text_encoder",
@@ -126,6 +127,12 @@ def pad_id_of(tokenizer: Tokenizer) -> int:
     """The id that fills rows: the padding token, or EOS where none is named (never a label)."""
     pad_id = tokenizer.pad_token_id
     return pad_id if isinstance(pad_id, int) else eos_id_of(tokenizer)
+
+
+def named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """Tokens by role (`eos_token`), as chat templates are given them."""
+    tokens = cast("dict[str, object]", tokenizer.special_tokens_map)
+    return {role: token for role, token in tokens.items() if isinstance(token, str)}
 
 
 def special_tokens_of(tokenizer: Tokenizer) -> dict[int, str]:

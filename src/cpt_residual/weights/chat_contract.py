@@ -264,6 +264,7 @@ def verify_stops(model: Path) -> list[int]:
     room for more.
     """
     import torch
+    from transformers import GenerationConfig
 
     from cpt_residual.modeling.loading import load_causal_lm
     from cpt_residual.modeling.tokenizer import load_tokenizer
@@ -273,13 +274,19 @@ def verify_stops(model: Path) -> list[int]:
     _require_template(model, side)
     tokenizer = load_tokenizer(model)
     loaded = cast("Any", load_causal_lm(model, dtype=None, attention=None))
-    prompt_BT = _render(tokenizer)
+    prompt_BT = _render(model, tokenizer)
     num_prompt = int(prompt_BT.shape[1])
     filler = next(token for token in range(len(ids) + 1) if token not in ids)
+    # The ids as transformers reads them from the directory; how it samples is not in question.
+    stopping = GenerationConfig(
+        eos_token_id=loaded.generation_config.eos_token_id, pad_token_id=filler
+    )
+    loaded.generation_config = stopping
+    num_rows = int(loaded.config.get_text_config().vocab_size)
     problems: list[str] = [] if ids else ["no end-of-text id at all"]
     for token in ids:
-        if token >= int(loaded.config.vocab_size):
-            problems.append(f"id {token} is outside the vocabulary of {loaded.config.vocab_size}")
+        if token >= num_rows:
+            problems.append(f"id {token} is outside the vocabulary of {num_rows}")
             continue
         script = [filler] * _NUM_BEFORE_EOS + [token] + [filler] * _NUM_ROOM
         forced = _Forced(script, num_prompt)
@@ -290,6 +297,7 @@ def verify_stops(model: Path) -> list[int]:
                     prompt_BT,
                     attention_mask=torch.ones_like(prompt_BT),
                     logits_processor=[forced],
+                    generation_config=stopping,
                     max_new_tokens=len(script),
                     trust_remote_code=False,
                 ),
@@ -338,14 +346,18 @@ class _Forced:
         return forced_BV
 
 
-def _render(tokenizer: Tokenizer) -> Tensor:
-    rendered = cast("Any", tokenizer).apply_chat_template(
-        [{"role": "user", "content": "Hello"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
+def _render(model: Path, tokenizer: Tokenizer) -> Tensor:
+    """The ids of a short prompt."""
+    from cpt_residual.modeling.chat import chat_template_of
+    from cpt_residual.modeling.templates import ChatTemplate
+    from cpt_residual.modeling.tokenizer import named_tokens
+
+    template = ChatTemplate.of(chat_template_of(model), named_tokens(tokenizer))
+    (prompt,) = template.render(
+        [[{"role": "user", "content": "Hello"}]], add_generation_prompt=True
     )
-    return cast("Tensor", rendered["input_ids"])
+    encoded = cast("Any", tokenizer)(prompt, add_special_tokens=False, return_tensors="pt")
+    return cast("Tensor", encoded["input_ids"])
 
 
 def _require_template(folder: Path, side: TokenSide) -> None:

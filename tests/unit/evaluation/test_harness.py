@@ -254,6 +254,90 @@ def test_a_chat_folder_of_a_base_model_gives_the_template(
     assert changed.facts["turn_end"] == "<|end|>"
 
 
+def with_template(models: Mapping[str, Path], folder: Path, text: str) -> Path:
+    """The owner of the chat template, with another one."""
+    shutil.copytree(models["closes"], folder)
+    (folder / "chat_template.jinja").write_text(text)
+    return folder
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>CONTENT{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+AS_TEXT = TEMPLATE.replace("CONTENT", "{{ m['content'] }}")
+IN_PARTS = TEMPLATE.replace("CONTENT", "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}")
+
+
+def test_a_template_of_parts_asks_the_same(
+    run: Run,
+    models: Mapping[str, Path],
+    inputs: EvaluationInputs,
+    settings: EvaluationSettings,
+    tmp_path: Path,
+) -> None:
+    results = [
+        evaluate(
+            models["closes"],
+            {"world": WORLD},
+            variant="closes",
+            inputs=replace(inputs, template_dir=with_template(models, tmp_path / name, text)),
+            settings=settings,
+        )
+        for name, text in {"text": AS_TEXT, "parts": IN_PARTS}.items()
+    ]
+    assert results[0].rows == results[1].rows == run("closes").rows
+    hashes = [[sample.prompt_sha256 for sample in result.samples] for result in results]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_template_that_asks_for_the_date_gets_a_fixed_one_and_the_result_says_so(
+    models: Mapping[str, Path],
+    inputs: EvaluationInputs,
+    settings: EvaluationSettings,
+    tmp_path: Path,
+) -> None:
+    dated, stated = (
+        evaluate(
+            models["closes"],
+            {"world": WORLD},
+            variant="closes",
+            inputs=replace(inputs, template_dir=with_template(models, tmp_path / name, text)),
+            settings=settings,
+        )
+        for name, text in {
+            "dated": "{{ strftime_now('%Y') }}" + AS_TEXT,
+            "stated": "2024" + AS_TEXT,
+        }.items()
+    )
+    assert dated.facts["chat_template_date"] == "2024-07-26"
+    assert "chat_template_date" not in stated.facts
+    hashes = [[sample.prompt_sha256 for sample in result.samples] for result in (dated, stated)]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("text", ["{{ 1 / 0 }}", "{% if", ""])
+def test_held_out_text_needs_no_template(
+    run: Run,
+    models: Mapping[str, Path],
+    inputs: EvaluationInputs,
+    settings: EvaluationSettings,
+    tmp_path: Path,
+    text: str,
+) -> None:
+    owner = with_template(models, tmp_path / "broken", text)
+
+    def score(suites: Mapping[str, Suite]) -> EvaluationResult:
+        changed = replace(inputs, template_dir=owner)
+        return evaluate(
+            models["random"], suites, variant="random", inputs=changed, settings=settings
+        )
+
+    assert score({"heldout": HELDOUT}).rows == run("random", {"heldout": HELDOUT}).rows
+    with pytest.raises(CompatibilityError, match="the chat template refuses a dialogue"):
+        score({"heldout": HELDOUT, "world": WORLD})
+
+
 def test_another_token_map_is_refused(
     models: Mapping[str, Path],
     inputs: EvaluationInputs,

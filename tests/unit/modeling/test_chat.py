@@ -104,7 +104,6 @@ def test_special_tokens_in_a_message_are_refused() -> None:
             "unlike the prompt",
         ),
         ("{{ raise_exception('roles must alternate') }}", "refuses a dialogue"),
-        ("{{ strftime_now('%d') }}" + TINY_CHAT_TEMPLATE, "writes today's date"),
     ],
 )
 def test_templates_that_cannot_be_trained_with(template: str, message: str) -> None:
