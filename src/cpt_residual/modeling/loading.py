@@ -11,7 +11,13 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import JsonValue
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cpt_residual.errors import CompatibilityError
@@ -74,7 +80,8 @@ def load_causal_lm(
     folder: Path, *, dtype: torch.dtype | None, attention: str | None = "sdpa"
 ) -> PreTrainedModel:
     """The model with all its weights in `dtype` (None: as config.json says), on the CPU (sharded
-    under DeepSpeed ZeRO-3). `attention` None: what transformers chooses.
+    under DeepSpeed ZeRO-3). `attention` None: what transformers chooses; sdpa: eager for classes
+    that do not have it (Gemma 2, GPT-J, BLOOM).
 
     Raises CompatibilityError naming every tensor that is missing, superfluous or of another
     shape: transformers would fill those with random numbers."""
@@ -83,7 +90,7 @@ def load_causal_lm(
         model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
-            attn_implementation=attention,
+            attn_implementation=_attention_of(folder, attention),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -91,6 +98,13 @@ def load_causal_lm(
         )
     _require_all_used(folder, report)
     return cast("PreTrainedModel", model)
+
+
+def _attention_of(folder: Path, wanted: str | None) -> str | None:
+    if wanted != "sdpa":
+        return wanted
+    kind = cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING).get(type(load_config(folder)), None)
+    return wanted if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 def require_known_tensors(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -150,9 +164,14 @@ def _told(found: object) -> str:
 def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The model without storage: names, shapes and FLOPs can be asked, nothing is allocated.
 
-    Eager attention, because its matrix products are visible to torch's FLOP counter."""
+    Attention and experts are those whose matrix products torch's FLOP counter sees and that run
+    without values: an expert is as many products as it has tokens."""
     with torch.device("meta"), _never_its_code(Path(str(config.name_or_path))):
         model = cast("Any", AutoModelForCausalLM).from_config(
-            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+            config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="batched_mm",
+            trust_remote_code=False,
         )
     return cast("PreTrainedModel", model)

@@ -18,16 +18,15 @@ def count_training_flops(
     `model`, a replica on the meta device (`build_on_meta`), and the count is multiplied by
     num_rows / rows. The count follows from shapes alone, so no number has to be computed; it is
     the same for every device, rank, micro-batch and ZeRO stage. Attention is counted in full
-    (T x T per head, masked or not), as eager and CPU kernels compute it; a second forward pass of
+    (T x T per head, masked or not), as eager and CPU kernels compute it; of a mixture of experts,
+    those that a token is sent to (`num_experts_per_tok`, and shared ones); a second forward pass of
     gradient checkpointing, the optimizer and element-wise operations are not counted. Multiply
     and add are two operations.
     """
     ids_BT = torch.zeros((rows, sequence_length), dtype=torch.int64, device="meta")
-    # A ready mask: transformers cannot look for document starts in positions without values.
-    mask_B1TT = torch.zeros((rows, 1, sequence_length, sequence_length), device="meta")
+    # With a mask, transformers does not look for document starts in positions without values.
+    mask_BT = torch.ones_like(ids_BT)
     with FlopCounterMode(display=False) as counter:
-        loss = model(
-            input_ids=ids_BT, attention_mask=mask_B1TT, labels=ids_BT, use_cache=False
-        ).loss
+        loss = model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT, use_cache=False).loss
         loss.backward()
     return counter.get_total_flops() * num_rows // rows

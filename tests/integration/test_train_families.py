@@ -1,0 +1,78 @@
+"""Every family that is released on the hub can be trained, and its operations are counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpt_residual.modeling.loading import build_on_meta, config_of_fields
+from cpt_residual.train.flops import count_training_flops
+from cpt_residual.train.worker import run
+from cpt_residual.weights.checkpoint import open_checkpoint
+from support.hub_family import write_hub_family
+from support.hub_releases import RELEASES, config_of
+from support.training import LENGTH, job, write_pack
+
+ROWS, WIDTH, LAYERS = 8, 32, 2
+
+
+def flops(name: str, **changes: object) -> int:
+    config = config_of_fields({**config_of(name), **changes}, role=name)
+    assert config is not None
+    return count_training_flops(
+        build_on_meta(config), num_rows=ROWS, rows=2, sequence_length=LENGTH
+    )
+
+
+@pytest.mark.parametrize("name", sorted(RELEASES))
+def test_operations_are_counted_without_values(name: str) -> None:
+    """Between twice and eight times the matrices' elements, forward, for every token."""
+    assert 1e7 < flops(name) < 4e7
+
+
+@pytest.mark.parametrize(
+    ("name", "num_experts", "width"),
+    [
+        ("mixtral", "num_local_experts", 64),
+        ("qwen2_moe", "num_experts", 16),
+        ("qwen3_moe", "num_experts", 16),
+    ],
+)
+def test_only_experts_that_a_token_is_sent_to_are_counted(
+    name: str, num_experts: str, width: int
+) -> None:
+    """Twice as many experts cost what the larger router costs; one more for each token costs its
+    three matrices. Backward is twice forward, multiply and add are two operations."""
+    start, per_element = flops(name), 3 * 2 * ROWS * LENGTH * LAYERS
+    assert flops(name, **{num_experts: 8}) - start == 4 * WIDTH * per_element
+    assert flops(name, num_experts_per_tok=3) - start == 3 * WIDTH * width * per_element
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name in {"mixtral", "gemma2", "pythia"} else pytest.mark.slow
+        )
+        for name in sorted(set(RELEASES) - {"bloom", "falcon", "gemma3_conditional"})
+    ],
+)
+def test_a_family_trains(name: str, tmp_path: Path) -> None:
+    start = write_hub_family(tmp_path, name).target
+    pack = write_pack(tmp_path / "pack", start, num_rows=16)
+    training = job(tmp_path, start, pack, learning_rate=3e-2)
+    reported: list[float] = []
+
+    class Sink:
+        def log(self, values: dict[str, float], *, tokens: int, step: int) -> None:
+            del tokens, step
+            reported.append(values["loss"])
+
+    metrics = run(training, progress=lambda *_: None, metrics=Sink())
+    assert reported[-1] != reported[0] and min(reported) < reported[0]
+    assert int(metrics["flops"]) > 0
+    before, after = (open_checkpoint(path, role="m") for path in (start, training.out))
+    assert {n: e.shape for n, e in before.tensors.items()} == {
+        n: e.shape for n, e in after.tensors.items()
+    }
