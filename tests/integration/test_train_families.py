@@ -70,7 +70,7 @@ def test_a_family_trains(name: str, tmp_path: Path) -> None:
             reported.append(values["loss"])
 
     metrics = run(training, progress=lambda *_: None, metrics=Sink())
-    assert reported[-1] != reported[0] and min(reported) < reported[0]
+    assert min(reported[1:]) < reported[0]
     assert int(metrics["flops"]) > 0
     before, after = (open_checkpoint(path, role="m") for path in (start, training.out))
     assert {n: e.shape for n, e in before.tensors.items()} == {

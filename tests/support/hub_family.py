@@ -54,7 +54,8 @@ def write_release(folder: Path, name: str, side: str, tensors: Tensors) -> Path:
     _write_json(folder / "config.json", config)
     write_tokenizer(folder, chat=side == "instruct")
     dtype = _DTYPES[str(config.get("torch_dtype", "float32"))]
-    stored = {_spelled(name, key): value.to(dtype) for key, value in tensors.items()}
+    # No negative zeros, whose sign no addition gives back.
+    stored = {_spelled(name, key): value.to(dtype) + 0 for key, value in tensors.items()}
     if release.unread:
         stored |= unread_tensors(config, dtype)
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
