@@ -25,7 +25,7 @@ from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError, CptResidualError
 from cpt_residual.launch.console import duration, scientific
-from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.launch.environment import set_user_defaults, uses_gpu
 from cpt_residual.stages.frozen import FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
 from cpt_residual.stages.registry import build_graph, localised, open_store
@@ -37,6 +37,7 @@ _STYLES = {"ready": "green", "missing": "", "busy": "yellow", "stale": "red", "c
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     options = _parser().parse_args(arguments)
+    set_user_defaults()
     try:
         if options.out:
             _require_place(options.out)

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from cpt_residual.errors import ConfigError, CptResidualError
 from cpt_residual.launch.console import BuildConsole, duration
-from cpt_residual.launch.environment import set_maths_defaults
+from cpt_residual.launch.environment import set_maths_defaults, set_user_defaults
 from cpt_residual.launch.stopping import say_stopped, terminable
+from cpt_residual.stages.closing import say_uploads
 from cpt_residual.stages.execute import Builder, BuildRequest
 from cpt_residual.stages.frozen import FrozenPlan
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("plan", type=Path, help="written by python -m cpt_residual.plan --out")
     parser.add_argument("index", type=int, help="row number, e.g. $SLURM_ARRAY_TASK_ID")
     options = parser.parse_args(arguments)
+    set_user_defaults()
     try:
         with terminable():
             _build(options.plan, options.index)
@@ -55,16 +57,24 @@ def _build(path: Path, index: int) -> None:
             remedy="The code, a local source or the plan file itself was changed since. Nothing "
             "was built. Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
         )
-    with BuildConsole(Console(emoji=False, highlight=False), total_stages=1) as console:
-        console.started(row.node)
-        outcome = builder.build(
-            BuildRequest(plan.config, row.node, run_dir),
-            lambda done, total, unit: console.progressed(row.node, done, total, unit),
-        )
-        if outcome.skipped:
-            console.skipped(row.node, outcome.reason)
-        else:
-            console.finished(row.node, f"{duration(outcome.seconds)}  {outcome.ref.path}")
+    screen = Console(emoji=False, highlight=False)
+    try:
+        with BuildConsole(screen, total_stages=1) as console:
+            _build_row(builder, BuildRequest(plan.config, row.node, run_dir), console)
+    finally:
+        say_uploads(run_dir, screen, row.node)
+
+
+def _build_row(builder: Builder, request: BuildRequest, console: BuildConsole) -> None:
+    console.started(request.node)
+    outcome = builder.build(
+        request,
+        lambda done, total, unit: console.progressed(request.node, done, total, unit),
+    )
+    if outcome.skipped:
+        console.skipped(request.node, outcome.reason)
+    else:
+        console.finished(request.node, f"{duration(outcome.seconds)}  {outcome.ref.path}")
 
 
 def _run_folder(plan: FrozenPlan) -> Path:

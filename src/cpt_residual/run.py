@@ -26,6 +26,7 @@ from cpt_residual.config.compose import compose, expand_sweep
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.files import copy_files
 from cpt_residual.errors import CptResidualError
+from cpt_residual.launch.environment import set_user_defaults
 from cpt_residual.launch.stopping import say_stopped, terminable
 from cpt_residual.stages.prefetch import prefetch_experiment
 from cpt_residual.stages.registry import localised
@@ -38,6 +39,7 @@ _FAILED = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)
+    set_user_defaults()
     console = Console(soft_wrap=True, highlight=False)
     try:
         with terminable():

@@ -6,28 +6,30 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.series import read_series, series_path
-from support.wandb_endpoint import WandbEndpoint
+from support.wandb_endpoint import Fault, RecordedRun, WandbEndpoint
 from support.wandb_offline import OfflineRun, read_offline_run
 
 KEY = "0" * 40
 SECRET = "a-secret-of-the-environment"
 FINGERPRINT = "ab" * 32
 SCRIPT = """
-import json, logging, sys
+import json, logging, os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from pydantic import BaseModel
 from cpt_residual.config.schema import Tracking
 from cpt_residual.core.stage import Node
 from cpt_residual.errors import CptResidualError
-from cpt_residual.tracking import wandb_sink
-from cpt_residual.tracking.sinks import open_sinks, track_report
+from cpt_residual.tracking.outcome import upload_lines
+from cpt_residual.tracking.sinks import check_tracking, open_sinks, track_report
 
 class Recipe(BaseModel):
     learning_rate: float = 0.001
@@ -42,11 +44,21 @@ class Stage:
     def inputs(self):
         return {}
 
+def hit(number):
+    # as SLURM sends one to every process of a step
+    for name in Path("/proc/self/task").glob("*/children"):
+        for child in name.read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().strip() == "wandb-core":
+                os.kill(int(child), number)
+                time.sleep(0.5)
+                return
+    raise LookupError("no wandb-core below this process")
+
 order = json.loads(sys.argv[1])
-wandb_sink._INIT_TIMEOUT_SECONDS = order.get("init_timeout", 20.0)
 tracking = Tracking(wandb=order["mode"], project="p")
 run_dir = Path(order["run_dir"])
 try:
+    print(check_tracking(tracking))
     if order.get("report_dir"):
         track_report(tracking, experiment="tiny", seed=0, fingerprint="ab" * 32,
                      run_dir=run_dir, report_dir=Path(order["report_dir"]))
@@ -56,9 +68,10 @@ try:
         for step in order["steps"]:
             sinks.log({"loss": 1 / step}, tokens=2048 * step, step=step)
             if step == order.get("kill_at"):
-                import os, signal, time
                 time.sleep(1)
                 os.kill(os.getpid(), signal.SIGKILL)
+            if step == order.get("hit_at"):
+                hit(order["signal"])
             if step == order.get("fail_at"):
                 raise RuntimeError("the training failed")
         sinks.summarise({"final_loss": 0.25, "outcome": "kept"})
@@ -66,17 +79,27 @@ try:
 except CptResidualError as error:
     print(error)
     sys.exit(error.exit_code)
+finally:
+    print(*upload_lines(run_dir), sep="\\n")
 """
 
 
 def track(
-    run_dir: Path, mode: str, *, url: str = "", key: str = "", **order: object
+    run_dir: Path,
+    mode: str,
+    *,
+    url: str = "",
+    key: str = "",
+    variables: Mapping[str, str] | None = None,
+    **order: object,
 ) -> subprocess.CompletedProcess[str]:
     """One process that tracks one stage, as a worker does."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     environment |= {"HOME": str(run_dir.parent), "MY_PASSWORD": SECRET}
     environment |= {"WANDB_BASE_URL": url} if url else {}
     environment |= {"WANDB_API_KEY": key} if key else {}
+    environment |= {"WANDB_INIT_TIMEOUT": "3", "WANDB_FINISH_TIMEOUT": "3"}
+    environment |= variables or {}
     request = json.dumps({"mode": mode, "run_dir": str(run_dir), "steps": [1, 2, 3], **order})
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, request],
@@ -131,19 +154,23 @@ def test_nothing_of_the_environment_or_the_machine_is_kept(tmp_path: Path) -> No
     assert not names & {"requirements.txt", "wandb-metadata.json", "output.log", "diff.patch"}
 
 
-def test_a_killed_run_keeps_its_rows_and_a_resume_goes_on_under_the_same_id(
+def test_a_killed_and_a_resumed_run_have_no_doubled_or_shifted_steps_after_sync(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
     killed = track(run_dir, "offline", steps=[1, 2, 3, 4], kill_at=3)
     assert killed.returncode == -9
-    track(run_dir, "offline", steps=[3, 4])
+    done = track(run_dir, "offline", steps=[1, 2, 3, 4, 5])  # a resumed training reports all steps
     rows = read_series(series_path(run_dir, "cpt:base_cpt"))
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    runs = sorted(offline_runs(run_dir), key=lambda run: loss_rows(run)[0])
-    assert len({run.run_id for run in runs}) == 1
-    assert [step for step, _ in loss_rows(runs[0])] == [1, 2, 3]
-    assert [step for step, _ in loss_rows(runs[1])] == [3, 4]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    runs = sorted(offline_runs(run_dir), key=lambda run: len(loss_rows(run)))
+    partial, whole = [1, 2, 3], [1, 2, 3, 4, 5]
+    assert [[step for step, _ in loss_rows(run)] for run in runs] == [partial, whole]
+    with WandbEndpoint() as endpoint:
+        sync(upload_line(done), endpoint)
+        assert [steps(run) for run in endpoint.runs.values()] == [whole]
+        sync(f"wandb sync {run_dir}/wandb/offline-run-*", endpoint)  # all there is, by hand
+        assert sorted(steps(run) for run in endpoint.runs.values()) == [partial, whole]
 
 
 def test_a_failed_stage_ends_its_run_as_failed(tmp_path: Path) -> None:
@@ -174,6 +201,17 @@ def test_online_sends_rows_and_a_resume_sends_no_step_twice(tmp_path: Path) -> N
     assert KEY.encode() not in sent
 
 
+def test_a_resume_after_kill_9_sends_the_rows_that_the_server_lacks(tmp_path: Path) -> None:
+    with WandbEndpoint() as endpoint:
+        killed = track(
+            tmp_path / "run", "online", url=endpoint.url, key=KEY, steps=[1, 2, 3, 4], kill_at=3
+        )
+        assert killed.returncode == -9
+        done = track(tmp_path / "run", "online", url=endpoint.url, key=KEY, steps=[1, 2, 3, 4, 5])
+        assert [steps(run) for run in endpoint.runs.values()] == [[1, 2, 3, 4, 5]]
+    assert "not received" not in done.stdout
+
+
 def test_online_without_a_key_says_what_to_do(tmp_path: Path) -> None:
     done = track(tmp_path / "run", "online", url="http://127.0.0.1:9")
     assert done.returncode == 2
@@ -182,16 +220,106 @@ def test_online_without_a_key_says_what_to_do(tmp_path: Path) -> None:
     assert "tracking.wandb=offline" in done.stdout
 
 
+@pytest.mark.parametrize("number", [15, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_dead_service_process_costs_nothing_but_the_upload(tmp_path: Path, number: int) -> None:
+    with WandbEndpoint() as endpoint:
+        done = track(tmp_path / "run", "online", url=endpoint.url, key=KEY, hit_at=2, signal=number)
+        assert_kept(done, tmp_path / "run", endpoint)
+
+
+def test_rows_that_a_server_refuses_midway_arrive_by_the_line_at_the_end(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with WandbEndpoint() as endpoint:
+        track(run_dir, "online", url=endpoint.url, key=KEY, steps=[1])
+        assert [steps(run) for run in endpoint.runs.values()] == [[1]]
+        endpoint.faults["/file_stream"] = 409
+        done = track(run_dir, "online", url=endpoint.url, key=KEY)
+        assert "409" in done.stdout
+        endpoint.faults.clear()
+        assert_kept(done, run_dir, endpoint)
+
+
 def test_an_unreachable_server_costs_one_warning_and_nothing_else(tmp_path: Path) -> None:
-    done = track(tmp_path / "run", "online", url="http://127.0.0.1:9", key=KEY, init_timeout=3.0)
-    assert done.returncode == 0, done.stderr
-    warnings = [line for line in done.stderr.splitlines() if "did not start" in line]
+    done = track(tmp_path / "run", "online", url="http://127.0.0.1:9", key=KEY)
+    warnings = [line for line in done.stderr.splitlines() if "start:" in line]
     assert len(warnings) == 1
-    assert "wandb sync" in warnings[0]
-    rows = read_series(series_path(tmp_path / "run", "cpt:base_cpt"))
-    assert [row["step"] for row in rows] == [1, 2, 3]
     (run,) = offline_runs(tmp_path / "run")
     assert [step for step, _ in loss_rows(run)] == [1, 2, 3]
+    with WandbEndpoint() as endpoint:
+        assert_kept(done, tmp_path / "run", endpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/graphql", "/file_stream"])
+@pytest.mark.parametrize("fault", [500, 409, 401, 403, "hang", "close"])
+def test_every_way_of_a_server_to_fail(tmp_path: Path, path: str, fault: Fault) -> None:
+    with WandbEndpoint({path: fault}) as endpoint:
+        started = time.monotonic()
+        done = track(tmp_path / "run", "online", url=endpoint.url, key=KEY)
+        assert time.monotonic() - started < 60
+        endpoint.faults.clear()
+        assert_kept(done, tmp_path / "run", endpoint)
+
+
+@pytest.mark.slow
+def test_a_service_process_that_hangs_is_left_behind(tmp_path: Path) -> None:
+    with WandbEndpoint() as endpoint:
+        done = track(tmp_path / "run", "online", url=endpoint.url, key=KEY, hit_at=2, signal=19)
+        assert "no answer within" in done.stdout
+        assert_kept(done, tmp_path / "run", endpoint)
+
+
+def test_a_deleted_run_goes_on_under_another_id_every_time_the_same(tmp_path: Path) -> None:
+    identity = RunIdentity("tiny", 0, "cpt", "cpt:base_cpt", FINGERPRINT)
+    first, second = identity.run_id, identity.other_ids[0]
+    with WandbEndpoint() as endpoint:
+        endpoint.deleted.add(first)
+        for rows in ([1, 2], [1, 2, 3, 4]):
+            done = track(tmp_path / "run", "online", url=endpoint.url, key=KEY, steps=rows)
+            assert done.returncode == 0, done.stderr
+            assert "not received" not in done.stdout
+            assert {name: steps(run) for name, run in endpoint.runs.items()} == {second: rows}
+
+
+def assert_kept(
+    done: subprocess.CompletedProcess[str], run_dir: Path, endpoint: WandbEndpoint
+) -> None:
+    """The stage ended well, its rows are in the JSON lines, and the line that the end has printed
+    brings them to the server."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    rows = read_series(series_path(run_dir, "cpt:base_cpt"))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert "W&B has not received 1 of 1 runs:" in done.stdout
+    assert "cpt:base_cpt seed 0: " in done.stdout
+    before = {name: steps(run) for name, run in endpoint.runs.items()}
+    sync(upload_line(done), endpoint)
+    (run,) = [run for name, run in endpoint.runs.items() if before.get(name) != steps(run)]
+    assert steps(run) == [1, 2, 3]
+    assert run.summary["final_loss"] == 0.25
+    assert run.config["recipe"] == {"learning_rate": 0.001}
+    assert run.exit_code == 0
+
+
+def steps(run: RecordedRun) -> list[int]:
+    assert all(row["tokens"] == 2048 * row["_step"] for row in run.history if "loss" in row)
+    return [row["_step"] for row in run.history if "loss" in row]
+
+
+def upload_line(done: subprocess.CompletedProcess[str]) -> str:
+    (line,) = [line for line in done.stdout.splitlines() if "wandb sync" in line]
+    return line.removeprefix("upload: ")
+
+
+def sync(line: str, endpoint: WandbEndpoint) -> None:
+    """The command, as a user pastes it into a shell."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {"WANDB_BASE_URL": endpoint.url, "WANDB_API_KEY": KEY}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        line, shell=True, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""A W&B backend on 127.0.0.1 that says yes and records what arrives: enough for online runs of
-`wandb` 0.31 in tests. Standard library only."""
+"""A W&B backend on 127.0.0.1 that says yes and records what arrives, or fails as told: enough for
+online runs and `wandb sync` of `wandb` 0.31 in tests. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import gzip
 import json
 import re
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 ENTITY = "team"
+Fault = int | str
+"""An HTTP status, `hang` (no answer) or `close` (the connection ends without one)."""
 
 
 @dataclass
@@ -27,9 +31,14 @@ class RecordedRun:
 
 
 class WandbEndpoint:
-    """Use as a context manager; `url` goes to WANDB_BASE_URL."""
+    """Use as a context manager; `url` goes to WANDB_BASE_URL.
 
-    def __init__(self) -> None:
+    `faults`: what happens to requests whose path contains the key (`/graphql`, `/file_stream`).
+    `deleted`: ids of runs that were deleted; W&B never takes such an id again."""
+
+    def __init__(self, faults: Mapping[str, Fault] | None = None) -> None:
+        self.faults: dict[str, Fault] = dict(faults or {})
+        self.deleted: set[str] = set()
         self.runs: dict[str, RecordedRun] = {}
         self.bodies: list[bytes] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -42,8 +51,12 @@ class WandbEndpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.faults.clear()
         self._server.shutdown()
         self._server.server_close()
+
+    def fault(self, path: str) -> Fault | None:
+        return next((fault for part, fault in self.faults.items() if part in path), None)
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         if "upsertBucket" in query:
@@ -113,7 +126,12 @@ class WandbEndpoint:
 _ENTITY = {"id": "E", "name": ENTITY}
 
 
-def _handler(endpoint: WandbEndpoint) -> type[BaseHTTPRequestHandler]:
+def _deleted(run_id: str) -> dict[str, Any]:
+    text = f"run {run_id} was previously created and deleted; try a new run name (Error 409)"
+    return {"data": {"upsertBucket": None}, "errors": [{"message": text}]}
+
+
+def _handler(endpoint: WandbEndpoint) -> type[BaseHTTPRequestHandler]:  # noqa: C901  one class
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -130,10 +148,16 @@ def _handler(endpoint: WandbEndpoint) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self._body()
             endpoint.bodies.append(body)
-            if self.path.startswith("/graphql"):
+            if (fault := endpoint.fault(self.path)) is not None:
+                self._fail(fault)
+            elif self.path.startswith("/graphql"):
                 document = json.loads(body)
                 variables = document.get("variables") or {}
-                self._answer({"data": endpoint.graphql(document.get("query", ""), variables)})
+                query = document.get("query", "")
+                if "upsertBucket" in query and variables["name"] in endpoint.deleted:
+                    self._answer(_deleted(variables["name"]), status=409)
+                else:
+                    self._answer({"data": endpoint.graphql(query, variables)})
             elif self.path.endswith("/file_stream"):
                 endpoint.stream(self.path.split("/")[-2], json.loads(body))
                 self._answer({"exitcode": None, "limits": {}})
@@ -143,9 +167,18 @@ def _handler(endpoint: WandbEndpoint) -> type[BaseHTTPRequestHandler]:
         def _body(self) -> bytes:
             return _read_body(self)
 
-        def _answer(self, document: dict[str, Any]) -> None:
+        def _fail(self, fault: Fault) -> None:
+            if fault == "hang":
+                while endpoint.fault(self.path) == fault:
+                    time.sleep(0.05)
+            if isinstance(fault, int):
+                self._answer({"errors": [{"message": f"failing with {fault}"}]}, status=fault)
+            else:
+                self.close_connection = True
+
+        def _answer(self, document: dict[str, Any], *, status: int = 200) -> None:
             body = json.dumps(document).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -21,6 +21,7 @@ import typer
 
 from cpt_residual.cli import data, export, look, make, store
 from cpt_residual.errors import ArtifactError, CptResidualError
+from cpt_residual.launch.environment import set_user_defaults
 
 app = typer.Typer(
     help="Take instruction following from one model to another, and look after artifacts.",
@@ -41,6 +42,7 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Runs the verb; ends the process with the exit status."""
+    set_user_defaults()
     try:
         app()
     except CptResidualError as error:

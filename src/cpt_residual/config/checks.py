@@ -23,6 +23,7 @@ from cpt_residual.config.schema import (
     WorldSuite,
 )
 from cpt_residual.config.validate import invalid
+from cpt_residual.config.wandb_names import problem_of_name
 from cpt_residual.errors import did_you_mean
 
 __all__ = ["check"]
@@ -50,6 +51,7 @@ def check(experiment: Experiment) -> None:
             *_models(experiment),
             *_suites(experiment),
             *_launch(experiment),
+            *_tracking(experiment),
             *_paths(experiment),
         ]
     if problems:
@@ -370,6 +372,14 @@ def _without_heldout(corpus: Corpus) -> str:
 def _launch(experiment: Experiment) -> Iterator[str]:
     if experiment.deepspeed.offload_optimizer and experiment.deepspeed.zero_stage == "off":
         yield "deepspeed.offload_optimizer: true: needs zero_stage 1, 2 or 3, not off"
+
+
+def _tracking(experiment: Experiment) -> Iterator[str]:
+    for field in ("project", "entity"):
+        name: str | None = getattr(experiment.tracking, field)
+        problem = None if name is None else problem_of_name(name)
+        if problem:
+            yield f"tracking.{field}: {name!r}: {problem}"
 
 
 def _paths(experiment: Experiment) -> Iterator[str]:

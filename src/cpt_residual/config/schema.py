@@ -207,10 +207,13 @@ class DeepSpeed(Frozen):
 
 
 class Tracking(Frozen):
-    """JSON lines are always written; W&B as asked."""
+    """JSON lines are always written; W&B as asked.
+
+    A project or an entity that is not stated is that of WANDB_PROJECT or WANDB_ENTITY; else the
+    project is `cpt_residual` and the entity the default one of the account."""
 
     wandb: Literal["online", "offline", "off"] = "off"
-    project: str = "cpt_residual"
+    project: str | None = None
     entity: str | None = None
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cpt_residual
-from cpt_residual.config.schema import Launch
 from cpt_residual.errors import LaunchError
+
+if TYPE_CHECKING:
+    from cpt_residual.config.schema import Launch
 
 __all__ = [
     "RankEnvironment",
@@ -21,9 +27,12 @@ __all__ = [
     "rank_environment",
     "require_gpus",
     "set_maths_defaults",
+    "set_user_defaults",
     "too_few_gpus",
     "uses_gpu",
     "visible_gpus",
+    "wandb_variables",
+    "without_wandb_service",
 ]
 
 _ASK_TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
@@ -137,6 +146,63 @@ def _set_maths_defaults(environment: MutableMapping[str, str]) -> None:
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "10000")
     environment.setdefault("MKL_CBWR", "AUTO")
+
+
+def set_user_defaults() -> None:
+    """A home and a name for a user that the system does not know (a number given to a container):
+    libraries ask for both, some while they are imported, and raise KeyError or RuntimeError, or
+    make a folder called `~`.
+
+    The home is a private folder below the system's temporary one. Where a home is named that takes
+    no files, it stays (keys and caches may be read there), and only W&B's and matplotlib's own
+    files go to that folder.
+    """
+    if not _has_name():
+        os.environ["USER"] = f"uid{os.getuid()}"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(_private_folder())
+        return
+    if not os.access(home, os.W_OK | os.X_OK):
+        folder = _private_folder()
+        os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
+
+
+def _has_name() -> bool:
+    try:
+        return bool(getpass.getuser())
+    except (KeyError, OSError):
+        return False
+
+
+def _private_folder() -> Path:
+    """The same for every process of this user, unless another user has taken its name."""
+    folder = Path(tempfile.gettempdir()) / f"cpt_residual-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+        if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid():
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="cpt_residual-"))
+
+
+def wandb_variables() -> dict[str, str]:
+    """All variables that W&B reads."""
+    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+
+
+@contextlib.contextmanager
+def without_wandb_service() -> Generator[None]:
+    """Inside, W&B starts a service process of its own: one that another process has started, and
+    named in WANDB_SERVICE, may be gone or go."""
+    with preserved_environment():
+        os.environ.pop("WANDB_SERVICE", None)
+        yield
 
 
 def child_environment(*, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, str]:

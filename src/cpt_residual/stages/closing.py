@@ -11,17 +11,19 @@ from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.run_record import write_json_atomic
 from cpt_residual.launch.console import duration, paragraph
 from cpt_residual.stages.execute import Builder
+from cpt_residual.tracking.outcome import upload_lines
 
 TIMES_FILE = "times.json"
 """Measured times and peak memory of every stage. Beside the report, not part of its artifact:
 they differ from machine to machine while the report is the same to the byte."""
 
 
-def show_results(builder: Builder, report_dir: Path, console: Console, *, seconds: float) -> None:
+def show_results(builder: Builder, run_dir: Path, console: Console, *, seconds: float) -> None:
     """Print the comparison and paths; `report: PATH` is the last line. Writes `times.json`."""
     from cpt_residual.report.published import read_report
     from cpt_residual.report.tables import comparison_table, comparison_text
 
+    report_dir = run_dir / "report"
     report = read_report(report_dir)
     file = report_dir / "report.md"
     console.print()
@@ -39,9 +41,16 @@ def show_results(builder: Builder, report_dir: Path, console: Console, *, second
         paragraph(console, text)
     console.print()
     paragraph(console, _times(builder, report_dir, seconds))
+    say_uploads(run_dir, console)
     for figure in sorted((report_dir / "figures").glob("*.png")):
         console.print(f"figure: {figure}", markup=False, soft_wrap=True)
     console.print(f"report: {file}", markup=False, soft_wrap=True)
+
+
+def say_uploads(run_dir: Path, console: Console, node: str | None = None) -> None:
+    """Which runs W&B has not got, and the command that uploads them; lines that are not broken."""
+    for line in upload_lines(run_dir, node):
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
 
 
 def _times(builder: Builder, report_dir: Path, seconds: float) -> str:

@@ -24,7 +24,7 @@ from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
 from cpt_residual.launch.console import BuildConsole, duration, paragraph
 from cpt_residual.launch.environment import require_gpus, set_maths_defaults, uses_gpu
 from cpt_residual.launch.pool import Event, Job, run_jobs
-from cpt_residual.stages.closing import show_results
+from cpt_residual.stages.closing import say_uploads, show_results
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
 from cpt_residual.stages.frozen import GPU_STAGES, FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
@@ -66,7 +66,9 @@ def run_experiment(experiment: Experiment, console: Console, *, overrides: str =
     builder = Builder.of(experiment)
     overview = Overview.of(builder.graph, builder.store)
     require_store(builder.store, overview)
-    check_tracking(experiment.tracking)
+    tracked = check_tracking(experiment.tracking)
+    if tracked:
+        paragraph(console, tracked)
     if any(stage.node.stage.name in GPU_STAGES for stage in overview.to_build):
         require_gpus(experiment.launch)
     with FullDiskReport(Path(experiment.paths.root), 0):
@@ -98,12 +100,13 @@ def _run(builder: Builder, overview: Overview, console: Console, overrides: str)
     errors = build_all(builder, overview, run_dir, console)
     if builder.store.status(builder.graph, REPORT_NODE).state != "ready":
         tell_unfinished(errors, run_dir, console)
+        say_uploads(run_dir, console)
         return Finished(experiment, None, tuple(errors.values()), overrides)
     report_dir = run_dir / "report"
     artifact = builder.store.path_of(builder.graph[REPORT_NODE])
     copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
     _track(builder, run_dir, report_dir)
-    show_results(builder, report_dir, console, seconds=time.monotonic() - started)
+    show_results(builder, run_dir, console, seconds=time.monotonic() - started)
     return Finished(experiment, report_dir, overrides=overrides)
 
 

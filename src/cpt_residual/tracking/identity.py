@@ -21,7 +21,20 @@ class RunIdentity:
     @property
     def run_id(self) -> str:
         """16 hexadecimal digits; deterministic, so that a resumed stage continues its run."""
-        text = "\n".join((self.experiment, str(self.seed), self.node, self.fingerprint))
+        return self._id()
+
+    @property
+    def other_ids(self) -> tuple[str, ...]:
+        """What takes the place of `run_id` on a server where that run was deleted: W&B never takes
+        such an id again."""
+        return (self._id("2"), self._id("3"))
+
+    def attempt_id(self, attempt: int) -> str:
+        """The id of an attempt that does not go on with the earlier ones; `run_id` for 0."""
+        return self._id(f"attempt {attempt}") if attempt else self.run_id
+
+    def _id(self, *more: str) -> str:
+        text = "\n".join((self.experiment, str(self.seed), self.node, self.fingerprint, *more))
         return text_sha256(text)[:16]
 
     @property

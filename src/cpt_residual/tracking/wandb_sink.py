@@ -1,130 +1,187 @@
-"""Weights & Biases: the only importer of `wandb`, and only when it is asked for.
+"""One run of Weights & Biases: the only user of `wandb` for logging, and only when it is asked for.
 
-Rules that make live, resumed and later synchronised runs agree: deterministic id, `resume="allow"`,
-an explicit step, and the x-axis `tokens` in every row. Nothing of the environment, the machine, the
-code or the console is sent. A network failure never stops a training: it is told once, as a
-log warning, and the JSON lines hold everything.
+Rules that make live, resumed and later synchronised runs agree: a deterministic id, an explicit
+step, and the x-axis `tokens` in every row. An online run is resumed (`resume="allow"`) and is sent
+the steps that the server lacks. `wandb sync` cannot do that: it appends a run to what the server
+has, with doubled or shifted steps. So an offline run holds all steps from the first one, and takes
+another id where an earlier attempt has used its own. Nothing of the environment, the machine, the
+code or the console is sent.
+
+Every call goes through a `Boundary`: W&B that fails never stops a training.
 """
 
 from __future__ import annotations
 
 import csv
-import logging
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
-from cpt_residual.errors import LaunchError
+from cpt_residual.launch.environment import without_wandb_service
+from cpt_residual.tracking.boundary import Boundary
+from cpt_residual.tracking.destination import Destination
 from cpt_residual.tracking.identity import RunIdentity
+from cpt_residual.tracking.outcome import Outcome
 
-__all__ = ["WandbSink", "require_credentials", "write_summary_run"]
+__all__ = ["WandbSink", "write_summary_run"]
 
-Mode = Literal["online", "offline"]
-_INIT_TIMEOUT_SECONDS = 30.0
-_FINISH_TIMEOUT_SECONDS = 60.0
+_CALL_SECONDS = 30.0
+_GRACE_SECONDS = 30.0  # what W&B's own time limits leave out: imports, processes, files
 _FLUSH_SECONDS = 0.2  # what a kill can lose of the offline copy
 _X_AXIS = "tokens"
 _NUMBERS = frozenset({"value", "stderr", "n"})
-_LOG = logging.getLogger(__name__)
-
-
-def require_credentials() -> None:
-    """Raise LaunchError when `online` was asked for and no API key can be found. Sends nothing."""
-    from wandb.sdk import wandb_setup
-    from wandb.sdk.lib import wbauth
-
-    host = cast("Any", wandb_setup.singleton()).settings.base_url
-    found = cast("Any", wbauth).authenticate_session(
-        host=host, source="cpt_residual", prompt=False, update_session=False
-    )
-    if found is None:
-        raise LaunchError(
-            "tracking.wandb=online, but no W&B API key was found",
-            problems=[f"looked in WANDB_API_KEY and in ~/.netrc for {host}"],
-            remedy="Nothing was started. Run `wandb login`, set WANDB_API_KEY, or use "
-            "tracking.wandb=offline (upload later with `wandb sync`) or tracking.wandb=off.",
-        )
+_DELETED = "previously created and deleted"
 
 
 class WandbSink:
-    """One W&B run. After a failure of W&B the sink stays usable and does nothing."""
+    """One W&B run. After a failure of W&B the sink stays usable and does nothing; `finish` says
+    how it went."""
 
-    def __init__(self, run: Any, identity: RunIdentity) -> None:
-        self._run, self._identity = run, identity
+    def __init__(self, identity: RunIdentity, destination: Destination, run_id: str) -> None:
+        self._identity, self._destination, self._run_id = identity, destination, run_id
+        self._boundary = Boundary()
+        self._run: Any = None
+        self._folder = self._log = ""
+        self._first_step = 0
 
     @classmethod
     def open(
         cls,
         identity: RunIdentity,
+        destination: Destination,
         *,
-        mode: Mode,
-        project: str,
-        entity: str | None,
         config: Mapping[str, object],
-        folder: Path,
+        run_dir: Path,
     ) -> WandbSink:
-        """Start or resume the run; its files go to `folder/wandb`.
+        """Start or resume the run; its files go to `wandb` below the destination's folder or
+        `run_dir`. The next id is tried where the run was deleted from the server."""
+        placed = replace(destination, folder=destination.folder or run_dir)
+        sink = cls(identity, placed, _unused_id(identity, placed))
+        sink._start(config)
+        for run_id in identity.other_ids:
+            if _DELETED not in (sink.failure or ""):
+                break
+            Boundary.reset()
+            sink = cls(identity, placed, run_id)
+            sink._start(config)
+        return sink
 
-        Raises LaunchError without an API key. When the server cannot be reached the run goes on
-        offline, after a warning that says how to upload it.
-        """
-        import wandb
+    @property
+    def failure(self) -> str | None:
+        """Why W&B has not got the run, None as far as is known."""
+        return self._boundary.failure
 
-        if mode == "online":
-            require_credentials()
-        folder.mkdir(parents=True, exist_ok=True)
-        attempts: tuple[Mode, ...] = ("online", "offline") if mode == "online" else ("offline",)
-        for attempt in attempts:
-            try:
-                run = _init(identity, attempt, project, entity, config, folder)
-            except _failures() as error:
-                wandb.teardown()  # else the id stays taken by the attempt that failed
-                hint = (
-                    f"going on offline; upload later with `wandb sync {folder / 'wandb'}/offline-*`"
-                    if attempt == "online"
-                    else "going on without W&B; the JSON lines hold everything"
-                )
-                _warn(f"W&B run {identity.name} did not start ({_brief(error)}): {hint}")
-                continue
-            run.define_metric(_X_AXIS)
-            run.define_metric("*", step_metric=_X_AXIS)
-            return cls(run, identity)
-        return cls(None, identity)
+    def again_offline(self, *, config: Mapping[str, object]) -> WandbSink:
+        """A new offline run, for what did not get through."""
+        offline = replace(self._destination, mode="offline")
+        sink = WandbSink(self._identity, offline, _unused_id(self._identity, offline))
+        sink._start(config)
+        return sink
 
     def log(self, values: Mapping[str, float], *, tokens: int, step: int) -> None:
         """One row. After an online resume, steps the server has already are not sent again."""
-        if self._run is None or step < int(self._run.step):
-            return
-        self.log_objects({**values, _X_AXIS: tokens}, step=step)
+        if step >= self._first_step:
+            self.log_objects(lambda: {**values, _X_AXIS: tokens}, step=step)
 
-    def log_objects(self, row: Mapping[str, object], *, step: int) -> None:
+    def log_objects(self, row: Callable[[], Mapping[str, object]], *, step: int) -> None:
         """A row of numbers, tables or images; at once, where W&B would hold the last row back."""
-        self._try("log", lambda run: run.log(dict(row), step=step, commit=True))
+        self._call("log", lambda: self._run.log(dict(row()), step=step, commit=True))
 
     def summarise(self, values: Mapping[str, object]) -> None:
         """Final values, shown in the run table."""
-        self._try("summary", lambda run: run.summary.update(dict(values)))
+        self._call("summary", lambda: self._run.summary.update(dict(values)))
 
-    def finish(self, *, failed: bool = False) -> None:
-        """End the run; waits at most a minute for uploads, the rest stays for `wandb sync`."""
-        self._try("finish", lambda run: run.finish(exit_code=1 if failed else 0))
-        self._run = None
+    def finish(self, *, failed: bool = False) -> Outcome:
+        """End the run, waiting for uploads as long as the destination says, and end W&B's
+        service process."""
+        seconds = self._destination.finish_seconds + _GRACE_SECONDS
+        self._call("finish", lambda: self._run.finish(exit_code=int(failed)), seconds=seconds)
+        problem = _upload_problem(Path(self._log)) if self._log else None
+        if problem:
+            self._boundary.fail(f"upload: {problem}")
+        self._boundary.reset()
+        offline = self._destination.mode == "offline"
+        return Outcome(
+            run_id=self._run_id,
+            name=self._identity.name,
+            node=self._identity.node,
+            failure=self.failure or "",
+            folder=self._folder if offline else "",
+        )
 
-    def _try(self, what: str, act: Callable[[Any], object]) -> None:
-        if self._run is None:
-            return
-        try:
-            act(self._run)
-        except _failures() as error:
-            self._run = None
-            _warn(
-                f"W&B {what} of {self._identity.name} failed ({_brief(error)}): going on without "
-                "W&B; the JSON lines hold everything"
+    def _call(self, what: str, act: Callable[[], object], seconds: float = _CALL_SECONDS) -> None:
+        self._boundary.call(what, act, seconds=seconds)
+
+    def _start(self, config: Mapping[str, object]) -> None:
+        seconds = self._destination.init_seconds + _GRACE_SECONDS
+        self._call("start", lambda: self._init(config), seconds=seconds)
+
+    def _init(self, config: Mapping[str, object]) -> None:
+        import wandb
+
+        destination, identity = self._destination, self._identity
+        online = destination.mode == "online"
+        Path(destination.folder or ".").mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            init_timeout=destination.init_seconds,
+            finish_timeout=destination.finish_seconds,
+            finish_timeout_raises=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+            x_transaction_log_flush_interval=_FLUSH_SECONDS,
+        )
+        with without_wandb_service():
+            run: Any = wandb.init(
+                entity=destination.entity,
+                project=destination.project,
+                id=self._run_id,
+                name=identity.name,
+                group=identity.group,
+                job_type=identity.stage,
+                dir=str(destination.folder),
+                mode=destination.mode,
+                resume="allow" if online else None,
+                reinit="create_new",
+                config=dict(config),
+                settings=settings,
             )
+        self._run, self._folder = run, run.settings.sync_dir
+        self._log = run.settings.log_internal
+        self._first_step = int(run.step)
+        run.define_metric(_X_AXIS)
+        run.define_metric("*", step_metric=_X_AXIS)
+
+
+def _unused_id(identity: RunIdentity, destination: Destination) -> str:
+    """The run's id; offline, the first one that no folder of an earlier attempt has, also in the
+    folders of other runs beside this one's."""
+    folder, attempt = Path(destination.folder or "."), 0
+    if destination.mode == "offline":
+        while any(
+            found
+            for place in (folder.glob("wandb"), folder.parent.glob("*/wandb"))
+            for wandb in place
+            for found in wandb.glob(f"*run-*-{identity.attempt_id(attempt)}")
+        ):
+            attempt += 1
+    return identity.attempt_id(attempt)
 
 
 def write_summary_run(sink: WandbSink, report_dir: Path) -> None:
     """The comparison table (`results.csv`) and the figures of a report, as one run."""
+    sink.log_objects(lambda: _media(report_dir), step=0)
+
+
+def _media(report_dir: Path) -> dict[str, object]:
     import wandb
 
     with (report_dir / "results.csv").open(encoding="utf-8", newline="") as lines:
@@ -140,75 +197,21 @@ def write_summary_run(sink: WandbSink, report_dir: Path) -> None:
     media: dict[str, object] = {"results": wandb.Table(columns=columns, data=cells)}
     for path in sorted((report_dir / "figures").glob("*.png")):
         media[f"figures/{path.stem}"] = wandb.Image(str(path))
-    sink.log_objects(media, step=0)
+    return media
 
 
 def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _init(
-    identity: RunIdentity,
-    mode: Mode,
-    project: str,
-    entity: str | None,
-    config: Mapping[str, object],
-    folder: Path,
-) -> Any:
-    import wandb
-
-    settings = wandb.Settings(
-        console="off",
-        silent=True,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        init_timeout=_INIT_TIMEOUT_SECONDS,
-        finish_timeout=_FINISH_TIMEOUT_SECONDS,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-        x_transaction_log_flush_interval=_FLUSH_SECONDS,
-    )
-    return wandb.init(
-        entity=entity,
-        project=project,
-        id=identity.run_id,
-        name=identity.name,
-        group=identity.group,
-        job_type=identity.stage,
-        dir=str(folder),
-        mode=mode,
-        resume="allow",
-        reinit="create_new",
-        config=dict(config),
-        settings=settings,
-    )
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What W&B raises when its server or its service process fails."""
-    import wandb
-    from wandb.sdk.lib.service import service_token  # pyright: ignore[reportMissingTypeStubs]
-    from wandb.sdk.mailbox.mailbox import MailboxClosedError
-    from wandb.sdk.mailbox.mailbox_handle import HandleAbandonedError, ServerResponseError
-
-    return (
-        wandb.Error,
-        OSError,
-        TimeoutError,
-        HandleAbandonedError,
-        MailboxClosedError,
-        ServerResponseError,
-        service_token.WandbServiceConnectionError,
-    )
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _warn(text: str) -> None:
-    _LOG.warning("%s", text)
+def _upload_problem(log: Path) -> str | None:
+    """The last error in what W&B's service process says of a run: an upload that the server has
+    refused is nowhere else to be seen."""
+    if not log.is_file():
+        return None
+    problem = None
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if '"level":"ERROR' in line:
+            entry: dict[str, object] = json.loads(line)
+            problem = " ".join(str(entry[name]) for name in ("msg", "error") if name in entry)
+    return problem.splitlines()[0] if problem else None

@@ -104,13 +104,27 @@ class StepGuard(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         self._check_finite(state.global_step, logs)
-        if not state.is_world_process_zero:
-            return
-        tokens = self._tokens[state.global_step - 1]
-        row = _trace_row({**logs, "step": state.global_step}, tokens)
+        if state.is_world_process_zero:
+            self._report({**logs, "step": state.global_step})
+            tokens = self._tokens[state.global_step - 1]
+            self._reporter.progress(tokens, self._tokens[-1], "tokens")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After a resume, the rows of all steps before it: a new run folder has none of them, and
+        a W&B that was killed may lack the last ones."""
+        del args, control, kwargs
+        if state.is_world_process_zero:
+            for entry in state.log_history:
+                if "loss" in entry:
+                    self._report(entry)
+
+    def _report(self, entry: Mapping[str, Any]) -> None:
+        step = int(entry["step"])
+        row = _trace_row(entry, self._tokens[step - 1])
         series = {name: value for name, value in row.items() if name not in ("step", "tokens")}
-        self._reporter.log(series, tokens=tokens, step=state.global_step)
-        self._reporter.progress(tokens, self._tokens[-1], "tokens")
+        self._reporter.log(series, tokens=self._tokens[step - 1], step=step)
 
     @staticmethod
     def _check_finite(step: int, logs: Mapping[str, float]) -> None:

@@ -1,0 +1,94 @@
+"""The one place where W&B is called: work goes on whatever it raises and if it never answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Boundary", "brief"]
+
+T = TypeVar("T")
+_TEARDOWN_SECONDS = 20.0
+_LOG = logging.getLogger(__name__)
+
+
+class Boundary:
+    """Calls W&B until it fails for the first time; `failure` then says why, and no later call
+    reaches it.
+
+    A call runs in a thread that may be left behind: W&B waits for its service process without a
+    limit in many places, and ends the program (SystemExit) when that process was killed."""
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+
+    def call(self, what: str, act: Callable[[], T], *, seconds: float) -> T | None:
+        """What `act` returns; None when W&B fails now, has failed before or takes too long."""
+        if self.failure is not None:
+            return None
+        attempt = _Attempt(act)
+        if not attempt.ended_within(seconds):
+            _kill_service()  # else the end of this process waits for it too
+            self.fail(f"{what}: no answer within {seconds:.0f} seconds")
+        elif attempt.error is not None:
+            self.fail(f"{what}: {brief(attempt.error)}")
+        return attempt.result
+
+    def fail(self, why: str) -> None:
+        """Remember the first failure."""
+        if self.failure is None:
+            self.failure = why
+            _LOG.warning("W&B: %s; going on without it, the JSON lines hold everything", why)
+
+    @staticmethod
+    def reset() -> None:
+        """End W&B's service process. The next run starts a new one."""
+        if not _Attempt(_teardown).ended_within(_TEARDOWN_SECONDS):
+            _kill_service()
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what W&B says, with the kind where that alone would be a riddle."""
+    lines = str(error).strip().splitlines()
+    kind = type(error).__name__
+    return f"{kind}: {lines[0]}" if lines and len(lines[0]) < 20 else lines[0] if lines else kind
+
+
+class _Attempt(Generic[T]):
+    """`act`, begun in a thread that does not keep the process alive."""
+
+    def __init__(self, act: Callable[[], T]) -> None:
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self._act = act
+        self._thread = threading.Thread(target=self._run, name="wandb-call", daemon=True)
+        self._thread.start()
+
+    def ended_within(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.result = self._act()
+        except BaseException as error:  # noqa: BLE001  handed to the caller; no signal arrives here
+            self.error = error
+
+
+def _teardown() -> None:
+    import wandb
+
+    wandb.teardown()
+
+
+def _kill_service() -> None:
+    """SIGKILL to the service process of this one, if there is any."""
+    from wandb.sdk import wandb_setup
+
+    found: Any = wandb_setup
+    for name in ("_singleton", "_connection", "_proc", "_process"):
+        found = getattr(found, name, None)
+    if found is not None:
+        found.kill()
