@@ -269,6 +269,7 @@ def test_a_service_process_that_hangs_is_left_behind(tmp_path: Path) -> None:
         assert_kept(done, tmp_path / "run", endpoint)
 
 
+@pytest.mark.slow
 def test_a_deleted_run_goes_on_under_another_id_every_time_the_same(tmp_path: Path) -> None:
     identity = RunIdentity("tiny", 0, "cpt", "cpt:base_cpt", FINGERPRINT)
     first, second = identity.run_id, identity.other_ids[0]
