@@ -12,9 +12,9 @@ from tokenizers import AddedToken
 
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from support.training import PICO, write_model
 
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 CHAT_ML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -27,7 +27,7 @@ def grow(folder: Path, *, num_rows: int, scale: float) -> None:
     random = np.random.default_rng(num_rows)
     tensors = {}
     for name, value in load_file(file).items():
-        rows = [(0, num_rows - len(value)), (0, 0)] if is_vocabulary_tensor(name) else [(0, 0)]
+        rows = [(0, num_rows - len(value)), (0, 0)] if name in VOCABULARY else [(0, 0)]
         wide = np.pad(value, rows if value.ndim == len(rows) else [(0, 0)] * value.ndim)
         noise = random.standard_normal(wide.shape, dtype=np.float32)
         tensors[name] = wide + np.float32(scale) * noise

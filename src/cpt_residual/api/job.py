@@ -18,6 +18,7 @@ from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_shards
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.doubling import require_not_instruct
+from cpt_residual.weights.matching import notes_on
 from cpt_residual.weights.merge import (
     MergedModel,
     MergeReport,
@@ -108,7 +109,7 @@ class ApplyJob:
         shards = output_shards(target, addition.plan)
         if addition.base is not None:
             require_match(side_of(addition.base), side_of(target))
-        require_known_scales(target.unique_tensors, addition.recipe.scales)
+        require_known_scales(target.unique_tensors, addition.recipe.scales, addition.rows)
         require_not_instruct(target, addition.source, alphas=[each.alpha for each in self.outputs])
         work = MergeWork(
             input_bytes=self._input_bytes(),
@@ -152,6 +153,14 @@ class ApplyJob:
             return [each.record for each in self.inputs]
         return [each.hashed(self.options.streaming) for each in self.inputs]
 
+    def _notes(self) -> list[str]:
+        addition = self.addition
+        read = [*addition.source.checkpoints, *([addition.base_read] if addition.base_read else [])]
+        return [
+            *notes_on(addition.target, carried=True),
+            *(line for model in read for line in notes_on(model, carried=False)),
+        ]
+
     def _finish(self, model: MergedModel, inputs: Sequence[InputRecord]) -> None:
         """Checks a written model and adds merge.json and the card."""
         from cpt_residual.report.card import CARD_FILE, card_markdown
@@ -180,6 +189,7 @@ class ApplyJob:
             shards=shards,
             code_version=code_version(),
             libraries=library_versions(),
+            notes=self._notes(),
         )
         write_json_atomic(folder / MERGE_FILE, record)
         (folder / CARD_FILE).write_text(card_markdown(record), encoding="utf-8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -34,6 +34,8 @@ __all__ = [
     "json_object",
     "leaves_folder",
     "read_json_object",
+    "text_fields",
+    "with_vocab_size",
 ]
 
 CONFIG_FILE = "config.json"
@@ -135,6 +137,22 @@ def json_object(raw: bytes) -> dict[str, JsonValue]:
     if not isinstance(value, dict):
         raise ValueError("the top level is not an object")  # noqa: TRY004 - as a bad file is
     return value
+
+
+def text_fields(config: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """What a config.json says of the text model: its own fields, or, of a model that reads images
+    or sounds too, those that it nests."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def with_vocab_size(config: Mapping[str, JsonValue], size: int) -> dict[str, JsonValue]:
+    """The config.json of a model with `size` rows, said where it said so before."""
+    nested = config.get("text_config")
+    if not isinstance(nested, dict):
+        return {**config, "vocab_size": size}
+    top: dict[str, JsonValue] = {"vocab_size": size} if "vocab_size" in config else {}
+    return {**config, **top, "text_config": {**nested, "vocab_size": size}}
 
 
 def eos_ids_of(folder: Path) -> list[int]:

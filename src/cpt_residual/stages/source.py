@@ -61,7 +61,7 @@ class Source:
         if self.model.revision is not None:
             return 0
         path = Path(self.model.source)
-        return open_checkpoint(path, role=self.key, links_allowed=True).num_parameters
+        return open_checkpoint(path, role=self.key, links_allowed=True).num_parameters_stored
 
     def recipe(self) -> SourceRecipe:
         if self.model.revision is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import chat_contract
 from cpt_residual.weights.alignment import require_plain
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.delta import DeltaSource, num_vocabulary_rows
+from cpt_residual.weights.delta import DeltaSource
+from cpt_residual.weights.matching import spelled_like
+from cpt_residual.weights.naming import MODULE_CLASSES
 from cpt_residual.weights.reader import require_equal_aliases
 from cpt_residual.weights.vocabulary import RowPlan, plan_target
 
@@ -24,6 +28,22 @@ class Addition:
     source: DeltaSource
     recipe: MergeRecipe = PLAIN_ADDITION
     base: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        own_names = self.source.own_names
+        for role, model in (("target", self.target), ("base", self.base)):
+            if model is not None:  # the same model by the residual's names
+                object.__setattr__(self, role, spelled_like(own_names, model))
+
+    @property
+    def rows(self) -> Mapping[str, RowPart]:
+        """The target's tensors with one row per token; none where nothing depends on them. Raises
+        CompatibilityError where something does and the class cannot be asked."""
+        recipe = self.recipe
+        by_part = recipe.embedding_rows != "all" or any(
+            key in MODULE_CLASSES for key in recipe.scales
+        )
+        return self.target.rows if by_part or not self.plan.identity else {}
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -45,12 +65,16 @@ class Addition:
         target and residual do not fit."""
         source, target = self.source.side, side_of(self.target)
         require_match(source, target, rows_may_differ=True)
+        if self.recipe.vocab_policy != "equal" and not self.source.tokens.same_ids(
+            self.target_tokens
+        ):
+            _ = self.target.rows  # raises where they cannot be told
         plan = plan_target(
             self.source.tokens,
             self.target_tokens,
             instruct_only=self.source.instruct_only,
-            residual_rows=num_vocabulary_rows(source.shapes),
-            target_rows=num_vocabulary_rows(target.shapes),
+            residual_rows=source.num_rows,
+            target_rows=target.num_rows,
             policy=self.recipe.vocab_policy,
         )
         if plan.identity:  # embedding and head may still differ in their rows

@@ -7,7 +7,8 @@ in the coordinates of the merged model. With equal maps nothing of this is used.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, Shard, TensorEntry
 from cpt_residual.weights.delta import High, Low, OpenDelta, place
 from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block
 from cpt_residual.weights.rows import runs, width_of
 from cpt_residual.weights.rules import Sources
@@ -33,17 +33,23 @@ from cpt_residual.weights.writer import layout
 
 @dataclass(frozen=True)
 class OutputShard:
-    """One shard of the merged model: the target's, but for vocabulary tensors that have grown."""
+    """One shard of the merged model: the target's, but for vocabulary tensors that have grown.
+
+    carried: tensors of the target's shard `source` that its class does not read, as they lie there
+    and as they lie here; they are copied."""
 
     name: str
     header: bytes
     num_bytes: int
     tensors: tuple[TensorEntry, ...]
+    source: Path
+    carried: tuple[tuple[TensorEntry, TensorEntry], ...] = ()
 
 
 def output_shards(target: Checkpoint, plan: RowPlan) -> list[OutputShard]:
     """The target's shards with `plan.num_rows` rows in every vocabulary tensor."""
-    return [_output_shard(shard, plan) for shard in target.shards]
+    num_rows = None if plan.identity else plan.num_rows
+    return [output_shard(target, shard, num_rows=num_rows) for shard in target.shards]
 
 
 def output_index(target: Checkpoint, shards: list[OutputShard]) -> bytes | None:
@@ -53,32 +59,42 @@ def output_index(target: Checkpoint, shards: list[OutputShard]) -> bytes | None:
         return target.index
     fields = json.loads(target.index)
     entries = [entry for shard in shards for entry in shard.tensors]
+    carried = [entry for shard in shards for _, entry in shard.carried]
     totals = fields.setdefault("metadata", {})
-    totals["total_size"] = sum(entry.num_bytes for entry in entries)
+    totals["total_size"] = sum(entry.num_bytes for entry in (*entries, *carried))
     if "total_parameters" in totals:  # as transformers counts: tied tensors once
         unique = (entry for entry in entries if entry.name not in target.aliases)
         totals["total_parameters"] = sum(entry.num_elements for entry in unique)
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 
-def _output_shard(shard: Shard, plan: RowPlan) -> OutputShard:
+def output_shard(target: Checkpoint, shard: Shard, *, num_rows: int | None) -> OutputShard:
+    """One of the target's shards with `num_rows` rows in every vocabulary tensor; None: as many as
+    it has."""
+    read, unread = tuple(target.entries_of(shard)), target.unread_of(shard)
+    aligned = frozenset[str](() if num_rows is None else target.rows)
+    if num_rows is None or not any(e.name in aligned and e.shape[0] != num_rows for e in read):
+        same = tuple((entry, entry) for entry in unread)
+        return OutputShard(shard.name, shard.header, shard.num_bytes, read, shard.path, same)
+    stored = sorted((*shard.tensors, *shard.constants), key=lambda entry: entry.offset)
+    key_of = {entry.offset: entry.name for entry in read}
     tensors: list[tuple[str, DtypeName, Shape]] = [
-        (entry.name, entry.dtype, _shape(entry, plan)) for entry in shard.tensors
+        (entry.name, entry.dtype, (num_rows, *entry.shape[1:]))
+        if key_of.get(entry.offset) in aligned
+        else (entry.name, entry.dtype, entry.shape)
+        for entry in stored
     ]
-    if all(
-        entry.shape == shape for entry, (_, _, shape) in zip(shard.tensors, tensors, strict=True)
-    ):
-        return OutputShard(shard.name, shard.header, shard.num_bytes, shard.tensors)
     metadata = json.loads(shard.header[8:]).get("__metadata__", {})
     header, placed = layout(shard.name, tensors, metadata)
     num_bytes = len(header) + sum(entry.num_bytes for entry in placed)
-    return OutputShard(shard.name, header, num_bytes, placed)
-
-
-def _shape(entry: TensorEntry, plan: RowPlan) -> tuple[int, ...]:
-    if plan.identity or not is_vocabulary_tensor(entry.name):
-        return entry.shape
-    return (plan.num_rows, *entry.shape[1:])
+    place_of = {entry.name: entry for entry in placed}
+    merged = tuple(
+        replace(place_of[entry.name], name=key_of[entry.offset])
+        for entry in stored
+        if entry.offset in key_of
+    )
+    carried = tuple((entry, place_of[entry.name]) for entry in unread)
+    return OutputShard(shard.name, header, num_bytes, merged, shard.path, carried)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from cpt_residual.weights import arithmetic
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.geometry_kernels import PairSums, pair_sums
+from cpt_residual.weights.matching import spelled_like
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
@@ -75,6 +76,7 @@ def measure(
     same tokens is not judged here. Raises CompatibilityError for models of different architecture,
     names or other shapes, and for NaN or Inf.
     """
+    other = spelled_like(base.own_names, other)
     require_match(side_of(base), side_of(other), rows_may_differ=True)
     for model in (base, other):
         require_equal_aliases(model, threads=streaming.threads)

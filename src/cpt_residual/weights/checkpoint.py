@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, cast
 
@@ -18,17 +19,20 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_va
 
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.modeling.class_names import PLAIN_TYPES, ClassNames, RowPart, class_names
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
     json_object,
     leaves_folder,
     read_json_object,
 )
-from cpt_residual.weights.naming import HEAD, head_of_tied
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ITEM_SIZES: Mapping[str, int] = {"BF16": 2, "F16": 2, "F32": 4}
+CONSTANT_SIZES: Mapping[str, int] = {"BOOL": 1, "U8": 1, "I64": 8}
+"""Of causal masks and the like, which old files keep beside the weights."""
+_SIZES: Mapping[str, int] = {**ITEM_SIZES, **CONSTANT_SIZES}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -85,7 +89,7 @@ class TensorEntry:
 
     @property
     def item_size(self) -> int:
-        return ITEM_SIZES[self.dtype]
+        return _SIZES[self.dtype]
 
     @property
     def num_bytes(self) -> int:
@@ -95,26 +99,111 @@ class TensorEntry:
 @dataclass(frozen=True)
 class Shard:
     """One safetensors file. `header` is its raw start, length prefix included; tensors are in
-    the order of their offsets."""
+    the order of their offsets, under their stored names; constants: those whose dtype is one of
+    CONSTANT_SIZES, which no weight has."""
 
     name: str
     path: Path
     header: bytes
     num_bytes: int
     tensors: tuple[TensorEntry, ...]
+    constants: tuple[TensorEntry, ...] = ()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a model directory. `aliases` maps a tied tensor to the tensor it repeats."""
+    """The weights of a model directory, as its class reads them (see modeling.class_names).
+
+    spelling: stored names to those that its tensors go by here, where they differ (see
+    weights.matching). What no parameter reads is in the shards alone.
+    """
 
     role: str
     path: Path
     shards: tuple[Shard, ...]
-    tensors: Mapping[str, TensorEntry]
     index: bytes | None
     facts: ModelFacts
-    aliases: Mapping[str, str]
+    spelling: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @cached_property
+    def class_names(self) -> ClassNames:
+        """How the class reads the stored names. Raises ArtifactError for tensors that it reads and
+        that are no weights."""
+        found = class_names(
+            self.path,
+            (tensor.name for shard in self.shards for tensor in (*shard.tensors, *shard.constants)),
+            model_type=self.facts.model_type,
+            tied=self.facts.tie_word_embeddings,
+        )
+        read = [
+            dtype_problem(constant.name, constant.dtype)
+            for shard in self.shards
+            for constant in shard.constants
+            if constant.name in found.names
+        ]
+        if read:
+            raise untrusted(self.role, self.path, read)
+        return found
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """What the class reads, in the files' order."""
+        return {entry.name: entry for shard in self.shards for entry in self.entries_of(shard)}
+
+    @cached_property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied tensors that are stored a second time, to the tensor that they repeat."""
+        return {a: b for a, b in self.tied.items() if a in self.tensors and b in self.tensors}
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """Tensors that the class ties, to what they repeat; by the class's names what is not
+        stored."""
+        key_of = {own: name for name, own in self._own_names.items()}
+        return {key_of.get(a, a): key_of.get(b, b) for a, b in self.class_names.tied.items()}
+
+    @cached_property
+    def rows(self) -> Mapping[str, RowPart]:
+        """The tensors with one row per token, by the class. Raises CompatibilityError where the
+        class cannot be asked."""
+        found = self.class_names
+        if found.unknown:
+            raise CompatibilityError(
+                f"{self.role}: which tensors have one row per token cannot be told",
+                problems=[f"{self.path / CONFIG_FILE}: {found.unknown}"],
+                remedy="The model class says it, and it cannot be built. Leave embedding_rows, "
+                "scales and vocab_policy at their defaults and give models with the same tokens, "
+                "or install a transformers that knows the class.",
+            )
+        return {n: found.rows[own] for n, own in self._own_names.items() if own in found.rows}
+
+    @property
+    def own_names(self) -> Mapping[str, str]:
+        """The class's name of every tensor, tied tensors once."""
+        return {name: own for name, own in self._own_names.items() if name not in self.aliases}
+
+    @cached_property
+    def _own_names(self) -> Mapping[str, str]:
+        found = self.class_names.names
+        return {
+            self.spelling.get(entry.name, entry.name): found[entry.name]
+            for shard in self.shards
+            for entry in shard.tensors
+            if entry.name in found
+        }
+
+    def unread_of(self, shard: Shard) -> tuple[TensorEntry, ...]:
+        """What one of its shards holds beside them."""
+        read = self.class_names.names
+        stored = sorted((*shard.tensors, *shard.constants), key=lambda entry: entry.offset)
+        return tuple(entry for entry in stored if entry.name not in read)
+
+    def entries_of(self, shard: Shard) -> Iterator[TensorEntry]:
+        """The tensors of one of its shards that the class reads, in the file's order."""
+        read = self.class_names.names
+        for entry in shard.tensors:
+            if entry.name in read:
+                yield replace(entry, name=self.spelling.get(entry.name, entry.name))
 
     @property
     def unique_tensors(self) -> Mapping[str, TensorEntry]:
@@ -129,6 +218,14 @@ class Checkpoint:
     @property
     def num_parameters(self) -> int:
         return sum(entry.num_elements for entry in self.unique_tensors.values())
+
+    @property
+    def num_parameters_stored(self) -> int:
+        """As `num_parameters`, for plans: only the classes of PLAIN_TYPES are asked which tensors
+        repeat others, because the rest need transformers."""
+        if self.facts.model_type in PLAIN_TYPES:
+            return self.num_parameters
+        return sum(entry.num_elements for shard in self.shards for entry in shard.tensors)
 
     @property
     def num_bytes(self) -> int:
@@ -157,30 +254,35 @@ def open_checkpoint(path: Path, *, role: str, links_allowed: bool = False) -> Ch
             problems.append(problem)
             continue
         try:
-            shards.append(read_shard(path / name))
+            shards.append(_read_shard(path / name, with_constants=True))
         except ArtifactError as error:
             problems.extend([error.what, *error.problems])
     problems.extend(_layout_problems(shards, weight_map, complete=len(shards) == len(names)))
     if problems:
-        raise ArtifactError(
-            f"{role}: the weights in {path} cannot be trusted",
-            problems=problems,
-            remedy="Nothing was read. Download or save the model again.",
-        )
-    tensors = {entry.name: entry for shard in shards for entry in shard.tensors}
-    return Checkpoint(
-        role=role,
-        path=path,
-        shards=tuple(shards),
-        tensors=tensors,
-        index=index,
-        facts=facts,
-        aliases=_aliases(tensors, facts),
+        raise untrusted(role, path, problems)
+    return Checkpoint(role=role, path=path, shards=tuple(shards), index=index, facts=facts)
+
+
+def untrusted(role: str, path: Path, problems: list[str]) -> ArtifactError:
+    """The error for weights that are not read."""
+    return ArtifactError(
+        f"{role}: the weights in {path} cannot be trusted",
+        problems=problems,
+        remedy="Nothing was read. Download or save the model again.",
     )
+
+
+def dtype_problem(name: str, dtype: object) -> str:
+    """What is wrong with a weight of this dtype."""
+    return f"{name}: dtype {dtype} is not one of {', '.join(sorted(ITEM_SIZES))}"
 
 
 def read_shard(path: Path) -> Shard:
     """One safetensors file's checked header: sizes, offsets, dtypes, no holes, no overlaps."""
+    return _read_shard(path, with_constants=False)
+
+
+def _read_shard(path: Path, *, with_constants: bool) -> Shard:
     if not path.is_file():
         raise ArtifactError(f"{path.name}: the file is missing")
     num_bytes = path.stat().st_size
@@ -201,10 +303,12 @@ def read_shard(path: Path) -> Shard:
     problems: list[str] = []
     for name, fields in header.items():
         entry = _entry(name, fields, shard=path.name, start=8 + header_bytes)
-        if isinstance(entry, TensorEntry):
+        if isinstance(entry, str):
+            problems.append(entry)
+        elif entry.dtype in ITEM_SIZES or with_constants:
             entries.append(entry)
         else:
-            problems.append(entry)
+            problems.append(dtype_problem(name, entry.dtype))
     entries.sort(key=lambda entry: (entry.offset, entry.num_bytes))
     if not problems:
         problems = _offset_problems(entries, shard=path.name, start=8 + header_bytes, end=num_bytes)
@@ -217,7 +321,8 @@ def read_shard(path: Path) -> Shard:
         path=path,
         header=prefix + raw,
         num_bytes=num_bytes,
-        tensors=tuple(entries),
+        tensors=tuple(entry for entry in entries if entry.dtype in ITEM_SIZES),
+        constants=tuple(entry for entry in entries if entry.dtype not in ITEM_SIZES),
     )
 
 
@@ -293,8 +398,8 @@ def _entry(name: str, fields: JsonValue, *, shard: str, start: int) -> TensorEnt
     if not isinstance(fields, dict):
         return f"{name}: the entry is not an object"
     dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        return f"{name}: dtype {dtype} is not one of {', '.join(sorted(ITEM_SIZES))}"
+    if not isinstance(dtype, str) or dtype not in _SIZES:
+        return dtype_problem(name, dtype)
     if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
         return f"{name}: shape {shape} or data_offsets {span} are not counts"
     entry = TensorEntry(
@@ -338,7 +443,7 @@ def _layout_problems(
     problems: list[str] = []
     found: dict[str, str] = {}
     for shard in shards:
-        for entry in shard.tensors:
+        for entry in (*shard.tensors, *shard.constants):
             if entry.name in found:
                 problems.append(f"{entry.name}: stored in {found[entry.name]} and in {shard.name}")
             found[entry.name] = shard.name
@@ -352,8 +457,3 @@ def _layout_problems(
     if complete and not found:
         problems.append("no tensors at all")
     return problems
-
-
-def _aliases(tensors: Mapping[str, TensorEntry], facts: ModelFacts) -> dict[str, str]:
-    tied = head_of_tied(tensors, tied=facts.tie_word_embeddings)
-    return tied if HEAD in tensors else {}

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.modeling.effective_config import Config, differences
 from cpt_residual.weights.checkpoint import Checkpoint, Shape
-from cpt_residual.weights.naming import is_vocabulary_tensor
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: how messages call it, its tensors' shapes, its config.json."""
+    """One side of a comparison: how messages call it, its tensors' shapes, its config.json, and which of
+    them have one row per token; none where its class cannot be asked."""
 
     label: str
     shapes: Mapping[str, Shape]
     config: Config
+    rows: Mapping[str, RowPart] = field(default_factory=dict[str, RowPart])
+
+    @property
+    def num_rows(self) -> int:
+        """Of the embedding and the head; 0 without either."""
+        shapes = (self.shapes[name] for name in self.rows if name in self.shapes)
+        return max((shape[0] for shape in shapes if shape), default=0)
 
 
 def side_of(checkpoint: Checkpoint) -> Side:
     """A checkpoint as a side; tied tensors count once."""
     shapes = {name: entry.shape for name, entry in checkpoint.unique_tensors.items()}
-    return Side(label=checkpoint.role, shapes=shapes, config=checkpoint.config)
+    rows = dict[str, RowPart]() if checkpoint.class_names.unknown else checkpoint.rows
+    return Side(label=checkpoint.role, shapes=shapes, config=checkpoint.config, rows=rows)
 
 
 def require_match(expected: Side, found: Side, *, rows_may_differ: bool = False) -> None:
@@ -32,10 +41,11 @@ def require_match(expected: Side, found: Side, *, rows_may_differ: bool = False)
     `rows_may_differ`: vocabulary tensors may differ in their number of rows (not of columns)."""
     problems = _config_problems(expected, found)
     names = sorted(expected.shapes.keys() | found.shapes.keys())
+    rows = expected.rows.keys() | found.rows.keys()
 
     def compared(side: Side, name: str) -> Shape | None:
         shape = side.shapes.get(name)
-        free = rows_may_differ and shape and is_vocabulary_tensor(name)
+        free = rows_may_differ and shape and name in rows
         return (0, *shape[1:]) if free and shape else shape
 
     mismatched = [name for name in names if compared(expected, name) != compared(found, name)]
@@ -87,7 +97,7 @@ def _remedy(expected: Side, found: Side, mismatched: Sequence[str]) -> str:
     rows = [
         (expected.shapes[name][0], found.shapes[name][0])
         for name in mismatched
-        if is_vocabulary_tensor(name)
+        if name in expected.rows
         and name in expected.shapes
         and name in found.shapes
         and expected.shapes[name][1:] == found.shapes[name][1:]

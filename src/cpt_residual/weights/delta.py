@@ -22,11 +22,11 @@ from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic, kernels
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float32, to_float64
 from cpt_residual.weights.chat_contract import eos_token_ids, eos_tokens
-from cpt_residual.weights.checkpoint import Checkpoint, Shape
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import Side, require_match, side_of
 from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.matching import spelled_like
 from cpt_residual.weights.methods import low_rank_rows
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, ShardReader
 from cpt_residual.weights.residual_format import (
     BASE_MEAN,
@@ -74,7 +74,8 @@ class OpenDelta(Protocol):
 class DeltaSource(Protocol):
     """A checked residual of which no weights are read yet.
 
-    side: its shapes and facts, those of instruct; instruct_side: a folder with instruct's tokenizer
+    side: its shapes and facts, those of instruct; own_names: the class's name of every tensor;
+    instruct_side: a folder with instruct's tokenizer
     and configs; tokens: instruct's; base_eos: what ends base's texts, ids of instruct's map or,
     where base has another, tokens; instruct_only: rows that are instruct's own (see
     vocabulary.PairPlan); recorded_norm: of all its elements, where it was written down; files:
@@ -83,6 +84,8 @@ class DeltaSource(Protocol):
 
     @property
     def side(self) -> Side: ...
+    @property
+    def own_names(self) -> Mapping[str, str]: ...
     @property
     def instruct_side(self) -> Path: ...
     @property
@@ -111,7 +114,12 @@ class StoredDelta:
     @property
     def side(self) -> Side:
         shapes = {name: record.shape for name, record in self.artifact.manifest.tensors.items()}
-        return Side(label="residual", shapes=shapes, config=self.artifact.config)
+        rows = self.artifact.class_names.rows_by_name()
+        return Side("residual", shapes, self.artifact.config, rows)
+
+    @property
+    def own_names(self) -> Mapping[str, str]:
+        return self.artifact.class_names.names
 
     @property
     def instruct_side(self) -> Path:
@@ -170,6 +178,8 @@ class PairDelta:
     vocab_policy: VocabPolicy = "equal"
 
     def __post_init__(self) -> None:
+        base = spelled_like(self.own_names, self.base)
+        object.__setattr__(self, "base", base)  # the same model by instruct's names
         sides = side_of(self.base), side_of(self.instruct)
         require_match(*sides, rows_may_differ=True)
         if self.plan.identity:  # embedding and head may still differ in their rows
@@ -178,6 +188,10 @@ class PairDelta:
     @property
     def side(self) -> Side:
         return side_of(self.instruct)
+
+    @property
+    def own_names(self) -> Mapping[str, str]:
+        return self.instruct.own_names
 
     @property
     def tokens(self) -> TokenSide:
@@ -194,11 +208,13 @@ class PairDelta:
     @cached_property
     def plan(self) -> PairPlan:
         """Which row of base belongs to which row of instruct."""
+        if self.vocab_policy != "equal" and not self.base_tokens.same_ids(self.tokens):
+            _ = self.base.rows, self.instruct.rows  # raises where they cannot be told
         return plan_pair(
             self.base_tokens,
             self.tokens,
-            base_rows=num_vocabulary_rows(side_of(self.base).shapes),
-            instruct_rows=num_vocabulary_rows(side_of(self.instruct).shapes),
+            base_rows=side_of(self.base).num_rows,
+            instruct_rows=side_of(self.instruct).num_rows,
             policy=self.vocab_policy,
         )
 
@@ -302,15 +318,16 @@ class OpenStored:
 
 
 class OpenPair:
-    """base and instruct with their files open."""
+    """base and instruct with their files open; `aligned` tensors are matched row by row."""
 
     def __init__(self, pair: PairDelta, base: ShardReader, instruct: ShardReader) -> None:
         self.base, self.instruct, self.plan = pair.base, pair.instruct, pair.plan
         self._base, self._instruct = base, instruct
+        self.aligned = frozenset[str](() if pair.plan.identity else pair.instruct.rows)
 
     def fetch(self, block: Block) -> None:
         self._instruct.fetch(self.instruct.tensors[block.name], block.start, block.stop)
-        if self.plan.identity or not is_vocabulary_tensor(block.name):
+        if block.name not in self.aligned:
             self._base.fetch(self.base.tensors[block.name], block.start, block.stop)
 
     def parts(self, block: Block) -> tuple[High, Low | None]:
@@ -348,16 +365,10 @@ class OpenPair:
         base = self.base.tensors[block.name]
         instruct = self.instruct.tensors[block.name]
         other = self._instruct.read_reusing(instruct, block.start, block.stop)
-        if self.plan.identity or not is_vocabulary_tensor(block.name):
+        if block.name not in self.aligned:
             return self._base.read_reusing(base, block.start, block.stop), other
         out = np.empty(block.num_elements, dtype=RAW_DTYPES[base.dtype])
         return gather(self._base, base, block, self.plan.base_row, out), other
-
-
-def num_vocabulary_rows(shapes: Mapping[str, Shape]) -> int:
-    """Rows of the embedding and the head; 0 for a model without either."""
-    rows = [shape[0] for name, shape in shapes.items() if shape and is_vocabulary_tensor(name)]
-    return max(rows, default=0)
 
 
 def add_parts(target: Raw, parts: tuple[High, Low | None], alpha: float, out: Raw) -> MergeSums:

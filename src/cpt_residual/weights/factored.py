@@ -19,7 +19,6 @@ from cpt_residual.weights.arithmetic import Proof
 from cpt_residual.weights.checkpoint import TensorEntry
 from cpt_residual.weights.delta import OpenPair
 from cpt_residual.weights.methods import LowRankFactors, low_rank, low_rank_rows
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, Streaming, blocks_of, map_in_order, require_finite
 from cpt_residual.weights.residual_format import LEFT, RIGHT
 from cpt_residual.weights.subtraction import Tally, lossy_tally, store_exactly
@@ -55,7 +54,7 @@ def factor_matrices(
     matrices = [
         entry
         for entry in pair.instruct.unique_tensors.values()
-        if len(entry.shape) == 2 and (pair.plan.identity or not is_vocabulary_tensor(entry.name))
+        if len(entry.shape) == 2 and entry.name not in pair.aligned
     ]
     num_all = sum(entry.num_elements for entry in matrices)
     num_done = 0

@@ -19,10 +19,12 @@ from typing import TypeVar
 from pydantic import Field
 
 from cpt_residual.config.frozen import Frozen
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.geometry_kernels import FamilySums, family_sums
+from cpt_residual.weights.matching import spelled_like
 from cpt_residual.weights.naming import ModuleClass, layer_of, module_of
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
@@ -114,9 +116,15 @@ class Family:
         models = {"base": self.base, "instruct": self.instruct, "base_cpt": self.base_cpt}
         return models | ({"instruct_cpt": self.instruct_cpt} if self.instruct_cpt else {})
 
+    def spelled_alike(self) -> Family:
+        """The same models, all by base's names."""
+        names = self.base.own_names
+        return Family(**{role: spelled_like(names, model) for role, model in self.models.items()})
+
 
 def measure(family: Family, *, streaming: Streaming = DEFAULT_STREAMING) -> GeometryReport:
     """The report on a family. Raises CompatibilityError for models that do not belong together."""
+    family = family.spelled_alike()
     for model in family.models.values():
         require_match(side_of(family.base), side_of(model))
         require_equal_aliases(model, threads=streaming.threads)
@@ -141,14 +149,16 @@ def measure(family: Family, *, streaming: Streaming = DEFAULT_STREAMING) -> Geom
         for name, tensor in sums.items()
         if not all(map(math.isfinite, tensor))
     )
-    return _report(sums, with_instruct_cpt=family.instruct_cpt is not None)
+    rows = side_of(family.base).rows
+    return _report(sums, rows, with_instruct_cpt=family.instruct_cpt is not None)
 
 
-def part_of(name: str) -> str:
+def part_of(name: str, rows: Mapping[str, RowPart]) -> str:
     """The part of its module class that a parameter belongs to, from its name: q, k, v or o of
     attention, gate, up or down of the mlp (`q/k/v`, `gate/up` where a model fuses them); the module
-    class itself for all else. A bias belongs to its weight's part; experts are one part."""
-    module = module_of(name)
+    class itself for all else. A bias belongs to its weight's part; experts are one part. rows: see
+    `module_of`."""
+    module = module_of(name, rows)
     if module in ("attention", "mlp"):
         for part, pattern in _PARTS:
             if pattern.search(name):
@@ -164,18 +174,22 @@ def _block_sums(family: Family, readers: Mapping[str, ShardReader], block: Block
     return family_sums(raw["base"], raw["instruct"], raw["base_cpt"], raw.get("instruct_cpt"))
 
 
-def _report(sums: Mapping[str, FamilySums], *, with_instruct_cpt: bool) -> GeometryReport:
+def _report(
+    sums: Mapping[str, FamilySums], rows: Mapping[str, RowPart], *, with_instruct_cpt: bool
+) -> GeometryReport:
     def row(part: FamilySums) -> GeometryRow:
         return _row(part, with_instruct_cpt=with_instruct_cpt)
 
     layers, total = _grouped(sums, layer_of), _grouped(sums, lambda _: "total")["total"]
-    cells = _grouped(sums, lambda name: (layer_of(name), module_of(name), part_of(name)))
+    modules_of: dict[str, ModuleClass] = {name: module_of(name, rows) for name in sums}
+    cells = _grouped(sums, lambda name: (layer_of(name), modules_of[name], part_of(name, rows)))
+    modules = _grouped(sums, modules_of.__getitem__)
     return GeometryReport(
         total=row(total),
-        modules={module: row(part) for module, part in _grouped(sums, module_of).items()},
+        modules={name: row(part) for name, part in modules.items()},
         layers={layer: row(part) for layer, part in layers.items() if layer is not None},
         tensors=[
-            TensorRow(name=name, layer=layer_of(name), module=module_of(name), **dict(row(part)))
+            TensorRow(name=name, layer=layer_of(name), module=modules_of[name], **dict(row(part)))
             for name, part in sums.items()
         ],
         cells=[

@@ -107,10 +107,10 @@ def merged_models(
     files = InputFiles.of(addition.checkpoints, folders=[source.instruct_side], files=source.files)
     _require_sense(outputs, addition)
     addition.require_fit(threads=streaming.threads)
-    require_known_scales(target.unique_tensors, recipe.scales)
+    require_known_scales(target.unique_tensors, recipe.scales, addition.rows)
     require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
     begin(native.prepare)
-    inputs = Inputs(target, source, addition.base_read, addition.plan, files)
+    inputs = Inputs(target, source, addition.base_read, addition.plan, addition.rows, files)
     job = MergePass(inputs, recipe, streaming)
     with ExitStack() as stack:
         folders = [

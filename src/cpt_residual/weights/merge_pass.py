@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shards
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
@@ -19,7 +20,6 @@ from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import scale_of
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import (
     Block,
     ShardReader,
@@ -36,17 +36,18 @@ from cpt_residual.weights.vocabulary import Mean, RowPlan
 Rule = TensorRule | AlignedRule
 ALPHAS_AT_ONCE = 4
 """Outputs that a thread has memory for."""
-_VERSION = 1  # bump when the same inputs and recipe would give other bytes
+_VERSION = 2  # bump when the same inputs and recipe would give other bytes
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is read, and which row goes where."""
+    """What is read, and which row goes where; rows: the tensors with one row per token."""
 
     target: Checkpoint
     source: DeltaSource
     base: Checkpoint | None
     plan: RowPlan
+    rows: Mapping[str, RowPart]
     files: InputFiles
 
 
@@ -65,6 +66,8 @@ class MergePass:
         self._target, self._source, self._base = inputs.target, inputs.source, inputs.base
         self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
         self.files = inputs.files
+        self._rows = inputs.rows
+        self._aligned = frozenset[str](() if inputs.plan.identity else inputs.rows)
         self.shards = output_shards(inputs.target, inputs.plan)
         self._scratches = [Scratch() for _ in range(ALPHAS_AT_ONCE)]
         self._entries = {entry.name: entry for shard in self.shards for entry in shard.tensors}
@@ -137,7 +140,8 @@ class MergePass:
             sums.extend(_merge_blocks(run, rule, alphas, outs, sources))
             for writer, out in zip(work.writers[first:], outs, strict=False):
                 writer.write(entry, run.start, out)
-        broken = [_broken(block, sources, self._plan) for block in _bad(run, sums)]
+        aligned = run.name in self._aligned
+        broken = [_broken(block, sources, aligned=aligned) for block in _bad(run, sums)]
         counted = [] if run.name in self._target.aliases else sums
         return _Merged(run.num_elements, counted, broken)
 
@@ -153,7 +157,7 @@ class MergePass:
 
         def read_target(block: Block) -> Raw:
             entry = self._target.tensors[block.name]
-            if self._plan.identity or not is_vocabulary_tensor(block.name):
+            if block.name not in self._aligned:
                 return target.read_reusing(entry, block.start, block.stop)
             out = scratch.array(block.num_elements, RAW_DTYPES[entry.dtype])
             return gather(target, entry, block, self._plan.target_row, out)
@@ -165,7 +169,7 @@ class MergePass:
             return base.read_reusing(entry, block.start, block.stop)
 
         def fetch(block: Block) -> None:
-            if not self._plan.identity and is_vocabulary_tensor(block.name):
+            if block.name in self._aligned:
                 return  # its rows lie elsewhere
             target.fetch(self._target.tensors[block.name], block.start, block.stop)
             if self._base is not None and base is not None:
@@ -179,6 +183,7 @@ class MergePass:
             delta=delta,
             owner=self._owner,
             special_ids=self._source.tokens.special_ids,
+            rows=self._rows,
             threads=self._streaming.threads,
         )
 
@@ -186,7 +191,7 @@ class MergePass:
         return self._target.aliases.get(name, name)
 
     def _rule(self, entry: TensorEntry, sources: Sources) -> Rule:
-        if self._plan.identity or not is_vocabulary_tensor(entry.name):
+        if entry.name not in self._aligned:
             return rule_for(entry, self._recipe, sources)
         means: tuple[Mean, Mean] | None = None
         from_mean = self._recipe.new_token_rows == "base_mean"  # noqa: S105 - no password
@@ -202,7 +207,7 @@ class MergePass:
             entry=entry,
             owner=self._owner(entry.name),
             plan=self._plan,
-            scale=scale_of(self._owner(entry.name), self._recipe.scales),
+            scale=scale_of(self._owner(entry.name), self._recipe.scales, self._rows),
             moves=self._moving_rows(),
             means=means,
         )
@@ -252,10 +257,10 @@ def _bad(run: Block, found: Sequence[Sequence[MergeSums]]) -> list[Block]:
     ]
 
 
-def _broken(block: Block, sources: Sources, plan: RowPlan) -> str:
+def _broken(block: Block, sources: Sources, *, aligned: bool) -> str:
     if not bool(np.isfinite(to_float64(sources.target(block))).all()):
         return f"{block.name}: NaN or Inf in target"
-    if not plan.identity and is_vocabulary_tensor(block.name):
+    if aligned:
         return f"{block.name}: NaN or Inf in residual, or a result that its dtype cannot hold"
     owner = Block(sources.owner(block.name), block.start, block.stop)
     read = dict(sources.delta.by_role(owner))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import MergeRecipe
@@ -48,7 +48,8 @@ class ShardRecord(Frozen):
 
 class MergeRecord(Frozen):
     """merge.json. For the numbers see `weights.merge.MergeReport`. stops_at: the end-of-text ids at
-    which generation was shown to stop, None when that was not asked for."""
+    which generation was shown to stop, None when that was not asked for. notes: on tensors that no
+    parameter reads or that go by another name (see matching.notes_on)."""
 
     format: Literal["cpt_residual.merge"] = "cpt_residual.merge"
     format_version: Literal[1] = 1
@@ -67,6 +68,7 @@ class MergeRecord(Frozen):
     shards: dict[str, ShardRecord]
     code_version: str
     libraries: dict[str, str]
+    notes: list[str] = Field(default_factory=list[str])
 
 
 class ResidualOrigin(Frozen):

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.errors import CompatibilityError, ConfigError, did_you_mean
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights.naming import MODULE_CLASSES, layer_of, module_of
 
 F32 = npt.NDArray[np.float32]
@@ -270,17 +271,20 @@ def projection_alpha(
     return min(max(1.0 - dot / residual_squared, low), high)
 
 
-def scale_of(name: str, scales: Mapping[str, float]) -> float:
+def scale_of(name: str, scales: Mapping[str, float], rows: Mapping[str, RowPart]) -> float:
     """The factor on alpha for tensor `name`: that of the last key that matches it, else 1.0.
 
     A key is a module class (attention, mlp, embeddings, head, norm, other), `layers.A` or
     `layers.A-B` (layer numbers, inclusive), or a glob over full tensor names (case matters).
+    rows: see `naming.module_of`.
     """
-    matching = [scale for key, scale in scales.items() if _matches(key, name)]
+    matching = [scale for key, scale in scales.items() if _matches(key, name, rows)]
     return matching[-1] if matching else 1.0
 
 
-def require_known_scales(names: Iterable[str], scales: Mapping[str, float]) -> None:
+def require_known_scales(
+    names: Iterable[str], scales: Mapping[str, float], rows: Mapping[str, RowPart]
+) -> None:
     """Raises ConfigError that lists every scale that is not finite or matches none of `names`."""
     known = sorted(names)
     problems = [
@@ -289,9 +293,9 @@ def require_known_scales(names: Iterable[str], scales: Mapping[str, float]) -> N
         if not math.isfinite(scale)
     ]
     problems += [
-        f"scales.{key}: no tensor matches.{_nearest(key, known)}"
+        f"scales.{key}: no tensor matches.{_nearest(key, known, rows)}"
         for key in scales
-        if not any(_matches(key, name) for name in known)
+        if not any(_matches(key, name, rows) for name in known)
     ]
     if problems:
         raise ConfigError(
@@ -302,18 +306,18 @@ def require_known_scales(names: Iterable[str], scales: Mapping[str, float]) -> N
         )
 
 
-def _matches(key: str, name: str) -> bool:
+def _matches(key: str, name: str, rows: Mapping[str, RowPart]) -> bool:
     if key in MODULE_CLASSES:
-        return module_of(name) == key
+        return module_of(name, rows) == key
     if layers := _LAYERS.fullmatch(key):
         layer, first = layer_of(name), int(layers[1])
         return layer is not None and first <= layer <= int(layers[2] or first)
     return fnmatchcase(name, key)
 
 
-def _nearest(key: str, names: list[str]) -> str:
+def _nearest(key: str, names: list[str], rows: Mapping[str, RowPart]) -> str:
     if key in MODULE_CLASSES:
-        present = dict.fromkeys(module_of(name) for name in names)
+        present = dict.fromkeys(module_of(name, rows) for name in names)
         return f" The model has: {', '.join(present)}."
     if _LAYERS.fullmatch(key):
         layers = [layer for name in names if (layer := layer_of(name)) is not None]

@@ -10,7 +10,7 @@ memory of a few blocks per thread.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from cpt_residual.weights.delta import OpenPair, PairDelta
 from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.factored import Factored, factor_matrices, remove_scratch
 from cpt_residual.weights.file_hash import file_sha256
+from cpt_residual.weights.matching import notes_on
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     FETCHED,
@@ -111,6 +112,7 @@ def compute(
             num_wrong=total.num_wrong,
             relative_error=total.relative_error,
             instruct_only=list(delta.instruct_only),
+            notes=[*notes_on(delta.base, carried=False), *notes_on(instruct, carried=False)],
             files=_file_hashes(folder, streaming.threads),
             tensors={name: record for name, (_, record) in tensors.items()},
         )
@@ -150,9 +152,9 @@ def _write_tensors(
     starts: dict[str, int] = {}
     num_done, num_all = 0, pair.instruct.num_parameters
     with ExitStack() as stack:
-        mean_rows = bool(pair.plan.instruct_only)
-        places = _open_writers(records, folder, stack, with_means=mean_rows)
-        if mean_rows:
+        means = pair.aligned if pair.plan.instruct_only else frozenset[str]()
+        places = _open_writers(records, folder, stack, means=means)
+        if means:
             _write_means(pair, places)
         for name, factors in factored.items():
             factors.copy_to(name, places)
@@ -203,7 +205,7 @@ def _planned_records(
 ) -> dict[str, TensorRecord]:
     """Where each tensor will lie, in instruct's shard layout; norms and proofs are still zero."""
     kept = [
-        [entry for entry in shard.tensors if entry.name not in pair.instruct.aliases]
+        [e for e in pair.instruct.entries_of(shard) if e.name not in pair.instruct.aliases]
         for shard in pair.instruct.shards
     ]
     kept = [entries for entries in kept if entries]
@@ -230,13 +232,13 @@ def _planned_records(
 
 
 def _open_writers(
-    records: Mapping[str, TensorRecord], folder: Path, stack: ExitStack, *, with_means: bool
+    records: Mapping[str, TensorRecord], folder: Path, stack: ExitStack, *, means: Collection[str]
 ) -> dict[str, tuple[ShardWriter, TensorEntry]]:
     """One reserved shard per shard of instruct; where each stored tensor goes."""
     places: dict[str, tuple[ShardWriter, TensorEntry]] = {}
     shards: dict[str, list[tuple[str, DtypeName, tuple[int, ...]]]] = {}
     for name, record in records.items():
-        for stored, (shard, dtype, shape) in stored_as(name, record, with_mean=with_means):
+        for stored, (shard, dtype, shape) in stored_as(name, record, with_mean=name in means):
             shards.setdefault(shard, []).append((stored, dtype, shape))
     for shard, tensors in shards.items():
         header, placed = layout(shard, tensors, {"format": "pt"})
@@ -256,7 +258,7 @@ def _write_means(pair: OpenPair, places: Mapping[str, tuple[ShardWriter, TensorE
 
 def _in_file_order(model: Checkpoint) -> Iterator[TensorEntry]:
     for shard in model.shards:
-        yield from (entry for entry in shard.tensors if entry.name not in model.aliases)
+        yield from (entry for entry in model.entries_of(shard) if entry.name not in model.aliases)
 
 
 def _with_proof(record: TensorRecord, tally: Tally, start: int) -> TensorRecord:

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,6 +27,7 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import Storage
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError
+from cpt_residual.modeling.class_names import ClassNames, class_names
 from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
 from cpt_residual.weights.checkpoint import (
@@ -37,7 +39,6 @@ from cpt_residual.weights.checkpoint import (
     read_shard,
 )
 from cpt_residual.weights.file_hash import file_sha256
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, map_in_order
 
 MANIFEST_FILE = "residual.json"
@@ -87,7 +88,8 @@ class ResidualManifest(Frozen):
     bits in every tensor. num_rounded: elements that need a correction; max_ulps: their largest
     error without it. num_wrong: elements that base + residual does not give back (0 with fp32).
     relative_error: norm(stored - exact) / norm(exact) over all. instruct_only: rows of the
-    vocabulary tensors that base does not have; they are instruct's own. files: sha256 of the
+    vocabulary tensors that base does not have; they are instruct's own. notes: on tensors that were
+    left out or go by another name (see matching.notes_on). files: sha256 of the
     shards and the corrections.
     """
 
@@ -111,6 +113,7 @@ class ResidualManifest(Frozen):
     num_wrong: int
     relative_error: float
     instruct_only: list[int] = Field(default_factory=list[int])
+    notes: list[str] = Field(default_factory=list[str])
     files: dict[str, str]
     tensors: dict[str, TensorRecord]
 
@@ -134,6 +137,16 @@ class ResidualArtifact:
     def config(self) -> dict[str, JsonValue]:
         """Instruct's config.json."""
         return read_json_object(self.instruct_folder / CONFIG_FILE, "residual")
+
+    @cached_property
+    def class_names(self) -> ClassNames:
+        """How instruct's class reads the tensors."""
+        return class_names(
+            self.instruct_folder,
+            self.manifest.tensors,
+            model_type=self.manifest.facts.model_type,
+            tied=self.manifest.facts.tie_word_embeddings,
+        )
 
     def corrections(self, block: Block) -> Corrections:
         """The corrections of one block, with indices that count from the block's start."""
@@ -170,10 +183,11 @@ def open_residual(path: Path) -> ResidualArtifact:
     names = sorted({record.shard for record in manifest.tensors.values()})
     shards = tuple(read_shard(path / name) for name in names)
     tensors = {entry.name: entry for shard in shards for entry in shard.tensors}
+    means = {name.removesuffix(BASE_MEAN) for name in tensors if name.endswith(BASE_MEAN)}
     expected = dict(
         piece
         for name, record in manifest.tensors.items()
-        for piece in stored_as(name, record, with_mean=bool(manifest.instruct_only))
+        for piece in stored_as(name, record, with_mean=name in means)
     )
     found = {name: (entry.shard, entry.dtype, entry.shape) for name, entry in tensors.items()}
     problems = [
@@ -184,6 +198,8 @@ def open_residual(path: Path) -> ResidualArtifact:
     index, start = _open_corrections(path, manifest.num_rounded)
     if len(index) != manifest.num_rounded:
         problems.append(f"{CORRECTIONS_FILE}: {len(index)} entries, not {manifest.num_rounded}")
+    if bool(means) != bool(manifest.instruct_only):
+        problems.append(f"{len(means)} mean rows, {len(manifest.instruct_only)} rows of instruct")
     if problems:
         raise ArtifactError(
             f"The residual {path} cannot be trusted",
@@ -205,8 +221,8 @@ def stored_as(
 ) -> Iterator[tuple[str, tuple[str, DtypeName, Shape]]]:
     """The tensors of the shards that stand for one tensor: name, (shard, dtype, shape).
 
-    `with_mean`: vocabulary tensors come with base's mean row."""
-    if with_mean and is_vocabulary_tensor(name):
+    `with_mean`: it has one row per token, and base's mean row comes with it."""
+    if with_mean:
         yield name + BASE_MEAN, (record.shard, "F32", record.shape[1:])
     if record.rank is None:
         yield name, (record.shard, record.dtype, record.shape)

@@ -7,13 +7,14 @@ before its first block is merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
 from cpt_residual.weights.checkpoint import TensorEntry
@@ -31,7 +32,6 @@ from cpt_residual.weights.methods import (
     special_token_rows,
     ties,
 )
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import Block, blocks_of, map_in_order
 
 ReadBlock = Callable[[Block], Raw]
@@ -41,7 +41,8 @@ ReadBlock = Callable[[Block], Raw]
 class Sources:
     """The opened inputs. `target` and `base` read raw blocks by the target's names; `fetch` reads a
     run of both of which this thread then asks for the blocks; `owner` names the tensor that a
-    tied copy repeats; `special_ids` are those of the special tokens."""
+    tied copy repeats; `special_ids` are those of the special tokens; `rows`: the tensors with one
+    row per token."""
 
     target: ReadBlock
     base: ReadBlock | None
@@ -49,6 +50,7 @@ class Sources:
     delta: OpenDelta
     owner: Callable[[str], str]
     special_ids: Collection[int]
+    rows: Mapping[str, RowPart]
     threads: int
 
     def base_values(self, block: Block) -> Exact:
@@ -141,9 +143,9 @@ class TensorRule:
 def rule_for(entry: TensorEntry, recipe: MergeRecipe, sources: Sources) -> TensorRule:
     """The rule of one tensor. Price: none for plain addition; a pass over the tensor for automatic
     strengths and factors, four for TIES' thresholds."""
-    scale = scale_of(sources.owner(entry.name), recipe.scales)
+    scale = scale_of(sources.owner(entry.name), recipe.scales, sources.rows)
     rows: npt.NDArray[np.bool_] | None = None
-    if recipe.embedding_rows != "all" and is_vocabulary_tensor(entry.name):
+    if recipe.embedding_rows != "all" and entry.name in sources.rows:
         ids = sources.special_ids if recipe.embedding_rows == "special_tokens" else ()
         rows = special_token_rows(ids, entry.shape[0])
     if recipe.auto_alpha == "projection":

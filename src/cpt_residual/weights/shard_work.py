@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Self
 
+import numpy as np
+
 from cpt_residual.weights.alignment import OutputShard
 from cpt_residual.weights.checkpoint import TensorEntry
 from cpt_residual.weights.kernels import MergeSums
@@ -52,6 +54,7 @@ class ShardWork:
                 writer = ShardWriter(path, header=self.shard.header, num_bytes=self.shard.num_bytes)
                 self.sums.append(MergeSums())
                 self.writers.append(stack.enter_context(writer))
+                carry(self.shard, writer)
 
     def add(self, sums: Sequence[Sequence[MergeSums]], broken: Sequence[str]) -> bool:
         """Takes what the next run gave: for each output the sums of its blocks (nothing for a tied
@@ -66,6 +69,18 @@ class ShardWork:
         if complete:
             require_finite(self._broken)
         return complete
+
+
+def carry(shard: OutputShard, writer: ShardWriter) -> None:
+    """Copies what the target's class does not read."""
+    if not shard.carried:
+        return
+    with shard.source.open("rb") as source:
+        for stored, place in shard.carried:
+            source.seek(stored.offset)
+            for start in range(0, stored.num_bytes, FETCHED):
+                piece = source.read(min(FETCHED, stored.num_bytes - start))
+                writer.write_bytes(np.frombuffer(piece, dtype=np.uint8), place.offset + start)
 
 
 class Flusher:

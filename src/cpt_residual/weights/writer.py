@@ -15,7 +15,7 @@ import numpy as np
 
 from cpt_residual.core.disk import FullDiskReport
 from cpt_residual.weights.arithmetic import Raw
-from cpt_residual.weights.checkpoint import ITEM_SIZES, DtypeName, Shape, TensorEntry
+from cpt_residual.weights.checkpoint import DtypeName, Shape, TensorEntry
 from cpt_residual.weights.direct import Bytes, OutputFile
 
 
@@ -33,7 +33,7 @@ def layout(
         fields[name] = {
             "dtype": dtype,
             "shape": list(shape),
-            "data_offsets": [end, end + entry.num_elements * ITEM_SIZES[dtype]],
+            "data_offsets": [end, end + entry.num_bytes],
         }
         sized.append((entry, end))
         end += entry.num_bytes
@@ -88,6 +88,10 @@ class ShardWriter:
     def write(self, entry: TensorEntry, start: int, values: Raw) -> None:
         """Puts flat `values` at element `start` of the tensor that `entry` describes."""
         self._write_bytes(values.view(np.uint8), entry.offset + start * entry.item_size)
+
+    def write_bytes(self, values: Bytes, offset: int) -> None:
+        """Puts raw bytes at `offset` of the file."""
+        self._write_bytes(values, offset)
 
     def _write_bytes(self, values: Bytes, offset: int) -> None:
         with FullDiskReport(self._folder, values.nbytes):

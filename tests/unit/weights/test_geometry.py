@@ -197,7 +197,7 @@ def test_nan_is_refused(
     ],
 )
 def test_parts(name: str, part: str) -> None:
-    assert part_of(name) == part
+    assert part_of(name, {}) == part
 
 
 def test_edges_of_the_measures() -> None:

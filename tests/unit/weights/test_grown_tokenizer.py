@@ -16,14 +16,13 @@ from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer, special_tokens_of
 from cpt_residual.weights.chat_contract import copy_instruct_side, install, verify_stops
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.vocabulary import (
     NONE,
     RowPlan,
     plan_pair,
     plan_target,
 )
-from support.grown_family import CHAT_ML, grown_family
+from support.grown_family import CHAT_ML, VOCABULARY, grown_family
 from support.raw import merge_rows
 
 
@@ -62,7 +61,7 @@ def merge_by_hand(family: Mapping[str, Path], plan: RowPlan, out: Path) -> None:
     base, instruct, target = (load_file(family[role] / "model.safetensors") for role in family)
     merged = {}
     for name, value in target.items():
-        if not is_vocabulary_tensor(name):
+        if name not in VOCABULARY:
             merged[name] = value + (instruct[name] - base[name])
             continue
         merged[name] = np.empty((plan.num_rows, value.shape[1]), dtype=np.float32)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cpt_residual.errors import CompatibilityError, ConfigError
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights import methods
 from cpt_residual.weights.methods import (
     dare_factors,
@@ -26,6 +27,7 @@ NAMES = [
     "model.layers.10.mlp.up_proj.weight",
     "model.norm.weight",
 ]
+ROWS: dict[str, RowPart] = {"lm_head.weight": "head", "model.embed_tokens.weight": "embeddings"}
 
 
 def f32(*values: float) -> np.ndarray:
@@ -170,8 +172,8 @@ def test_projection_alpha_refuses_what_is_not_finite(dot: float, squared: float)
     ],
 )
 def test_the_last_matching_scale_decides(scales: dict[str, float], expected: list[float]) -> None:
-    require_known_scales(iter(NAMES), scales)
-    assert [scale_of(name, scales) for name in NAMES] == expected
+    require_known_scales(iter(NAMES), scales, ROWS)
+    assert [scale_of(name, scales, ROWS) for name in NAMES] == expected
 
 
 def test_every_wrong_scale_is_listed() -> None:
@@ -186,7 +188,7 @@ def test_every_wrong_scale_is_listed() -> None:
         "embeddings": 0.5,
     }
     with pytest.raises(ConfigError) as caught:
-        require_known_scales(NAMES, scales)
+        require_known_scales(NAMES, scales, ROWS)
     assert caught.value.what == "7 scale(s) cannot be used"
     assert list(caught.value.problems) == [
         "scales.mlp: inf is not a finite number",
@@ -202,7 +204,7 @@ def test_every_wrong_scale_is_listed() -> None:
 
 def test_layers_of_a_model_without_layers() -> None:
     with pytest.raises(ConfigError, match=r"layers\.0: no tensor matches\. No layers\."):
-        require_known_scales(["lm_head.weight"], {"layers.0": 1.0})
+        require_known_scales(["lm_head.weight"], {"layers.0": 1.0}, ROWS)
 
 
 def test_special_token_rows() -> None:

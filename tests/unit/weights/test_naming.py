@@ -20,6 +20,6 @@ from cpt_residual.weights.naming import MODULE_CLASSES, layer_of, module_of
     ],
 )
 def test_names_say_module_class_and_layer(name: str, module: str, layer: int | None) -> None:
-    assert module_of(name) == module
+    assert module_of(name, {}) == module
     assert module in MODULE_CLASSES
     assert layer_of(name) == layer

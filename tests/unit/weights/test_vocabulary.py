@@ -9,7 +9,6 @@ import pytest
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import TokenMap, TokenSide
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.vocabulary import (
     NONE,
     PairPlan,
@@ -58,21 +57,6 @@ def onto(
         target_rows=target_rows,
         policy=policy,
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "is_one"),
-    [
-        ("model.embed_tokens.weight", True),
-        ("transformer.wte.weight", True),
-        ("lm_head.weight", True),
-        ("model.layers.0.mlp.up_proj.weight", False),
-        ("transformer.wpe.weight", False),
-        ("lm_head.bias", False),
-    ],
-)
-def test_vocabulary_tensors(name: str, is_one: bool) -> None:
-    assert is_vocabulary_tensor(name) is is_one
 
 
 @pytest.mark.parametrize("policy", ["equal", "common_tokens"])

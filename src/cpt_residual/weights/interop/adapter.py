@@ -6,16 +6,13 @@ rounds the product, its scaled value and the sum, each to the dtype that the mod
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
 
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import write_json_atomic
@@ -25,11 +22,12 @@ from cpt_residual.modeling.side_files import (
     GENERATION_FILE,
     TOKENIZER_FILES,
     copy_files,
-    json_object,
     read_json_object,
+    with_vocab_size,
 )
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
+from cpt_residual.weights.alignment import OutputShard, output_index, output_shard
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
 from cpt_residual.weights.checkpoint import (
     INDEX_FILE,
@@ -45,8 +43,8 @@ from cpt_residual.weights.interop.adapter_config import (
     read_adapter_config,
 )
 from cpt_residual.weights.interop.adapter_tensors import AdapterTensors, sort_tensors
+from cpt_residual.weights.matching import by_class_names
 from cpt_residual.weights.methods import low_rank_rows
-from cpt_residual.weights.naming import is_vocabulary_tensor
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
@@ -57,8 +55,9 @@ from cpt_residual.weights.reader import (
     require_equal_aliases,
     require_finite,
 )
+from cpt_residual.weights.shard_work import carry
 from cpt_residual.weights.staging import fresh_directory
-from cpt_residual.weights.writer import ShardWriter, layout
+from cpt_residual.weights.writer import ShardWriter
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -89,6 +88,7 @@ def merge_adapter(
     """
     config = read_adapter_config(adapter)
     shard = _open_weights(adapter)
+    base = by_class_names(base)
     tensors = sort_tensors(shard, config, base)
     require_equal_aliases(base, threads=streaming.threads)
     tokenizer = adapter if any((adapter / name).is_file() for name in _VOCABULARY_FILES) else None
@@ -140,11 +140,11 @@ class _Merged:
     def write(self, folder: Path, streaming: Streaming) -> None:
         num_all = sum(entry.num_elements for entry in self._base.tensors.values())
         num_done, broken = 0, list[str]()
-        for shard in self._base.shards:
-            header, entries = self._layout(shard)
-            num_bytes = len(header) + sum(entry.num_bytes for entry in entries)
-            with ShardWriter(folder / shard.name, header=header, num_bytes=num_bytes) as writer:
-                for entry in entries:
+        for shard in self.shards:
+            path = folder / shard.name
+            with ShardWriter(path, header=shard.header, num_bytes=shard.num_bytes) as writer:
+                carry(shard, writer)
+                for entry in shard.tensors:
                     source = self._source(entry)
 
                     def merge(
@@ -181,17 +181,22 @@ class _Merged:
                     "holds both. Merge with peft into a model that is not tied.",
                 )
 
-    def _layout(self, shard: Shard) -> tuple[bytes, tuple[TensorEntry, ...]]:
-        if all(self.shape(entry) == entry.shape for entry in shard.tensors):
-            return shard.header, shard.tensors
-        metadata = json_object(shard.header[8:]).get("__metadata__")
-        return layout(
-            shard.name,
-            [(entry.name, entry.dtype, self.shape(entry)) for entry in shard.tensors],
-            {key: str(value) for key, value in metadata.items()}
-            if isinstance(metadata, dict)
-            else {},
-        )
+    @property
+    def num_rows(self) -> int | None:
+        """Of the vocabulary tensors, where they have others than base's."""
+        base = self._base
+        grown = {
+            shape[0]
+            for entry in base.tensors.values()
+            if (shape := self.shape(entry)) != entry.shape
+        }
+        return grown.pop() if grown else None
+
+    @property
+    def shards(self) -> list[OutputShard]:
+        """Base's shards, with room for the rows that the adapter stores."""
+        base = self._base
+        return [output_shard(base, shard, num_rows=self.num_rows) for shard in base.shards]
 
     def _source(self, entry: TensorEntry) -> _Source:
         name = self._owner(entry.name)
@@ -245,7 +250,7 @@ def _require_rows_for_tokens(
     problems = [
         f"{name}: {shape[0]} rows"
         for name, shape in tensors.merged_shapes(base).items()
-        if is_vocabulary_tensor(name) and shape[0] < num_ids
+        if name in base.rows and shape[0] < num_ids
     ]
     if problems:
         raise CompatibilityError(
@@ -265,28 +270,9 @@ def _write_side_files(
     copy_files(tokenizer or base.path, folder, TOKENIZER_FILES)
     if (base.path / CHAT_FOLDER).is_dir():
         shutil.copytree(base.path / CHAT_FOLDER, folder / CHAT_FOLDER)
-    rows = {
-        merged.shape(entry)[0]
-        for entry in base.tensors.values()
-        if merged.shape(entry) != entry.shape
-    }
-    if base.index is not None and not rows:
-        (folder / INDEX_FILE).write_bytes(base.index)
-    if not rows:
-        return
-    config = read_json_object(base.path / CONFIG_FILE, "base")
-    write_json_atomic(folder / CONFIG_FILE, {**config, "vocab_size": rows.pop()})
-    if base.index is not None:
-        write_json_atomic(folder / INDEX_FILE, _index_with_size(base, merged))
-
-
-def _index_with_size(base: Checkpoint, merged: _Merged) -> dict[str, JsonValue]:
-    assert base.index is not None
-    index: dict[str, JsonValue] = json.loads(base.index)
-    sizes = [
-        int(np.prod(merged.shape(entry), dtype=np.int64)) * entry.item_size
-        for entry in base.tensors.values()
-    ]
-    metadata = index.get("metadata")
-    kept: Mapping[str, JsonValue] = metadata if isinstance(metadata, dict) else {}
-    return {**index, "metadata": {**kept, "total_size": sum(sizes)}}
+    index = output_index(base, merged.shards)
+    if index is not None:
+        (folder / INDEX_FILE).write_bytes(index)
+    if merged.num_rows is not None:
+        config = read_json_object(base.path / CONFIG_FILE, "base")
+        write_json_atomic(folder / CONFIG_FILE, with_vocab_size(config, merged.num_rows))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.checkpoint import Checkpoint, Shape, Shard, TensorEntry
 from cpt_residual.weights.interop.adapter_config import AdapterConfig
-from cpt_residual.weights.naming import HEAD, head_of_tied, is_vocabulary_tensor
 
 _PREFIX = "base_model.model."
 _ENDS: Mapping[str, tuple[str, bool]] = {
@@ -139,10 +138,8 @@ def _tied(
     problems: list[str],
 ) -> dict[str, str]:
     """A tied base takes a new embedding and head together, or neither."""
-    if not base.facts.tie_word_embeddings:
-        return {}
-    tied = head_of_tied(base.unique_tensors, tied=True)
-    both = (*tied.values(), HEAD)
+    tied = dict(base.tied)
+    both = (*tied.values(), *tied)
     touched = [name for name in both if name in pairs or name in whole]
     if not touched:
         return {}
@@ -162,10 +159,11 @@ def _whole_problems(
     tied: Mapping[str, str],
 ) -> list[str]:
     problems: list[str] = []
+    rows = {*base.rows, *tied}
     for name in whole:
         if name not in base.tensors and name not in tied:
             problems.append(f"{name}: the base has no such tensor")
-        elif not is_vocabulary_tensor(name) and not config.saves(name.rpartition(".")[0]):
+        elif name not in rows and not config.saves(name.rpartition(".")[0]):
             problems.append(f"{name}: stored whole, but modules_to_save does not name it")
     return problems
 
@@ -195,7 +193,7 @@ def _row_problems(whole: Mapping[str, TensorEntry], base: Checkpoint) -> list[st
     rows: dict[str, int] = {}
     for name, entry in base.unique_tensors.items():
         shape = whole[name].shape if name in whole else entry.shape
-        free = is_vocabulary_tensor(name)
+        free = name in base.rows
         if len(shape) != len(entry.shape) or shape[free:] != entry.shape[free:]:
             problems.append(f"{name}: base {entry.shape} vs adapter {shape}")
         elif free:

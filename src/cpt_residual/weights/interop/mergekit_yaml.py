@@ -19,7 +19,6 @@ from cpt_residual.weights import chat_contract
 from cpt_residual.weights.checkpoint import TORCH_NAMES, Checkpoint, DtypeName
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.methods import num_to_keep, require_known_scales, scale_of
-from cpt_residual.weights.naming import is_vocabulary_tensor
 
 Setting = float | list[dict[str, str | float]]
 Parameters = dict[str, Setting]
@@ -58,7 +57,7 @@ def mergekit_yaml(
     for other in (base, target):
         labels = ("instruct", other.role)
         chat_contract.require_same_tokens_as(instruct.path, other.path, labels=labels)
-    require_known_scales(target.unique_tensors, recipe.scales)
+    require_known_scales(target.unique_tensors, recipe.scales, target.rows)
     if not math.isfinite(alpha):
         raise ConfigError(f"alpha is {alpha}", remedy="Give a finite number; 1.0 is the paper.")
     strengths = _strengths(target, alpha, recipe)
@@ -98,8 +97,9 @@ def _strengths(target: Checkpoint, alpha: float, recipe: MergeRecipe) -> dict[st
     strengths: dict[str, float] = {}
     for name in target.tensors:
         owner = target.aliases.get(name, name)
-        skipped = recipe.embedding_rows == "none" and is_vocabulary_tensor(owner)
-        strengths[name] = 0.0 if skipped else alpha * scale_of(owner, recipe.scales)
+        skipped = recipe.embedding_rows == "none" and owner in target.rows
+        scale = scale_of(owner, recipe.scales, target.rows)
+        strengths[name] = 0.0 if skipped else alpha * scale
     return strengths
 
 
@@ -197,7 +197,7 @@ def _main_dtype(target: Checkpoint) -> str:
 def _tokenizer(instruct: Checkpoint, target: Checkpoint, comments: list[str]) -> dict[str, str]:
     """instruct's tokenizer, where mergekit would not cut the embedding to its number of tokens."""
     num_ids = max(TokenSide.read(instruct.path).ids.values(), default=-1) + 1
-    rows = {e.shape[0] for name, e in target.tensors.items() if is_vocabulary_tensor(name)}
+    rows = {e.shape[0] for name, e in target.tensors.items() if name in target.rows}
     if rows == {num_ids}:
         return {"tokenizer_source": str(instruct.path)}
     comments += [

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling.class_names import ClassNames, class_names
 from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
@@ -21,7 +22,6 @@ from cpt_residual.weights.compatibility import Side
 from cpt_residual.weights.delta import High, Low, OpenDelta, add_parts
 from cpt_residual.weights.interop.residuals_package import OWN_FILE, ResidualsFolder
 from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.naming import HEAD, head_of_tied
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
@@ -55,7 +55,23 @@ class PackageDelta:
             for name, entry in self.folder.tensors.items()
             if not facts.tie_word_embeddings or name not in _aliases(self.folder, self.target)
         }
-        return Side(label="residual", shapes=shapes, config=self._config)
+        return Side("residual", shapes, self._config, self._class_names.rows_by_name())
+
+    @property
+    def own_names(self) -> Mapping[str, str]:
+        aliases = _aliases(self.folder, self.target)
+        return {n: own for n, own in self._class_names.names.items() if n not in aliases}
+
+    @cached_property
+    def _class_names(self) -> ClassNames:
+        """As the target's class reads them: the folder has no config.json of a model."""
+        facts = self.target.facts
+        return class_names(
+            self.target.path,
+            self.folder.tensors,
+            model_type=facts.model_type,
+            tied=facts.tie_word_embeddings,
+        )
 
     @property
     def _config(self) -> dict[str, JsonValue]:
@@ -136,9 +152,9 @@ def package_delta(
 
 
 def _aliases(folder: ResidualsFolder, target: Checkpoint) -> dict[str, str]:
-    """A head that repeats the embedding, where config.json of the target ties them."""
-    tied = head_of_tied(folder.tensors, tied=target.facts.tie_word_embeddings)
-    return tied if HEAD in folder.tensors else {}
+    """A head that repeats the embedding, where the target ties them."""
+    stored = folder.tensors
+    return {a: b for a, b in target.tied.items() if a in stored and b in stored}
 
 
 class _OpenPackage:

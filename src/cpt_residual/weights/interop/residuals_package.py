@@ -51,7 +51,6 @@ from cpt_residual.weights.checkpoint import (
     read_shard,
 )
 from cpt_residual.weights.delta import StoredDelta
-from cpt_residual.weights.naming import HEAD, head_of_tied
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
@@ -64,7 +63,6 @@ from cpt_residual.weights.residual_format import (
     INSTRUCT_FOLDER,
     ModelRecord,
     ResidualArtifact,
-    ResidualManifest,
 )
 from cpt_residual.weights.staging import fresh_directory
 from cpt_residual.weights.writer import ShardWriter, layout
@@ -168,7 +166,7 @@ def write_residuals_layout(
     """
     manifest = residual.manifest
     shapes: dict[str, Shape] = {name: record.shape for name, record in manifest.tensors.items()}
-    tied = _tied(manifest)
+    tied = _tied(residual)
     shapes |= {alias: shapes[owner] for alias, owner in tied.items()}
     with fresh_directory(out, inputs=(residual.path,)) as folder:
         size = ITEM_SIZES[dtype] * sum(math.prod(shape) for shape in shapes.values())
@@ -205,11 +203,15 @@ def write_residuals_layout(
     return own
 
 
-def _tied(manifest: ResidualManifest) -> dict[str, str]:
+def _tied(residual: ResidualArtifact) -> dict[str, str]:
     """Tensors that repeat another: those that instruct stores, and a tied head that it leaves out,
     because the package takes its names from a loaded model."""
-    tied = head_of_tied(manifest.tensors, tied=manifest.facts.tie_word_embeddings)
-    return manifest.tied or ({} if HEAD in manifest.tensors else tied)
+    if residual.manifest.tied:
+        return residual.manifest.tied
+    found = residual.class_names
+    name_of = {own: name for name, own in found.names.items()}
+    tied = found.tied.items()
+    return {a: name_of[b] for a, b in tied if a not in name_of and b in name_of}
 
 
 def _write_shard(
@@ -220,7 +222,7 @@ def _write_shard(
     streaming: Streaming,
 ) -> tuple[float, float]:
     """model.safetensors; returns the squared norms of the rounding and of the residual."""
-    tied = _tied(residual.manifest)
+    tied = _tied(residual)
     header, entries = layout(
         SINGLE_FILE, [(name, dtype, shapes[name]) for name in shapes], {"format": "pt"}
     )

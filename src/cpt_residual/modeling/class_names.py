@@ -1,0 +1,105 @@
+"""What a model class makes of the tensors of a checkpoint: the class's own name for each of them,
+which have one row per token, which repeat another one, and which nothing reads.
+
+Architectures with the layout of Llama are known by a table, which a test compares with the classes
+themselves; for all others, and for any name that the table does not expect, the class is built
+without storage (`modeling.model_class`, which imports transformers).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["PLAIN_TYPES", "ClassNames", "RowPart", "class_names", "is_left_over", "plain_name"]
+
+RowPart = Literal["embeddings", "head"]
+
+PLAIN_TYPES: Mapping[str, bool] = {
+    "gemma": True,
+    "gemma2": True,
+    "gemma3_text": True,
+    "granite": False,
+    "llama": False,
+    "mistral": False,
+    "olmo2": False,
+    "olmo3": False,
+    "phi3": False,
+    "qwen2": False,
+    "qwen3": False,
+    "smollm3": True,
+}
+"""Values of `model_type` whose classes read names of `plain_name` as they are, and whether they
+tie head and embedding where config.json does not say."""
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_PLAIN = re.compile(
+    r"model\.embed_tokens\.weight|lm_head\.weight|model\.norm\.weight|model\.layers\.\d+\."
+    r"(?:self_attn\.(?:(?:q|k|v|o|qkv)_proj\.(?:weight|bias)|[qk]_norm\.weight)"
+    r"|mlp\.(?:gate|up|down|gate_up)_proj\.(?:weight|bias)"
+    r"|(?:input|post_attention|pre_feedforward|post_feedforward)_layernorm\.weight)"
+)
+
+
+_LEFT_OVER = re.compile(
+    r"(?:attn|attention)\.(?:masked_bias|bias)$|\.causal_mask$|rotary_emb\.inv_freq$"
+)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """How a class reads the tensors of one checkpoint.
+
+    names: the stored name of every tensor that is read, and the class's name for it (a tensor that
+    the class joins with others, such as one expert's, keeps a name that is its alone); a tensor
+    that the class neither reads nor knows to be left over is among them under its stored name.
+    unread: stored names that no parameter reads, by the class's rules. rows: class names of the
+    tensors with one row per token. tied: class names, to the class name whose values they repeat.
+    text: class names to those of the text-only class of the same family, of a model that reads
+    images or sounds too. unknown: why the class cannot be asked; all but `names` is then empty.
+    """
+
+    class_name: str
+    names: Mapping[str, str]
+    unread: tuple[str, ...] = ()
+    rows: Mapping[str, RowPart] = field(default_factory=dict[str, RowPart])
+    tied: Mapping[str, str] = field(default_factory=dict[str, str])
+    text: Mapping[str, str] = field(default_factory=dict[str, str])
+    unknown: str = ""
+
+    def rows_by_name(self) -> dict[str, RowPart]:
+        """The stored tensors with one row per token."""
+        return {name: self.rows[own] for name, own in self.names.items() if own in self.rows}
+
+
+def plain_name(name: str) -> bool:
+    """Whether `name` is one that the classes of PLAIN_TYPES have or might have."""
+    return _PLAIN.fullmatch(name) is not None
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a tensor of this name, if no parameter of its class reads it, is a constant that
+    older versions of transformers stored beside the weights: causal masks, rotary frequencies."""
+    return _LEFT_OVER.search(name) is not None
+
+
+def class_names(
+    folder: Path, names: Iterable[str], *, model_type: str, tied: bool | None
+) -> ClassNames:
+    """How the class that config.json in `folder` names reads tensors called `names`; `model_type`
+    and `tied` (tie_word_embeddings) are what that file says. Imports transformers unless the names
+    are plain ones of PLAIN_TYPES."""
+    stored = tuple(names)
+    if model_type in PLAIN_TYPES and all(map(plain_name, stored)):
+        is_tied = PLAIN_TYPES[model_type] if tied is None else tied
+        return ClassNames(
+            class_name=model_type,
+            names={name: name for name in stored},
+            rows={_EMBEDDING: "embeddings", _HEAD: "head"},
+            tied={_HEAD: _EMBEDDING} if is_tied else {},
+        )
+    from cpt_residual.modeling.model_class import ask_class
+
+    return ask_class(folder, stored)
