@@ -162,7 +162,9 @@ def eos_ids_of(folder: Path) -> list[int]:
 
 
 def _eos_ids(path: Path) -> list[int]:
-    value = read_json_object(path, "model").get("eos_token_id")
+    fields = read_json_object(path, "model")
+    value = fields.get("eos_token_id")
+    value = text_fields(fields).get("eos_token_id") if value is None else value
     values = value if isinstance(value, list) else [] if value is None else [value]
     ids = [item for item in values if type(item) is int and item >= 0]
     if len(ids) != len(values):

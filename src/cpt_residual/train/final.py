@@ -20,7 +20,6 @@ from transformers import (
 from cpt_residual.errors import WorkerError
 from cpt_residual.modeling.saving import carry_side_files, save_weights
 from cpt_residual.train.stored import open_start, verify_weights
-from cpt_residual.weights.checkpoint import Checkpoint, Shape
 from cpt_residual.weights.reader import ShardReader
 from cpt_residual.weights.tensors import tensor_of
 
@@ -84,15 +83,8 @@ def write_model(
     }
     save_weights(model, state, out, dtype=dtype)
     carry_side_files(start, out, dtype=dtype)
-    verify_weights(out, _expected(model, weights), dtype)
+    verify_weights(out, weights, dtype)
     return None if dtype == torch.float32 else lost.share
-
-
-def _expected(model: PreTrainedModel, start: Checkpoint) -> dict[str, Shape]:
-    """Names and shapes that must be on disk: those of the start model, tied tensors once."""
-    unique = {name for name, _ in model.named_parameters()}
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
-    return {name: entry.shape for name, entry in start.tensors.items() if name not in aliases}
 
 
 def _refuse(not_finite: list[str]) -> None:

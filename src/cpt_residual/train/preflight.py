@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from cpt_residual.core.stage import Metrics
 from cpt_residual.data.pack_format import open_pack
 from cpt_residual.errors import CompatibilityError, ConfigError
@@ -68,9 +70,10 @@ def _check_tokenizer(job: TrainJob, pack_hash: str) -> None:
     )
 
 
-def _check_sizes(job: TrainJob, config: object, *, max_id: int, sequence_length: int) -> None:
-    vocab_size = int(getattr(config, "vocab_size", 0))
-    positions = int(getattr(config, "max_position_embeddings", 0)) or math.inf
+def _check_sizes(job: TrainJob, config: PreTrainedConfig, *, max_id: int, sequence_length: int) -> None:
+    text = config.get_text_config()
+    vocab_size = int(text.vocab_size)
+    positions = int(getattr(text, "max_position_embeddings", 0)) or math.inf
     problems: list[str] = []
     if max_id >= vocab_size:
         problems.append(f"largest id of the pack: {max_id}, vocabulary of the model: {vocab_size}")

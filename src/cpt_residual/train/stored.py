@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from cpt_residual.errors import ArtifactError, WorkerError
-from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, open_checkpoint
+from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, open_checkpoint
+from cpt_residual.weights.matching import by_class_names
 from cpt_residual.weights.tensors import TORCH_DTYPES
 
 __all__ = ["open_start", "stored_dtype", "verify_weights"]
 
 
 def open_start(folder: Path) -> Checkpoint:
-    """The weights of the start model, an artifact: a released model's shards are links."""
-    return open_checkpoint(folder, role="start model", links_allowed=True)
+    """The weights of the start model, an artifact, by the names of its class's parameters; a
+    released model's shards are links."""
+    return by_class_names(open_checkpoint(folder, role="start model", links_allowed=True))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -28,12 +29,14 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return TORCH_DTYPES[counts.most_common(1)[0][0]]
 
 
-def verify_weights(out: Path, expected: Mapping[str, Shape], dtype: torch.dtype) -> None:
-    """Raise WorkerError unless the files hold exactly the expected tensors, in `dtype`.
+def verify_weights(out: Path, start: Checkpoint, dtype: torch.dtype) -> None:
+    """Raise WorkerError unless the files hold exactly what the class reads of `start` (see
+    open_start), tied tensors once, in `dtype`.
 
     Some set-ups (ZeRO-3 without a gather) end with exit code 0 and empty or no weights."""
+    expected = {name: entry.shape for name, entry in start.unique_tensors.items()}
     try:
-        found = open_checkpoint(out, role="trained model").tensors
+        found = by_class_names(open_checkpoint(out, role="trained model")).tensors
     except ArtifactError as error:
         raise _not_whole([error.what, *error.problems]) from error
     problems = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]

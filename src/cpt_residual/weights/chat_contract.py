@@ -32,6 +32,8 @@ from cpt_residual.modeling.side_files import (
     eos_ids_of,
     forget_code,
     read_json_object,
+    text_fields,
+    with_vocab_size,
 )
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights.compatibility import require_same_tokens
@@ -150,7 +152,7 @@ def install(
 
 def _require_rows(eos_ids: Sequence[int], target: Path, plan: RowPlan | None) -> None:
     """CompatibilityError for end-of-text ids that the merged model cannot generate."""
-    size = read_json_object(target / CONFIG_FILE, "target").get("vocab_size")
+    size = text_fields(read_json_object(target / CONFIG_FILE, "target")).get("vocab_size")
     num_rows = plan.num_rows if plan is not None else size if isinstance(size, int) else None
     beyond = [token_id for token_id in eos_ids if num_rows is not None and token_id >= num_rows]
     if beyond:
@@ -210,7 +212,7 @@ def _write_configs(
         if field in instruct_config:
             config[field] = ids_of.value(instruct_config[field], f"{CONFIG_FILE} {field}")
     if ids_of.plan is not None:
-        config["vocab_size"] = ids_of.plan.num_rows
+        config = with_vocab_size(config, ids_of.plan.num_rows)
     write_json_atomic(out / CONFIG_FILE, {**config, "eos_token_id": stops})
     generation: dict[str, JsonValue] = {}
     if (instruct_side / GENERATION_FILE).is_file():
