@@ -334,7 +334,9 @@ class RecordingLM(_HFLM):
 
     def _likelihood_batches(self, sizes: list[int]) -> Iterator[range]:
         """Batches (of windows sorted longest first) whose logits stay within a fixed memory."""
-        width = max(1, int(self._lm.config.get_text_config().vocab_size)) * 8  # logits and log probabilities, fp32
+        width = (
+            max(1, int(self._lm.config.get_text_config().vocab_size)) * 8
+        )  # logits and log probabilities, fp32
         budget = _LOGIT_BYTES.get(self._settings.device.split(":")[0], 2**28)
         start = 0
         while start < len(sizes):

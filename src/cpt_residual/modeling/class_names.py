@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+from cpt_residual.errors import CompatibilityError
 
 __all__ = ["PLAIN_TYPES", "ClassNames", "RowPart", "class_names", "is_left_over", "plain_name"]
 
@@ -69,9 +71,30 @@ class ClassNames:
     text: Mapping[str, str] = field(default_factory=dict[str, str])
     unknown: str = ""
 
+    def spelled(self, spelling: Mapping[str, str]) -> ClassNames:
+        """The same with other names for those of `spelling`."""
+        names = {spelling.get(name, name): own for name, own in self.names.items()}
+        return replace(self, names=names)
+
     def rows_by_name(self) -> dict[str, RowPart]:
-        """The stored tensors with one row per token."""
+        """The tensors with one row per token."""
         return {name: self.rows[own] for name, own in self.names.items() if own in self.rows}
+
+    def tied_by_name(self) -> dict[str, str]:
+        """Tied tensors and what they repeat; by the class's name what is not stored."""
+        name_of = {own: name for name, own in self.names.items()}
+        return {name_of.get(a, a): name_of.get(b, b) for a, b in self.tied.items()}
+
+    def require_known(self, role: str) -> None:
+        """Raises CompatibilityError where the class cannot be asked."""
+        if self.unknown:
+            raise CompatibilityError(
+                f"{role}: which tensors have one row per token cannot be told",
+                problems=[self.unknown],
+                remedy="The model class says it, and it cannot be built. Leave embedding_rows, "
+                "scales and vocab_policy at their defaults and give models with the same tokens, "
+                "or install a transformers that knows the class.",
+            )
 
 
 def plain_name(name: str) -> bool:

@@ -22,6 +22,7 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import logging as transformers_logging
 
+from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.class_names import ClassNames, RowPart, is_left_over
 from cpt_residual.modeling.loading import build_on_meta, load_config
 
@@ -30,6 +31,7 @@ __all__ = ["ask_class"]
 _NOT_BUILT = (
     AssertionError,
     AttributeError,
+    CompatibilityError,
     ImportError,
     KeyError,
     OSError,
@@ -62,7 +64,8 @@ def ask_class(folder: Path, stored: Sequence[str]) -> ClassNames:
         built = _built(folder, (found.st_mtime_ns, found.st_size, found.st_ino))
         rows = dict(_rows(built))
     except _NOT_BUILT as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = error.problems if isinstance(error, CompatibilityError) else str(error).splitlines()
+        reason = next(iter(lines), type(error).__name__)
         return ClassNames("", {name: name for name in stored}, unknown=reason)
     names: dict[str, str] = {}
     unread: list[str] = []

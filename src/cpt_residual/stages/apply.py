@@ -41,7 +41,7 @@ class Apply:
     ancestors: tuple[Stage, Stage] | None = None  # the residual's base and the target's, if two
 
     name: ClassVar[str] = "apply"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def node(self) -> str:

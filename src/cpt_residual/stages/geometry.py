@@ -31,7 +31,7 @@ class Geometry:
     instruct_cpt: Stage | None = None
 
     name: ClassVar[str] = "geometry"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def node(self) -> str:

@@ -37,7 +37,7 @@ class ResidualStage:
     vocab_policy: VocabPolicy = "equal"
 
     name: ClassVar[str] = "residual"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def node(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,8 @@ from cpt_residual.weights.reader import ShardReader
 from cpt_residual.weights.tensors import tensor_of
 
 __all__ = ["ExactMasters", "LostUpdates", "write_model"]
+
+_NUM_SHOWN = 5
 
 
 @dataclass
@@ -83,7 +85,8 @@ def write_model(
     }
     save_weights(model, state, out, dtype=dtype)
     carry_side_files(start, out, dtype=dtype)
-    verify_weights(out, weights, dtype)
+    expected = {name: entry.shape for name, entry in weights.unique_tensors.items()}
+    verify_weights(out, expected, dtype)
     return None if dtype == torch.float32 else lost.share
 
 
@@ -114,6 +117,19 @@ def _gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
     return value.detach()
 
 
+def _require_stored(stored: Collection[str], parameters: Iterable[str]) -> None:
+    """Refuses a start model in which some parameters lie in parts, as the experts of most releases
+    do: their exact values are not read from one tensor."""
+    parts = [name for name in parameters if name not in stored]
+    if parts:
+        raise WorkerError(
+            f"the fp32 start model stores {len(parts)} parameter(s) in parts",
+            problems=parts[:_NUM_SHOWN],
+            remedy="DeepSpeed would train them from rounded values. Set deepspeed.zero_stage to "
+            "off, or give a start model in bf16.",
+        )
+
+
 class ExactMasters(TrainerCallback):
     """Gives DeepSpeed's fp32 master copies the exact start values before the first step.
 
@@ -131,8 +147,10 @@ class ExactMasters(TrainerCallback):
         import deepspeed.utils
 
         weights = open_start(self._start)
+        named = dict(kwargs["model"].named_parameters())
+        _require_stored(weights.tensors, named)
         with ShardReader(weights.shards) as reader:
-            for name, parameter in kwargs["model"].named_parameters():
+            for name, parameter in named.items():
                 start = tensor_of(reader.read_whole(weights.tensors[name])).float()
                 cast("Any", deepspeed.utils).safe_set_full_fp32_param(
                     parameter, start.to(parameter.device)

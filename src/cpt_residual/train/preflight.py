@@ -70,7 +70,9 @@ def _check_tokenizer(job: TrainJob, pack_hash: str) -> None:
     )
 
 
-def _check_sizes(job: TrainJob, config: PreTrainedConfig, *, max_id: int, sequence_length: int) -> None:
+def _check_sizes(
+    job: TrainJob, config: PreTrainedConfig, *, max_id: int, sequence_length: int
+) -> None:
     text = config.get_text_config()
     vocab_size = int(text.vocab_size)
     positions = int(getattr(text, "max_position_embeddings", 0)) or math.inf

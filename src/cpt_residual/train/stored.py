@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from cpt_residual.errors import ArtifactError, WorkerError
-from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, open_checkpoint
+from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, open_checkpoint
 from cpt_residual.weights.matching import by_class_names
 from cpt_residual.weights.tensors import TORCH_DTYPES
 
@@ -29,12 +30,11 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return TORCH_DTYPES[counts.most_common(1)[0][0]]
 
 
-def verify_weights(out: Path, start: Checkpoint, dtype: torch.dtype) -> None:
-    """Raise WorkerError unless the files hold exactly what the class reads of `start` (see
-    open_start), tied tensors once, in `dtype`.
+def verify_weights(out: Path, expected: Mapping[str, Shape], dtype: torch.dtype) -> None:
+    """Raise WorkerError unless the files hold exactly the expected tensors, by the names of the
+    class's parameters, in `dtype`.
 
     Some set-ups (ZeRO-3 without a gather) end with exit code 0 and empty or no weights."""
-    expected = {name: entry.shape for name, entry in start.unique_tensors.items()}
     try:
         found = by_class_names(open_checkpoint(out, role="trained model")).tensors
     except ArtifactError as error:

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
-from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, Shard, TensorEntry
+from cpt_residual.weights.checkpoint import (
+    Checkpoint,
+    DtypeName,
+    Shape,
+    Shard,
+    TensorEntry,
+    stored_in,
+)
 from cpt_residual.weights.delta import High, Low, OpenDelta, place
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.reader import Block
@@ -76,7 +83,7 @@ def output_shard(target: Checkpoint, shard: Shard, *, num_rows: int | None) -> O
     if num_rows is None or not any(e.name in aligned and e.shape[0] != num_rows for e in read):
         same = tuple((entry, entry) for entry in unread)
         return OutputShard(shard.name, shard.header, shard.num_bytes, read, shard.path, same)
-    stored = sorted((*shard.tensors, *shard.constants), key=lambda entry: entry.offset)
+    stored = stored_in(shard)
     key_of = {entry.offset: entry.name for entry in read}
     tensors: list[tuple[str, DtypeName, Shape]] = [
         (entry.name, entry.dtype, (num_rows, *entry.shape[1:]))

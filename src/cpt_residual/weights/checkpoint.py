@@ -129,21 +129,19 @@ class Checkpoint:
     def class_names(self) -> ClassNames:
         """How the class reads the stored names. Raises ArtifactError for tensors that it reads and
         that are no weights."""
+        stored = [tensor.name for shard in self.shards for tensor in stored_in(shard)]
+        facts = self.facts
         found = class_names(
-            self.path,
-            (tensor.name for shard in self.shards for tensor in (*shard.tensors, *shard.constants)),
-            model_type=self.facts.model_type,
-            tied=self.facts.tie_word_embeddings,
+            self.path, stored, model_type=facts.model_type, tied=facts.tie_word_embeddings
         )
-        read = [
-            dtype_problem(constant.name, constant.dtype)
-            for shard in self.shards
-            for constant in shard.constants
-            if constant.name in found.names
-        ]
-        if read:
+        constants = [tensor for shard in self.shards for tensor in shard.constants]
+        if read := [dtype_problem(t.name, t.dtype) for t in constants if t.name in found.names]:
             raise untrusted(self.role, self.path, read)
         return found
+
+    @cached_property
+    def _read(self) -> ClassNames:
+        return self.class_names.spelled(self.spelling)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorEntry]:
@@ -151,52 +149,28 @@ class Checkpoint:
         return {entry.name: entry for shard in self.shards for entry in self.entries_of(shard)}
 
     @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """Tensors that the class ties, to what they repeat; what is not stored by the class's
+        name."""
+        return self._read.tied_by_name()
+
+    @cached_property
     def aliases(self) -> Mapping[str, str]:
         """Tied tensors that are stored a second time, to the tensor that they repeat."""
         return {a: b for a, b in self.tied.items() if a in self.tensors and b in self.tensors}
 
     @cached_property
-    def tied(self) -> Mapping[str, str]:
-        """Tensors that the class ties, to what they repeat; by the class's names what is not
-        stored."""
-        key_of = {own: name for name, own in self._own_names.items()}
-        return {key_of.get(a, a): key_of.get(b, b) for a, b in self.class_names.tied.items()}
-
-    @cached_property
     def rows(self) -> Mapping[str, RowPart]:
         """The tensors with one row per token, by the class. Raises CompatibilityError where the
         class cannot be asked."""
-        found = self.class_names
-        if found.unknown:
-            raise CompatibilityError(
-                f"{self.role}: which tensors have one row per token cannot be told",
-                problems=[f"{self.path / CONFIG_FILE}: {found.unknown}"],
-                remedy="The model class says it, and it cannot be built. Leave embedding_rows, "
-                "scales and vocab_policy at their defaults and give models with the same tokens, "
-                "or install a transformers that knows the class.",
-            )
-        return {n: found.rows[own] for n, own in self._own_names.items() if own in found.rows}
+        self.class_names.require_known(self.role)
+        return self._read.rows_by_name()
 
     @property
     def own_names(self) -> Mapping[str, str]:
         """The class's name of every tensor, tied tensors once."""
-        return {name: own for name, own in self._own_names.items() if name not in self.aliases}
-
-    @cached_property
-    def _own_names(self) -> Mapping[str, str]:
-        found = self.class_names.names
-        return {
-            self.spelling.get(entry.name, entry.name): found[entry.name]
-            for shard in self.shards
-            for entry in shard.tensors
-            if entry.name in found
-        }
-
-    def unread_of(self, shard: Shard) -> tuple[TensorEntry, ...]:
-        """What one of its shards holds beside them."""
-        read = self.class_names.names
-        stored = sorted((*shard.tensors, *shard.constants), key=lambda entry: entry.offset)
-        return tuple(entry for entry in stored if entry.name not in read)
+        names = self._read.names.items()
+        return {name: own for name, own in names if name not in self.aliases}
 
     def entries_of(self, shard: Shard) -> Iterator[TensorEntry]:
         """The tensors of one of its shards that the class reads, in the file's order."""
@@ -204,6 +178,11 @@ class Checkpoint:
         for entry in shard.tensors:
             if entry.name in read:
                 yield replace(entry, name=self.spelling.get(entry.name, entry.name))
+
+    def unread_of(self, shard: Shard) -> tuple[TensorEntry, ...]:
+        """What one of its shards holds beside them."""
+        read = self.class_names.names
+        return tuple(entry for entry in stored_in(shard) if entry.name not in read)
 
     @property
     def unique_tensors(self) -> Mapping[str, TensorEntry]:
@@ -261,6 +240,11 @@ def open_checkpoint(path: Path, *, role: str, links_allowed: bool = False) -> Ch
     if problems:
         raise untrusted(role, path, problems)
     return Checkpoint(role=role, path=path, shards=tuple(shards), index=index, facts=facts)
+
+
+def stored_in(shard: Shard) -> list[TensorEntry]:
+    """All that one shard holds, in the order of the offsets."""
+    return sorted((*shard.tensors, *shard.constants), key=lambda entry: entry.offset)
 
 
 def untrusted(role: str, path: Path, problems: list[str]) -> ArtifactError:
@@ -443,7 +427,7 @@ def _layout_problems(
     problems: list[str] = []
     found: dict[str, str] = {}
     for shard in shards:
-        for entry in (*shard.tensors, *shard.constants):
+        for entry in stored_in(shard):
             if entry.name in found:
                 problems.append(f"{entry.name}: stored in {found[entry.name]} and in {shard.name}")
             found[entry.name] = shard.name
