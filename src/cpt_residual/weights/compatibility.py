@@ -13,8 +13,8 @@ from cpt_residual.weights.checkpoint import Checkpoint, Shape
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: how messages call it, its tensors' shapes, its config.json, and which
-    of them have one row per token; none where its class cannot be asked."""
+    """One side of a comparison: how messages call it, its tensors' shapes, its config.json, and
+    which of them have one row per token; none where its class cannot be asked."""
 
     label: str
     shapes: Mapping[str, Shape]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from cpt_residual.modeling.side_files import eos_ids_of, text_fields, with_vocab_size
 from cpt_residual.weights.chat_contract import verify_stops
@@ -22,7 +23,10 @@ def test_generation_stops_at_every_id(family: HubFamily) -> None:
 
 
 def test_ids_and_sizes_are_read_and_written_where_the_text_model_has_them(tmp_path: Path) -> None:
-    nested = {"model_type": "gemma3", "text_config": {"vocab_size": 8, "eos_token_id": 3}}
+    nested: dict[str, JsonValue] = {
+        "model_type": "gemma3",
+        "text_config": {"vocab_size": 8, "eos_token_id": 3},
+    }
     assert text_fields(nested)["vocab_size"] == 8
     assert with_vocab_size(nested, 9)["text_config"] == {"vocab_size": 9, "eos_token_id": 3}
     assert "vocab_size" not in with_vocab_size(nested, 9)
