@@ -186,6 +186,7 @@ class ApplyJob:
             lost_share=report.lost_share,
             eos_token_ids=list(report.eos_token_ids),
             stops_at=stops,
+            left_out=list(report.left_out),
             shards=shards,
             code_version=code_version(),
             libraries=library_versions(),

@@ -103,6 +103,7 @@ def _residual_rows(manifest: ResidualManifest, out: Path) -> dict[str, str]:
         else f"base + residual misses instruct in {manifest.num_wrong:,} elements and "
         f"{manifest.num_zero_signs:,} signs of zero: this storage is not exact",
         "storage error": f"{manifest.relative_error:.3g} (relative norm)",
+        "left out": _left_out(manifest.left_out),
     }
 
 
@@ -324,4 +325,9 @@ def _report_rows(
     rows["ends at"] = ", ".join(map(str, first.eos_token_ids)) + (
         " (shown)" if verify else " (not shown: --no-verify)"
     )
+    rows["left out"] = _left_out(first.left_out)
     return rows | ({"pushed": pushed} if pushed else {})
+
+
+def _left_out(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} (of the instruct model)" if names else ""

@@ -25,8 +25,12 @@ __all__ = [
     "upload",
 ]
 
-MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-_PATTERNS = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
+MODEL_SUFFIXES = (
+    *(".safetensors", ".json", ".jinja", ".model", ".txt"),
+    *(".tiktoken", ".spm", ".codes", ".bpe"),  # other forms of a vocabulary
+)
+_PATTERNS = [*(f"*{suffix}" for suffix in MODEL_SUFFIXES), "tokenizer.model.v*"]
+_NAMED_TEMPLATES = ["additional_chat_templates/*.jinja"]
 _OTHER_COPIES = ["*/*", "consolidated*"]  # other formats of the same weights
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -72,7 +76,11 @@ def snapshot(model: HubModel, *, role: str) -> Path:
     import huggingface_hub
 
     try:
-        folder = cast("Any", huggingface_hub).snapshot_download(
+        hub = cast("Any", huggingface_hub)
+        hub.snapshot_download(
+            model.hub_id, revision=model.revision, allow_patterns=_NAMED_TEMPLATES
+        )
+        folder = hub.snapshot_download(
             model.hub_id,
             revision=model.revision,
             allow_patterns=_PATTERNS,

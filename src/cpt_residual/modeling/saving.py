@@ -16,7 +16,7 @@ from cpt_residual.modeling.chat import CHAT_FOLDER
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
     GENERATION_FILE,
-    TOKENIZER_FILES,
+    carry_tokenizer,
     copy_files,
     forget_code,
     read_json_object,
@@ -62,12 +62,14 @@ def no_progress_bars() -> Generator[None]:
 
 
 def carry_side_files(start: Path, out: Path, *, dtype: torch.dtype) -> None:
-    """Copy tokenizer, generation config, chat files and config.json of `start` as they are.
+    """Copy the small files of `start`: tokenizer and processor side, generation config, chat
+    folder, config.json.
 
     Only the dtype field of config.json follows the weights: nothing else about the model has
     changed, `use_cache` included, which training switches off in memory. What names code to run
     is left out (see `forget_code`)."""
-    copy_files(start, out, (*TOKENIZER_FILES, GENERATION_FILE))
+    carry_tokenizer(start, out)
+    copy_files(start, out, (GENERATION_FILE,))
     if (start / CHAT_FOLDER).is_dir():
         shutil.copytree(start / CHAT_FOLDER, out / CHAT_FOLDER, dirs_exist_ok=True)
     config = read_json_object(start / CONFIG_FILE, "start model")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,8 @@ __all__ = [
     "TEMPLATE_FILES",
     "TOKENIZER_CONFIG_FILE",
     "TOKENIZER_FILE",
-    "TOKENIZER_FILES",
+    "carried_files",
+    "carry_tokenizer",
     "code_named_in",
     "code_refusal",
     "copy_files",
@@ -33,6 +35,8 @@ __all__ = [
     "forget_code",
     "json_object",
     "leaves_folder",
+    "left_out_files",
+    "left_out_of",
     "read_json_object",
     "text_fields",
     "with_vocab_size",
@@ -45,27 +49,74 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ROLES_FILE = "special_tokens_map.json"  # of older versions of transformers
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
-TOKENIZER_FILES = (
-    TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
-    ROLES_FILE,
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    *TEMPLATE_FILES,
+_CHAT_PATTERNS = (*TEMPLATE_FILES, NAMED_TEMPLATES, "*.jinja", "*processor_config.json")
+_TOKENIZER_PATTERNS = (
+    *("tokenizer*.json", "tokenizer.model*", ROLES_FILE, "added_tokens.json", "tekken.json"),
+    *("vocab*.json", "vocab*.txt", "vocab.bpe", "merges*.txt", "encoder.json", "normalizer.json"),
+    *("*.spm", "spiece*.model", "sentencepiece*.model", "*.bpe.model", "*.tiktoken"),
+    *("tiktoken.model", "bpe.codes"),
 )
-"""Tokenizer and chat template, in any layout of transformers."""
+"""Names of the tokenizer and processor side, in any layout of transformers."""
+_OTHER_PATTERNS = (
+    *(CONFIG_FILE, GENERATION_FILE, "*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth"),
+    *("*.ckpt", "*.h5", "*.msgpack", "*.onnx*", "*.gguf", "README*", "LICENSE*", "NOTICE*"),
+    *("*.md", "*.pdf", "*.png", "*.jpg", "*.svg", "USE_POLICY*", ".*", "_*", "chat"),
+    *("merge.json", "origin.json", "trainer_state.json", "adapter_config.json"),
+)
+"""Weights, documents and records, which no output takes over and nobody misses."""
+_CONFIG_PATTERN = "*config.json"
 _CODE_FIELDS = ("auto_map", "custom_pipelines")
 _MAX_NAMED = 200  # characters of an auto_map in a message
+
+
+def carried_files(folder: Path, *, vocabulary: bool = True) -> list[str]:
+    """Names of the files of the tokenizer and processor side in `folder`: vocabulary, chat
+    templates, named ones too, and processor configs. `vocabulary` False: those that do not decide
+    which id is which token."""
+    patterns = (*_CHAT_PATTERNS, *(_TOKENIZER_PATTERNS if vocabulary else ()))
+    return [name for name in _names_in(folder) if _matches(name, patterns)]
+
+
+def left_out_files(folder: Path) -> list[str]:
+    """What a model directory holds besides weights, documents and the files that are carried:
+    names of files, and of folders with a slash."""
+    known = (*_CHAT_PATTERNS, *_TOKENIZER_PATTERNS, *_OTHER_PATTERNS)
+    names = [name for name in _names_in(folder) if not _matches(name, known)]
+    named_folder = NAMED_TEMPLATES.partition("/")[0]
+    names += [
+        f"{path.name}/"
+        for path in folder.iterdir()
+        if path.is_dir() and path.name != named_folder and not _matches(path.name, _OTHER_PATTERNS)
+    ]
+    return sorted(names)
+
+
+def left_out_of(folder: Path) -> list[str]:
+    """`left_out_files`, and the fields that `forget_code` takes out of the configs."""
+    fields = [line for line in code_named_in(folder) if not line.endswith(": code")]
+    return left_out_files(folder) + fields
+
+
+def carry_tokenizer(source: Path, out: Path, *, vocabulary: bool = True) -> list[str]:
+    """Copies `carried_files` of `source`, and returns their names."""
+    return copy_files(source, out, carried_files(source, vocabulary=vocabulary))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Files of a directory and of its folder of named templates."""
+    places = [*folder.iterdir(), *folder.glob(NAMED_TEMPLATES.replace("*.jinja", "*"))]
+    return sorted(str(path.relative_to(folder)) for path in places if path.is_file())
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
     """Copy those of `names` that `source` has; returns their names. Raises ArtifactError for links
     that leave the directory (those of a hub snapshot, into the blobs beside it, are fine)."""
     found = [name for name in names if (source / name).is_file()]
-    outside = [name for name in found if leaves_folder(source / name)]
+    outside = [name for name in found if leaves_folder(source / name, root=source)]
     if outside:
         raise ArtifactError(
             f"{source} has links that leave the directory",
@@ -74,6 +125,7 @@ def copy_files(source: Path, out: Path, names: Sequence[str]) -> list[str]:
             "them by the files.",
         )
     for name in found:
+        (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, out / name)
     return found
 
@@ -82,28 +134,43 @@ def forget_code(folder: Path) -> None:
     """Removes from the configs in `folder` what makes transformers look for code to run, there or
     on the hub (auto_map), so that no output asks its users to trust any. Other files keep their
     bytes."""
-    for name in (CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE):
-        fields = read_json_object(folder / name, "output") if (folder / name).is_file() else {}
-        if any(field in fields for field in _CODE_FIELDS):
-            kept = {key: value for key, value in fields.items() if key not in _CODE_FIELDS}
-            write_json_atomic(folder / name, kept)
+    for path in sorted(folder.glob(_CONFIG_PATTERN)):
+        fields = read_json_object(path, "output")
+        kept = _without_code(fields)
+        if kept != fields:
+            write_json_atomic(path, kept)
+
+
+def _without_code(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    return {
+        key: _without_code(value) if isinstance(value, dict) else value
+        for key, value in fields.items()
+        if key not in _CODE_FIELDS
+    }
 
 
 def code_named_in(folder: Path) -> list[str]:
     """One line for each class that a config in `folder` wants to take from code shipped with the
     model, and for each file of code that lies there. A config that cannot be read names none."""
     lines: list[str] = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob(_CONFIG_PATTERN)):
         try:
             fields = json_object(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             continue
-        for field in _CODE_FIELDS:
-            if field in fields:
-                named = json.dumps(fields[field], ensure_ascii=False, sort_keys=True)
-                lines.append(f"{path.name}: {field} {named[:_MAX_NAMED]}")
+        for field, value in _code_fields(fields):
+            named = json.dumps(value, ensure_ascii=False, sort_keys=True)
+            lines.append(f"{path.name}: {field} {named[:_MAX_NAMED]}")
     code = [*folder.glob("*.py"), *folder.glob("*/*.py")]
     return lines + [f"{path.relative_to(folder)}: code" for path in sorted(code)]
+
+
+def _code_fields(fields: Mapping[str, JsonValue]) -> Iterator[tuple[str, JsonValue]]:
+    for field, value in fields.items():
+        if field in _CODE_FIELDS:
+            yield field, value
+        elif isinstance(value, dict):
+            yield from _code_fields(value)
 
 
 def code_refusal(folder: Path, lines: Sequence[str]) -> CompatibilityError:
@@ -175,12 +242,12 @@ def _eos_ids(path: Path) -> list[int]:
     return ids
 
 
-def leaves_folder(path: Path) -> bool:
-    """Whether `path` is a link to something outside its directory, the blobs beside a snapshot of
-    the hub's cache excepted."""
-    if not path.is_symlink():
+def leaves_folder(path: Path, *, root: Path | None = None) -> bool:
+    """Whether `path`, below the model directory `root` (default: the one it lies in), is a link to
+    something outside it, the blobs beside a snapshot of the hub's cache excepted."""
+    folder, real = Path(os.path.realpath(root or path.parent)), Path(os.path.realpath(path))
+    if not path.is_symlink() and real.is_relative_to(folder):
         return False
-    folder, real = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     return not real.is_relative_to(folder) and not real.is_relative_to(blobs)
 

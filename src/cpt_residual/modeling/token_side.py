@@ -24,10 +24,10 @@ from cpt_residual.core import kept
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
     ROLES_FILE,
-    TEMPLATE_FILES,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
 )
+from cpt_residual.modeling.templates import read_templates
 
 __all__ = ["TokenMap", "TokenSide"]
 
@@ -187,9 +187,7 @@ def _read_light(folder: Path, like: TokenMap | None) -> TokenSide:
         raise _UnusualError  # transformers would add it to the map, or mark it special
     if _EOS not in named:
         raise _UnusualError  # the class may have a default
-    return TokenSide(
-        map=token_map, eos_token=named[_EOS], has_template=_has_template(folder, config)
-    )
+    return TokenSide(map=token_map, eos_token=named[_EOS], has_template=_has_template(folder))
 
 
 def _defaults(folder: Path, config: JsonObject) -> tuple[str, ...]:
@@ -304,12 +302,8 @@ def _content(value: JsonValue) -> str:
     return text
 
 
-def _has_template(folder: Path, config: JsonObject) -> bool:
-    if (folder / "additional_chat_templates").exists():
-        raise _UnusualError
-    if (folder / TEMPLATE_FILES[0]).is_file():
-        return bool(_bytes(folder / TEMPLATE_FILES[0]))
-    return bool(config.get("chat_template"))
+def _has_template(folder: Path) -> bool:
+    return any(read_templates(folder).values())
 
 
 def _read_with_transformers(folder: Path) -> TokenSide:

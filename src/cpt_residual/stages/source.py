@@ -14,6 +14,7 @@ from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.errors import ArtifactError
 from cpt_residual.launch.hub import MODEL_SUFFIXES, HubModel, snapshot
+from cpt_residual.modeling.side_files import carried_files, left_out_files
 from cpt_residual.weights.checkpoint import open_checkpoint
 
 __all__ = ["Source", "SourceRecipe", "source_files"]
@@ -42,7 +43,7 @@ class Source:
     file_hashes: Mapping[str, str] | None = field(default=None, hash=False)
 
     name: ClassVar[str] = "source"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     links_allowed: ClassVar[bool] = True
 
     @property
@@ -95,15 +96,18 @@ class Source:
             if name.endswith(".safetensors"):
                 (out / name).symlink_to((folder / name).resolve())
             else:
+                (out / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / name, out / name)
         _check_loads(out)
         checkpoint = open_checkpoint(out, role=self.key, links_allowed=True)
+        left_out = [name for name in left_out_files(folder) if name not in names]
         dtypes = sorted({entry.dtype for entry in checkpoint.tensors.values()})
         return {
             "num_parameters": checkpoint.num_parameters,
             "num_bytes": checkpoint.num_bytes,
             "dtypes": " ".join(dtypes),
             "revision": self.model.revision or "local files",
+            **({"left_out": ", ".join(left_out)} if left_out else {}),
         }
 
     def _check_content(self, folder: Path, names: list[str], ctx: RunContext) -> None:
@@ -127,7 +131,7 @@ class Source:
 
 def source_files(folder: Path) -> list[str]:
     """Names of the files that make up a model directory: the weights that are loaded, and the
-    small files beside them (configs, tokenizer, template); sorted, torch-free."""
+    small files beside them (configs, tokenizer, templates, named ones too); sorted, torch-free."""
     checkpoint = open_checkpoint(folder, role=folder.name, links_allowed=True)
     weights = {shard.name for shard in checkpoint.shards}
     small = {
@@ -138,7 +142,7 @@ def source_files(folder: Path) -> list[str]:
         and path.suffix != ".safetensors"
         and not _NOT_WANTED.match(path.name)
     }
-    return sorted(weights | small)
+    return sorted(weights | small | set(carried_files(folder)))
 
 
 def _check_loads(folder: Path) -> None:

@@ -24,13 +24,13 @@ from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
     GENERATION_FILE,
     ROLES_FILE,
-    TEMPLATE_FILES,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
-    TOKENIZER_FILES,
+    carry_tokenizer,
     copy_files,
     eos_ids_of,
     forget_code,
+    left_out_of,
     read_json_object,
     text_fields,
     with_vocab_size,
@@ -51,17 +51,19 @@ _NUM_ROOM = 4  # tokens that generation could still make after it
 _NUM_SHOWN = 10
 
 
-def copy_instruct_side(model: Path, folder: Path) -> None:
-    """Copies what a chat needs from instruct: tokenizer, template, config, generation config."""
+def copy_instruct_side(model: Path, folder: Path) -> list[str]:
+    """Copies what a chat needs from instruct: tokenizer and processor side with every named
+    template, config, generation config. Returns what is left out (see `left_out_of`)."""
     folder.mkdir()
     copy_files(model, folder, (CONFIG_FILE, GENERATION_FILE))
-    if not copy_files(model, folder, TOKENIZER_FILES):
+    if not carry_tokenizer(model, folder):
         raise CompatibilityError(
             f"instruct: {model} has no tokenizer files",
             remedy="The merged model would have nothing to speak with. Add the tokenizer files of "
             "the release to the directory.",
         )
     forget_code(folder)
+    return left_out_of(model)
 
 
 def eos_token_ids(model: Path, side: TokenSide | None = None) -> list[int]:
@@ -140,7 +142,7 @@ def install(
     )
     _write_configs(out, instruct_side=instruct_side, target=target, ids_of=ids_of, eos=eos_ids)
     if moved is None or moved.tokens == sides[0].ids:
-        copy_files(instruct_side, out, TOKENIZER_FILES)
+        carry_tokenizer(instruct_side, out)
     else:
         _write_tokenizer(out, instruct_side=instruct_side, target=target, tokens=moved.tokens)
     forget_code(out)
@@ -246,7 +248,7 @@ def _write_tokenizer(
     if isinstance(extra, list) and its_eos not in (None, config.get("eos_token"), *extra):
         config["extra_special_tokens"] = [*extra, its_eos]  # it still ends texts
     write_json_atomic(out / TOKENIZER_CONFIG_FILE, config)
-    copy_files(instruct_side, out, TEMPLATE_FILES)
+    carry_tokenizer(instruct_side, out, vocabulary=False)
     if legacy:  # its roles are read from there only without a decoder
         copy_files(instruct_side, out, (ROLES_FILE,))
 

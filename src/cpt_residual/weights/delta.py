@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import EXACT_STORAGE, VocabPolicy
+from cpt_residual.modeling.side_files import left_out_of
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic, kernels
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float32, to_float64
@@ -79,7 +80,8 @@ class DeltaSource(Protocol):
     and configs; tokens: instruct's; base_eos: what ends base's texts, ids of instruct's map or,
     where base has another, tokens; instruct_only: rows that are instruct's own (see
     vocabulary.PairPlan); recorded_norm: of all its elements, where it was written down; files:
-    everything whose change changes it.
+    everything whose change changes it; left_out: what lies beside instruct's weights and is not in
+    instruct_side, or will not be carried from there.
     """
 
     @property
@@ -100,6 +102,8 @@ class DeltaSource(Protocol):
     def checkpoints(self) -> Sequence[Checkpoint]: ...
     @property
     def recorded_norm(self) -> float | None: ...
+    @property
+    def left_out(self) -> Sequence[str]: ...
     def opened(self, *, once: bool = True) -> AbstractContextManager[OpenDelta]:
         """once: no element is read a second time."""
         ...
@@ -160,6 +164,10 @@ class StoredDelta:
         manifest = self.artifact.manifest
         exact = manifest.storage == EXACT_STORAGE and not manifest.instruct_only
         return manifest.residual_norm if exact else None
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        return self.artifact.manifest.left_out
 
     @contextmanager
     def opened(self, *, once: bool = True) -> Generator[OpenStored]:
@@ -243,6 +251,10 @@ class PairDelta:
     @property
     def recorded_norm(self) -> float | None:
         return None
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        return left_out_of(self.instruct.path)
 
     @contextmanager
     def opened(self, *, once: bool = True) -> Generator[OpenPair]:

@@ -9,10 +9,8 @@ from pathlib import Path
 from cpt_residual.core.files import FileState, file_state
 from cpt_residual.core.hashing import canonical_json, text_sha256
 from cpt_residual.errors import ArtifactError
-from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILES
+from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, carried_files
 from cpt_residual.weights.checkpoint import Checkpoint
-
-_SIDE_FILES = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,11 @@ class InputFiles:
         `files`, as they are now."""
         models = tuple(models)
         places = [*(model.path for model in models), *folders]
-        paths = [place / name for place in places for name in _SIDE_FILES]
+        paths = [
+            place / name
+            for place in places
+            for name in (CONFIG_FILE, GENERATION_FILE, *carried_files(place))
+        ]
         paths += [shard.path for model in models for shard in model.shards]
         return cls({path: file_state(path) for path in (*paths, *files)})
 

@@ -19,7 +19,7 @@ from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
 from cpt_residual.core.background import begin
 from cpt_residual.core.disk import FullDiskReport, check_free_space
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.modeling.side_files import eos_ids_of
+from cpt_residual.modeling.side_files import carried_files, eos_ids_of
 from cpt_residual.weights import arithmetic, chat_contract, native
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_index
@@ -50,7 +50,8 @@ class MergeReport:
 
     residual_norm: of what was added (alpha * residual for plain addition); relative_norm:
     residual_norm / target_norm; cosine: between target and what was added; lost_share: elements
-    that were to move and that rounding left at the target's value, over all that were to move.
+    that were to move and that rounding left at the target's value, over all that were to move;
+    left_out: files beside instruct's weights that the output does not have.
     """
 
     alpha: float
@@ -62,6 +63,7 @@ class MergeReport:
     cosine: float | None
     lost_share: float
     eos_token_ids: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def merged_models(
         totals = [_total(folder.done.values()) for folder in folders]
         _require_recorded_norm(source, recipe, outputs, totals)
         yield [
-            MergedModel(_report(output, sums, job.num_parameters, folder.path), folder.path)
+            MergedModel(_report(output, sums, job.num_parameters, folder.path, source), folder.path)
             for output, sums, folder in zip(outputs, totals, folders, strict=True)
         ]
         files.require_unchanged()
@@ -214,7 +216,12 @@ def _total(parts: Iterable[MergeSums]) -> MergeSums:
     return total
 
 
-def _report(output: Output, sums: MergeSums, num_parameters: int, model: Path) -> MergeReport:
+def _report(
+    output: Output, sums: MergeSums, num_parameters: int, model: Path, source: DeltaSource
+) -> MergeReport:
+    replaced = [
+        name for name in carried_files(source.instruct_side) if not (model / name).is_file()
+    ]
     return MergeReport(
         alpha=output.alpha,
         folder=output.folder,
@@ -225,4 +232,5 @@ def _report(output: Output, sums: MergeSums, num_parameters: int, model: Path) -
         cosine=arithmetic.cosine(sums.target_dot_move, sums.target_squared, sums.move_squared),
         lost_share=sums.num_lost / sums.num_moved if sums.num_moved else 0.0,
         eos_token_ids=tuple(eos_ids_of(model)),
+        left_out=(*replaced, *source.left_out),
     )

@@ -49,7 +49,8 @@ class ShardRecord(Frozen):
 class MergeRecord(Frozen):
     """merge.json. For the numbers see `weights.merge.MergeReport`. stops_at: the end-of-text ids at
     which generation was shown to stop, None when that was not asked for. notes: on tensors that no
-    parameter reads or that go by another name (see matching.notes_on)."""
+    parameter reads or that go by another name (see matching.notes_on). left_out: what lies beside
+    instruct's weights and was not carried."""
 
     format: Literal["cpt_residual.merge"] = "cpt_residual.merge"
     format_version: Literal[1] = 1
@@ -65,6 +66,7 @@ class MergeRecord(Frozen):
     lost_share: float
     eos_token_ids: list[int]
     stops_at: list[int] | None
+    left_out: list[str] = Field(default_factory=list[str])
     shards: dict[str, ShardRecord]
     code_version: str
     libraries: dict[str, str]

@@ -87,7 +87,7 @@ def compute(
             else {}
         )
         tensors = _write_tensors(pair, folder, storage, factored, streaming=streaming)
-        copy_instruct_side(instruct.path, folder / INSTRUCT_FOLDER)
+        left_out = copy_instruct_side(instruct.path, folder / INSTRUCT_FOLDER)
         total = Tally()
         for tally, _ in tensors.values():
             total.add(tally)
@@ -114,6 +114,7 @@ def compute(
             instruct_only=list(delta.instruct_only),
             notes=[*notes_on(delta.base, carried=False), *notes_on(instruct, carried=False)],
             files=_file_hashes(folder, streaming.threads),
+            left_out=left_out,
             tensors={name: record for name, (_, record) in tensors.items()},
         )
         write_json_atomic(folder / MANIFEST_FILE, manifest)

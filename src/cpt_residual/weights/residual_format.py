@@ -90,7 +90,7 @@ class ResidualManifest(Frozen):
     relative_error: norm(stored - exact) / norm(exact) over all. instruct_only: rows of the
     vocabulary tensors that base does not have; they are instruct's own. notes: on tensors that were
     left out or go by another name (see matching.notes_on). files: sha256 of the
-    shards and the corrections.
+    shards and the corrections. left_out: what lies beside instruct's weights and is not carried.
     """
 
     format: Literal["cpt_residual.residual"] = "cpt_residual.residual"
@@ -115,6 +115,7 @@ class ResidualManifest(Frozen):
     instruct_only: list[int] = Field(default_factory=list[int])
     notes: list[str] = Field(default_factory=list[str])
     files: dict[str, str]
+    left_out: list[str] = Field(default_factory=list[str])
     tensors: dict[str, TensorRecord]
 
 

@@ -116,6 +116,35 @@ def test_a_grown_target_speaks_chat_and_stops(family: dict[str, Path], tmp_path:
     }
 
 
+def test_every_template_and_processor_config_of_instruct_is_carried(
+    family: dict[str, Path], tmp_path: Path
+) -> None:
+    plan, sides = plan_of(family)
+    shutil.copytree(family["instruct"], tmp_path / "instruct")
+    texts = {
+        "additional_chat_templates/tool_use.jinja": CHAT_ML + "{{ tools }}",
+        "processor_config.json": "{}",
+        "chat_template.json": "{}",
+    }
+    (tmp_path / "instruct" / "additional_chat_templates").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "instruct" / name).write_text(text)
+    copy_instruct_side(tmp_path / "instruct", tmp_path / "side")
+    (tmp_path / "out").mkdir()
+    install(
+        instruct_side=tmp_path / "side",
+        base_eos=[],
+        target=family["target"],
+        out=tmp_path / "out",
+        plan=plan,
+        sides=sides,
+    )
+    assert {name: (tmp_path / "out" / name).read_text() for name in texts} == texts
+    templates = load_tokenizer(tmp_path / "out").chat_template
+    assert templates == load_tokenizer(tmp_path / "instruct").chat_template
+    assert sorted(templates) == ["default", "tool_use"]
+
+
 def test_ids_of_instruct_in_the_grown_target_would_not_stop(
     family: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
     GENERATION_FILE,
-    TOKENIZER_FILES,
+    carry_tokenizer,
     copy_files,
     read_json_object,
     with_vocab_size,
@@ -267,7 +267,7 @@ def _write_side_files(
     from cpt_residual.modeling.chat import CHAT_FOLDER  # brings transformers
 
     copy_files(base.path, folder, (CONFIG_FILE, GENERATION_FILE))
-    copy_files(tokenizer or base.path, folder, TOKENIZER_FILES)
+    carry_tokenizer(tokenizer or base.path, folder)
     if (base.path / CHAT_FOLDER).is_dir():
         shutil.copytree(base.path / CHAT_FOLDER, folder / CHAT_FOLDER)
     index = output_index(base, merged.shards)

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.class_names import ClassNames, class_names
-from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
+from cpt_residual.modeling.side_files import CONFIG_FILE, left_out_of, read_json_object
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
@@ -118,6 +118,11 @@ class PackageDelta:
     @property
     def recorded_norm(self) -> float | None:
         return None
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        own = self.folder.own
+        return own.left_out if own else left_out_of(self.folder.path)
 
     @contextmanager
     def opened(self, *, once: bool = True) -> Generator[OpenDelta]:

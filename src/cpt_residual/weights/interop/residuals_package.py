@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.disk import check_free_space
@@ -30,8 +30,7 @@ from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
-    TOKENIZER_FILES,
-    copy_files,
+    carry_tokenizer,
     forget_code,
     read_json_object,
 )
@@ -112,7 +111,8 @@ class OwnRecord(Frozen):
     relative_error: norm(written - residual) / norm(residual), measured in float64.
     bit_exact: the same as the residual's own (base + what is written, rounded once, has instruct's
     bits in every tensor), False where writing has rounded or corrections were left out.
-    instruct_only: rows that base did not have; they are instruct's own.
+    instruct_only: rows that base did not have; they are instruct's own. left_out: what lies beside
+    instruct's weights and is not carried.
     """
 
     format: Literal["cpt_residual.residuals_layout"] = "cpt_residual.residuals_layout"
@@ -125,6 +125,7 @@ class OwnRecord(Frozen):
     instruct: ModelRecord
     tied: dict[str, str]
     instruct_only: list[int]
+    left_out: list[str] = Field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def write_residuals_layout(
             instruct=manifest.instruct,
             tied=tied,
             instruct_only=manifest.instruct_only,
+            left_out=manifest.left_out,
         )
         config = PackageConfig(
             dtype=TORCH_NAMES[dtype],
@@ -194,7 +196,7 @@ def write_residuals_layout(
             instruct_model_name=names.instruct,
             tags=_TAGS,
         )
-        copy_files(residual.instruct_folder, folder, TOKENIZER_FILES)
+        carry_tokenizer(residual.instruct_folder, folder)
         forget_code(folder)
         copy_instruct_side(residual.instruct_folder, folder / INSTRUCT_FOLDER)
         (folder / "README.md").write_text(_README, encoding="utf-8")
