@@ -2,6 +2,7 @@
 
 python -m cpt_residual.plan +experiment=tiny
 python -m cpt_residual.plan +experiment=llama3_500m --out plan.json   # frozen, for row.py
+python -m cpt_residual.plan +experiment=llama3_500m --check  # do the released models fit?
 python -m cpt_residual.plan +experiment=tiny --json
 """
 
@@ -26,9 +27,11 @@ from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError, CptResidualError
 from cpt_residual.launch.console import duration, scientific
 from cpt_residual.launch.environment import set_user_defaults, uses_gpu
+from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.frozen import FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
-from cpt_residual.stages.registry import build_graph, localised, open_store
+from cpt_residual.stages.preflight import preflight
+from cpt_residual.stages.registry import localised
 
 _TABLE_WIDTH = 116
 _STYLES = {"ready": "green", "missing": "", "busy": "yellow", "stale": "red", "corrupt": "red"}
@@ -42,14 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             _require_place(options.out)
         experiment = localised(compose(options.overrides, config_dir=options.config_dir))
-        store = open_store(experiment)
-        graph = build_graph(experiment, store)
+        builder = Builder.of(experiment)
+        graph, store = builder.graph, builder.store
         overview = Overview.of(graph, store)
         frozen = FrozenPlan.of(experiment, graph) if options.out else None
         if options.json:
             print(json.dumps(_as_json(experiment, overview), indent=2))
         else:
             _show(experiment, graph, overview, store, frozen)
+        if options.check:
+            found = preflight(builder, overview)
+            sys.stdout.flush()
+            print(f"checked: {found}", file=sys.stderr)
+            found.require_sound()
         if frozen:
             _write(frozen, options.out)
             print(f"plan: {options.out}", file=sys.stderr)
@@ -69,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-dir", type=Path, help="a folder with your own experiment/ files")
     parser.add_argument("--out", type=Path, help="write the frozen plan for row.py")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="also check whether the released models fit together and can be asked (as `run` does "
+        "before it builds anything); reads headers, tokenizers and templates",
+    )
     return parser
 
 

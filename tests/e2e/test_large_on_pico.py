@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import pydoc_data.topics
 from pathlib import Path
 
 import pytest
 import torch
 
 from support.commands import call
+from support.large_experiment import large_overrides, text_corpus
 from support.pico_family import real_family
 
 
@@ -18,35 +18,12 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """`+experiment=llama3_500m` on a pico pair and the Python language reference."""
     folder = tmp_path_factory.mktemp("large")
     family = real_family(folder, model_type="llama", tied=False, dtype=torch.float32)
-    corpus = folder / "reference.jsonl"
-    texts = [text[:2000] for text in pydoc_data.topics.topics.values()][:60]
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return [
-        "+experiment=llama3_500m",
-        f"models.base.source={family['base']}",
-        "models.base.revision=null",
-        "models.base.num_parameters=null",
-        f"models.instruct.source={family['instruct']}",
-        "models.instruct.revision=null",
-        "models.instruct.num_parameters=null",
-        "corpus=local",
-        f"corpora.new_domain.files=[{corpus}]",
-        "corpora.new_domain.heldout_documents=5",
-        "packs.cpt.sequence_length=64",
-        "packs.cpt.token_budget=64001",  # the last row and the last step are not full
-        "recipes.cpt.global_batch_tokens=8192",
-        "recipes.cpt.warmup_steps=2",
-        "recipes.cpt.learning_rate=1.0e-3",
-        "recipes.cpt.precision=fp32",
-        "suite=[ifeval,paper,heldout,cloze]",
+        *large_overrides(family, text_corpus(folder / "reference.jsonl")),
         "evaluation.suites=[heldout,cloze]",
         "suites.cloze.num_questions=8",
         "suites.cloze.questions_per_document=4",
         "suites.cloze.context_characters=32",  # a pico model has 64 positions
-        "evaluation.precision=fp32",
-        "launch=local",
-        "launch.device=cpu",
-        "tracking=off",
     ]
 
 

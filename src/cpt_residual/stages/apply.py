@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,6 +72,24 @@ class Apply:
             memory_bytes=500 * 2**20 + size,  # verify_stops loads the merged model
             disk_bytes=size,
         )
+
+    def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
+        """The residual fits the target, and the merged model will have a chat side."""
+        target = folder_of(self.target)
+        base, instruct = folder_of(self.residual.base), folder_of(self.residual.instruct)
+        if not (target and base and instruct):
+            return
+        from cpt_residual.weights.preflight import Merge, require_merge
+
+        planned = Merge(
+            target=target,
+            base=base,
+            instruct=instruct,
+            target_base=folder_of(self.base) if self.base else None,
+            recipe=self.merge,
+            vocab_policy=self.residual.vocab_policy,
+        )
+        yield partial(require_merge, planned)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.weights.chat_contract import verify_stops

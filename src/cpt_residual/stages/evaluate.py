@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.schema import Frozen, HeldoutSuite, Launch, Suite, WorldSuite
+from cpt_residual.config.derived import asks_through_chat
+from cpt_residual.config.schema import (
+    Frozen,
+    HarnessSuite,
+    HeldoutSuite,
+    Launch,
+    Suite,
+    WorldSuite,
+)
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.data.questions import QUESTIONS_FILE
 from cpt_residual.errors import ConfigError
@@ -18,8 +27,6 @@ from cpt_residual.stages.residual import num_parameters_of
 
 if TYPE_CHECKING:
     from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings
-
-__all__ = ["Evaluate", "EvaluateRecipe"]
 
 _SECONDS_MEASURED = 2.0  # about 700 prompts and 300 documents, one thread
 _PARAMETERS_MEASURED = 1.2e6
@@ -103,6 +110,26 @@ class Evaluate:
             memory_bytes=_MEMORY_BYTES + _BYTES[self.precision] * num_parameters,
             disk_bytes=_DISK_BYTES,
         )
+
+    def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
+        """The tasks are known and their data is here, the template renders, and the variant has
+        the tokens of the template's owner."""
+        template, model, base = map(folder_of, (self.template, self.model, self.base))
+        if template is None:
+            return
+        from cpt_residual.evaluation.preflight import require_chat, require_tasks, require_tokens
+
+        tasks = [
+            task
+            for suite in self.suites.values()
+            if isinstance(suite, HarnessSuite)
+            for task in suite.tasks
+        ]
+        yield partial(require_tasks, tuple(tasks))
+        asks = asks_through_chat(self.suites.values())
+        yield partial(require_chat, template, base, asks=asks)
+        if model is not None:
+            yield partial(require_tokens, template, model)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         import torch

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -132,6 +133,13 @@ class PackStage:
             cores=cores,
         )
 
+    def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
+        """The tokenizer can encode documents, and the template dialogues."""
+        tokenizer = folder_of(self.tokenizer)
+        template = folder_of(self._template()) if self.has_chat else None
+        if tokenizer is not None:
+            yield partial(_require_encoders, tokenizer, template)
+
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.data.packing import Tokenising, build_pack, encoding_crew
 
@@ -211,6 +219,23 @@ class PackStage:
                 remedy="Name the model whose chat template renders the dialogues.",
             )
         return self.template
+
+
+def _require_encoders(tokenizer_dir: Path, template_dir: Path | None) -> None:
+    """Raises CompatibilityError where documents, or a dialogue, could not be encoded."""
+    from cpt_residual.modeling.chat import ChatEncoder, chat_template_of
+    from cpt_residual.modeling.tokenizer import bos_id_of, eos_id_of, load_tokenizer, text_encoder
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    for needed in (text_encoder, bos_id_of, eos_id_of):
+        needed(tokenizer)
+    if template_dir is not None:
+        question, answer = _message("user", "Hello"), _message("assistant", "Hi")
+        ChatEncoder(tokenizer, chat_template_of(template_dir))([[question, answer]])
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _role(number: int) -> str:

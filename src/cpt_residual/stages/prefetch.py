@@ -16,9 +16,13 @@ from cpt_residual.errors import CptResidualError
 from cpt_residual.launch.console import paragraph
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.overview import Overview
-from cpt_residual.stages.session import build_all, new_run, require_store, tell_unfinished
-
-__all__ = ["NeedsNetwork", "network_nodes", "prefetch_experiment"]
+from cpt_residual.stages.session import (
+    build_all,
+    check_released,
+    new_run,
+    require_store,
+    tell_unfinished,
+)
 
 
 @runtime_checkable
@@ -58,7 +62,21 @@ def prefetch_experiment(experiment: Experiment, console: Console) -> tuple[CptRe
             errors = build_all(builder, overview, run_dir, console)
             if errors:
                 tell_unfinished(errors, run_dir, console)
-        return tuple(errors.values()) + _fetch_evaluation(experiment, console)
+        return (
+            *errors.values(),
+            *_fetch_evaluation(experiment, console),
+            *_check(builder, console),
+        )
+
+
+def _check(builder: Builder, console: Console) -> tuple[CptResidualError, ...]:
+    """Whether what was fetched fits together, as the run will ask."""
+    try:
+        check_released(builder, Overview.of(builder.graph, builder.store), console)
+    except CptResidualError as error:
+        paragraph(console, f"{type(error).__name__}: {error}", style="bold red")
+        return (error,)
+    return ()
 
 
 def _fetch_evaluation(experiment: Experiment, console: Console) -> tuple[CptResidualError, ...]:

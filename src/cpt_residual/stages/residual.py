@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,6 +62,14 @@ class ResidualStage:
             memory_bytes=_MEMORY_BYTES,
             disk_bytes=_BYTES_PER_PARAMETER * num_parameters,
         )
+
+    def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
+        """Base and instruct fit: config, names, shapes, tokens, and tied tensors stored twice."""
+        base, instruct = folder_of(self.base), folder_of(self.instruct)
+        if base and instruct:
+            from cpt_residual.weights.preflight import require_pair
+
+            yield partial(require_pair, base, instruct, self.vocab_policy)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.weights.reader import Streaming

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -28,6 +28,7 @@ from cpt_residual.stages.closing import say_uploads, show_results
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
 from cpt_residual.stages.frozen import GPU_STAGES, FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
+from cpt_residual.stages.preflight import missing_sources, preflight
 from cpt_residual.stages.registry import REPORT_NODE
 from cpt_residual.tracking.sinks import check_tracking, track_report
 
@@ -60,8 +61,10 @@ def run_experiment(experiment: Experiment, console: Console, *, overrides: str =
     """Build everything that is missing and show the comparison.
 
     Raises `CptResidualError` before any work: for stale or corrupt artifacts (all in one error),
-    for GPUs that are not there and for too little disk. What another process builds is waited for
-    and then used. A stage that fails stops only what depends on it; the result then is incomplete.
+    for GPUs that are not there, for too little disk, and, once released models have been
+    downloaded, for whatever of them would fail a later stage (see `preflight`). What another
+    process builds is waited for and then used. A stage that fails stops only what depends on it;
+    the result then is incomplete.
     """
     builder = Builder.of(experiment)
     overview = Overview.of(builder.graph, builder.store)
@@ -72,7 +75,18 @@ def run_experiment(experiment: Experiment, console: Console, *, overrides: str =
     if any(stage.node.stage.name in GPU_STAGES for stage in overview.to_build):
         require_gpus(experiment.launch)
     with FullDiskReport(Path(experiment.paths.root), 0):
-        return _run(builder, overview, console, overrides)
+        started = time.monotonic()
+        models, run_dir = missing_sources(overview), None
+        if models.stages:
+            run_dir = new_run(builder)
+            errors = build_all(builder, models, run_dir, console)
+            if errors:
+                tell_unfinished(errors, run_dir, console)
+                return Finished(experiment, None, tuple(errors.values()), overrides)
+            overview = Overview.of(builder.graph, builder.store)
+        check_released(builder, overview, console)
+        finished = _run(builder, overview, run_dir or new_run(builder), console, started)
+        return replace(finished, overrides=overrides)
 
 
 def require_store(store: Store, overview: Overview) -> None:
@@ -94,20 +108,30 @@ def build_all(
     return session.errors
 
 
-def _run(builder: Builder, overview: Overview, console: Console, overrides: str) -> Finished:
-    experiment, run_dir = builder.experiment, new_run(builder)
-    started = time.monotonic()
+def check_released(builder: Builder, overview: Overview, console: Console) -> None:
+    """Raises CompatibilityError with every fault of the released models that would stop a stage of
+    `overview`; says what was checked."""
+    found = preflight(builder, overview)
+    found.require_sound()
+    if found.checked:
+        paragraph(console, f"checked: {found}")
+
+
+def _run(
+    builder: Builder, overview: Overview, run_dir: Path, console: Console, started: float
+) -> Finished:
+    experiment = builder.experiment
     errors = build_all(builder, overview, run_dir, console)
     if builder.store.status(builder.graph, REPORT_NODE).state != "ready":
         tell_unfinished(errors, run_dir, console)
         say_uploads(run_dir, console)
-        return Finished(experiment, None, tuple(errors.values()), overrides)
+        return Finished(experiment, None, tuple(errors.values()))
     report_dir = run_dir / "report"
     artifact = builder.store.path_of(builder.graph[REPORT_NODE])
     copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
     _track(builder, run_dir, report_dir)
     show_results(builder, run_dir, console, seconds=time.monotonic() - started)
-    return Finished(experiment, report_dir, overrides=overrides)
+    return Finished(experiment, report_dir)
 
 
 def tell_unfinished(

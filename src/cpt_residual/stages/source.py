@@ -17,8 +17,6 @@ from cpt_residual.launch.hub import MODEL_SUFFIXES, HubModel, snapshot
 from cpt_residual.modeling.side_files import carried_files, left_out_files
 from cpt_residual.weights.checkpoint import open_checkpoint
 
-__all__ = ["Source", "SourceRecipe", "source_files"]
-
 _NOT_WANTED = re.compile(r"^(training_args|trainer_state|adapter_|consolidated|README|LICENSE|\.)")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _BYTES_PER_PARAMETER = 2
@@ -54,6 +52,11 @@ class Source:
     def needs_network(self) -> bool:
         """A model of the hub is downloaded while this is built."""
         return self.model.revision is not None
+
+    @property
+    def local_folder(self) -> Path | None:
+        """Where the model lies now; None for the hub."""
+        return Path(self.model.source) if self.model.revision is None else None
 
     def num_parameters(self) -> int:
         """As configured, else from a local directory's headers; 0 when not known yet."""
@@ -143,6 +146,16 @@ def source_files(folder: Path) -> list[str]:
         and not _NOT_WANTED.match(path.name)
     }
     return sorted(weights | small | set(carried_files(folder)))
+
+
+def check_model(folder: Path, key: str) -> None:
+    """Raises unless headers, config and tokenizer load and the tensors are those of the
+    architecture. Reads no weights."""
+    from cpt_residual.weights.verification import require_known_tensors
+
+    checkpoint = open_checkpoint(folder, role=key, links_allowed=True)
+    _check_loads(folder)
+    require_known_tensors(checkpoint)
 
 
 def _check_loads(folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,8 +15,6 @@ from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stag
 from cpt_residual.launch.environment import uses_gpu
 from cpt_residual.stages.inputs import num_parameters_of
 from cpt_residual.stages.pack import PackStage
-
-__all__ = ["Train", "TrainStageRecipe"]
 
 _CPU_FLOPS_PER_THREAD = 80e9  # measured: one AVX-512 core, rows of 128 tokens, fp32
 _GPU_FLOPS = 350e12  # bf16 with ZeRO, about a third of an H100's peak
@@ -82,6 +81,22 @@ class Train:
     def inputs(self) -> Mapping[str, Stage]:
         """`tokenizer` is the model whose tokenizer wrote the pack: a mismatch can name the ids."""
         return {"start": self.start, "pack": self.pack, "tokenizer": self.pack.tokenizer}
+
+    @property
+    def layout_of(self) -> Stage:
+        """Training changes values, no names or shapes, and keeps config and tokenizer."""
+        return self.start
+
+    def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
+        """Start model and pack fit: token maps, positions, and a model that can be built."""
+        start, tokenizer = folder_of(self.start), folder_of(self.pack.tokenizer)
+        if start is None:
+            return
+        from cpt_residual.train.preflight import check_start, check_tokenizers
+
+        yield partial(check_start, start, self.pack.pack.sequence_length)
+        if tokenizer is not None:
+            yield partial(check_tokenizers, start, tokenizer)
 
     @property
     def threads(self) -> int:

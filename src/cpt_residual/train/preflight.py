@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from cpt_residual.core.stage import Metrics
 from cpt_residual.data.pack_format import open_pack
 from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.tokenizer import (
+    Tokenizer,
     first_differing_ids,
     load_tokenizer,
     token_map_hash,
@@ -20,7 +20,8 @@ from cpt_residual.train.checkpoint import last_complete
 from cpt_residual.train.flops import count_training_flops
 from cpt_residual.train.job import TrainJob
 
-__all__ = ["prepare"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NUM_SHOWN = 5
 
@@ -32,12 +33,10 @@ def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
     pack is used up before the warm-up ends."""
     pack = open_pack(job.pack)
     num_rows, sequence_length = len(pack), pack.sequence_length
-    _check_tokenizer(job, pack.ledger.tokenizer_map_hash)
-    config = load_config(job.start)
-    _check_sizes(job, config, max_id=int(pack.ids.max()), sequence_length=sequence_length)
+    _check_map(load_tokenizer(job.start), job.tokenizer, pack.ledger.tokenizer_map_hash)
+    model = check_start(job.start, sequence_length, max_id=int(pack.ids.max()))
     batching = job.batching(num_rows=num_rows, sequence_length=sequence_length)
     _check_warmup(job, num_rows=num_rows, num_steps=batching.num_steps)
-    model = build_on_meta(config)
     facts: Metrics = {
         "tokens": pack.ledger.tokens,
         "steps": batching.num_steps,
@@ -53,26 +52,10 @@ def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
     return facts, job.model_copy(update={"resume_from": checkpoint.path if checkpoint else None})
 
 
-def _check_tokenizer(job: TrainJob, pack_hash: str) -> None:
-    start = load_tokenizer(job.start)
-    start_hash = token_map_hash(start)
-    if start_hash == pack_hash:
-        return
-    differing = first_differing_ids(load_tokenizer(job.tokenizer), start, _NUM_SHOWN)
-    raise CompatibilityError(
-        "the pack was not written with the start model's tokenizer",
-        problems=[
-            f"token map hash: {pack_hash[:16]} vs {start_hash[:16]} (pack vs start model)",
-            *differing,
-        ],
-        remedy="The model would read other words than the text says. Set pack.tokenizer to a model "
-        "with the same tokenizer as the start model, or make a pack for this one.",
-    )
-
-
-def _check_sizes(
-    job: TrainJob, config: PreTrainedConfig, *, max_id: int, sequence_length: int
-) -> None:
+def check_start(start: Path, sequence_length: int, *, max_id: int = 0) -> PreTrainedModel:
+    """The start model without storage. Raises CompatibilityError when it cannot take sequences of
+    `sequence_length` tokens with ids up to `max_id`, or is of no causal language model."""
+    config = load_config(start)
     text = config.get_text_config()
     vocab_size = int(text.vocab_size)
     positions = int(getattr(text, "max_position_embeddings", 0)) or math.inf
@@ -83,10 +66,34 @@ def _check_sizes(
         problems.append(f"rows of the pack: {sequence_length} tokens, positions: {positions}")
     if problems:
         raise CompatibilityError(
-            f"the pack does not fit the start model {_short(job.start)}",
+            f"the pack does not fit the start model {_short(start)}",
             problems=problems,
             remedy="Make the pack with this model's tokenizer and a shorter sequence_length.",
         )
+    return build_on_meta(config)
+
+
+def check_tokenizers(start: Path, tokenizer: Path) -> None:
+    """CompatibilityError unless both folders hold the same token map."""
+    if start != tokenizer:
+        found = load_tokenizer(start)
+        _check_map(found, tokenizer, token_map_hash(load_tokenizer(tokenizer)))
+
+
+def _check_map(start: Tokenizer, tokenizer: Path, pack_hash: str) -> None:
+    start_hash = token_map_hash(start)
+    if start_hash == pack_hash:
+        return
+    differing = first_differing_ids(load_tokenizer(tokenizer), start, _NUM_SHOWN)
+    raise CompatibilityError(
+        "the pack was not written with the start model's tokenizer",
+        problems=[
+            f"token map hash: {pack_hash[:16]} vs {start_hash[:16]} (pack vs start model)",
+            *differing,
+        ],
+        remedy="The model would read other words than the text says. Set pack.tokenizer to a model "
+        "with the same tokenizer as the start model, or make a pack for this one.",
+    )
 
 
 def _check_warmup(job: TrainJob, *, num_rows: int, num_steps: int) -> None:
