@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -137,5 +138,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def enter(arguments: Sequence[str]) -> int:
+    """`main`, with what files, `sbatch` and the output itself can do wrong said in one line."""
+    try:
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                raise
+            status = end.code or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return 141  # as a program that SIGPIPE ends
+    except OSError as error:
+        _drop_output()
+        sys.stderr.write(f"{error.filename or 'the output'}: {error.strerror or error}\n")
+        return 2
+    except (KeyError, TypeError, ValueError) as error:
+        sys.stderr.write(f"an option or the plan cannot be read: {error!r}\n")
+        return 2
+    return status
+
+
+def _drop_output() -> None:
+    """The interpreter flushes it again at its end, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(enter(sys.argv[1:]))

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,9 +23,11 @@ from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.store import Store
-from cpt_residual.errors import ConfigError, CptResidualError
-from cpt_residual.launch.console import duration, scientific
-from cpt_residual.launch.environment import set_user_defaults, uses_gpu
+from cpt_residual.errors import ConfigError
+from cpt_residual.launch.console import UserConsole, duration, scientific
+from cpt_residual.launch.door import Parser, enter, say
+from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.launch.visible import visible
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.frozen import FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
@@ -39,36 +40,35 @@ _STYLES = {"ready": "green", "missing": "", "busy": "yellow", "stale": "red", "c
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    return enter(lambda: _main(arguments), resumes="nothing was changed")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    set_user_defaults()
-    try:
-        if options.out:
-            _require_place(options.out)
-        experiment = localised(compose(options.overrides, config_dir=options.config_dir))
-        builder = Builder.of(experiment)
-        graph, store = builder.graph, builder.store
-        overview = Overview.of(graph, store)
-        frozen = FrozenPlan.of(experiment, graph) if options.out else None
-        if options.json:
-            print(json.dumps(_as_json(experiment, overview), indent=2))
-        else:
-            _show(experiment, graph, overview, store, frozen)
-        if options.check:
-            found = preflight(builder, overview)
-            sys.stdout.flush()
-            print(f"checked: {found}", file=sys.stderr)
-            found.require_sound()
-        if frozen:
-            _write(frozen, options.out)
-            print(f"plan: {options.out}", file=sys.stderr)
-    except CptResidualError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    if options.out:
+        _require_place(options.out)
+    experiment = localised(compose(options.overrides, config_dir=options.config_dir))
+    builder = Builder.of(experiment)
+    graph, store = builder.graph, builder.store
+    overview = Overview.of(graph, store)
+    frozen = FrozenPlan.of(experiment, graph) if options.out else None
+    if options.json:
+        print(json.dumps(_as_json(experiment, overview), indent=2))
+    else:
+        _show(experiment, graph, overview, store, frozen)
+    if options.check:
+        found = preflight(builder, overview)
+        sys.stdout.flush()
+        say(f"checked: {found}", stream=sys.stderr)
+        found.require_sound()
+    if frozen:
+        _write(frozen, options.out)
+        say(f"plan: {options.out}", stream=sys.stderr)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cpt_residual.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -122,10 +122,10 @@ def _show(
     store: Store,
     frozen: FrozenPlan | None,
 ) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are data
+    console = UserConsole()
     console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, nothing is cut
     identity = f"  seed {experiment.seed}  plan {graph.fingerprint[:8]}"
-    console.print(Text.assemble((experiment.name, "bold"), identity))
+    console.print(Text.assemble((visible(experiment.name), "bold"), identity))
     console.print(experiment.question, style="italic", soft_wrap=True)
     console.print(_table(overview.stages, frozen))
     merged = f"evaluate:{experiment.roles.merged}"

@@ -9,17 +9,15 @@ training was stopped by a signal from outside; 130 Ctrl-C, 143 SIGTERM: the same
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from cpt_residual.errors import ConfigError, CptResidualError
-from cpt_residual.launch.console import BuildConsole, duration
-from cpt_residual.launch.environment import set_maths_defaults, set_user_defaults
-from cpt_residual.launch.stopping import say_stopped, terminable
+from cpt_residual.errors import ConfigError
+from cpt_residual.launch.console import BuildConsole, UserConsole, duration
+from cpt_residual.launch.door import Parser, enter
+from cpt_residual.launch.environment import set_maths_defaults
+from cpt_residual.launch.stopping import terminable
 from cpt_residual.stages.closing import say_uploads
 from cpt_residual.stages.execute import Builder, BuildRequest
 from cpt_residual.stages.frozen import FrozenPlan
@@ -27,19 +25,16 @@ from cpt_residual.stages.frozen import FrozenPlan
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cpt_residual.row", description=__doc__)
+    return enter(lambda: _main(arguments), resumes="build the same row again to resume")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m cpt_residual.row", description=__doc__)
     parser.add_argument("plan", type=Path, help="written by python -m cpt_residual.plan --out")
     parser.add_argument("index", type=int, help="row number, e.g. $SLURM_ARRAY_TASK_ID")
     options = parser.parse_args(arguments)
-    set_user_defaults()
-    try:
-        with terminable():
-            _build(options.plan, options.index)
-    except CptResidualError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt as stop:
-        return say_stopped(stop, remedy="build the same row again to resume")
+    with terminable():
+        _build(options.plan, options.index)
     return 0
 
 
@@ -57,7 +52,7 @@ def _build(path: Path, index: int) -> None:
             remedy="The code, a local source or the plan file itself was changed since. Nothing "
             "was built. Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
         )
-    screen = Console(emoji=False, highlight=False)
+    screen = UserConsole()
     try:
         with BuildConsole(screen, total_stages=1) as console:
             _build_row(builder, BuildRequest(plan.config, row.node, run_dir), console)

@@ -10,7 +10,7 @@ What is ready is skipped; a run that was stopped or killed resumes where it was.
 What another run builds is waited for and used.
 Exit status: 0 done; 2 bad input, too little disk or the like, also when a stage finds it;
 1 a stage failed otherwise; 75 trainings were stopped by a signal from outside;
-130 Ctrl-C, 143 SIGTERM: the same command resumes.
+130 Ctrl-C, 143 SIGTERM, 141 the reader of the output is gone: the same command resumes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from cpt_residual.config.compose import compose, expand_sweep
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.files import copy_files
 from cpt_residual.errors import CptResidualError
-from cpt_residual.launch.environment import set_user_defaults
-from cpt_residual.launch.stopping import say_stopped, terminable
+from cpt_residual.launch.console import UserConsole
+from cpt_residual.launch.door import Parser, enter, say_error
+from cpt_residual.launch.stopping import terminable
 from cpt_residual.stages.prefetch import prefetch_experiment
 from cpt_residual.stages.registry import localised
 from cpt_residual.stages.session import Finished, run_experiment
@@ -38,17 +39,13 @@ _FAILED = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    return enter(lambda: _main(arguments), resumes="run the same command again to resume")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_intermixed_args(arguments)
-    set_user_defaults()
-    console = Console(soft_wrap=True, highlight=False)
-    try:
-        with terminable():
-            return _run(options, console)
-    except CptResidualError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt as stop:
-        return say_stopped(stop, remedy="run the same command again to resume")
+    with terminable():
+        return _run(options, UserConsole())
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -82,7 +79,7 @@ def _run_all(
         try:
             finished.append(run_experiment(experiment, console, overrides=own))
         except CptResidualError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            say_error(error)
             finished.append(Finished(experiment, None, (error,), own))  # the other runs go on
     return finished
 
@@ -119,7 +116,7 @@ def _copy_reports(reports: Sequence[Path], target: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cpt_residual.run",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

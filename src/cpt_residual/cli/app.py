@@ -8,20 +8,20 @@ cpt-residual lineage | gc
 cpt-residual data inspect ARTIFACT
 
 Exit status: 0 only when the output is complete and checked, 1 when a stored artifact differs from
-its manifest, 2 bad input, 130 interrupted. Heavy libraries are imported by the verb that needs
-them.
+its manifest, 2 bad input, 130 interrupted, 141 when the reader of the output is gone. Heavy
+libraries are imported by the verb that needs them.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
 
 from cpt_residual.cli import data, export, look, make, store
-from cpt_residual.errors import ArtifactError, CptResidualError
-from cpt_residual.launch.environment import set_user_defaults
+from cpt_residual.launch.door import enter
 
 app = typer.Typer(
     help="Take instruction following from one model to another, and look after artifacts.",
@@ -40,22 +40,11 @@ app.command()(store.gc)
 app.add_typer(data.app, name="data")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the verb; ends the process with the exit status."""
-    set_user_defaults()
-    try:
-        app()
-    except CptResidualError as error:
-        _end(error)
-    except OSError as error:  # of a file that no verb expects to fail; nothing is published then
-        _end(
-            ArtifactError(
-                f"{error.filename or 'A file'}: {error.strerror or error}",
-                remedy="No output was made. See to the file and its disk, then run it again.",
-            )
-        )
+    sys.exit(enter(lambda: _main(arguments), resumes="nothing was published"))
 
 
-def _end(error: CptResidualError) -> NoReturn:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+def _main(arguments: Sequence[str] | None) -> int:
+    app(arguments, prog_name="cpt-residual")  # ends with SystemExit
+    return 0

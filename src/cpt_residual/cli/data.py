@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from cpt_residual.cli.options import Json
 from cpt_residual.cli.terminal import Terminal, interruptible
 from cpt_residual.core.disk import require_writable, writing
 from cpt_residual.errors import ConfigError
+from cpt_residual.launch.console import UserConsole
 
 if TYPE_CHECKING:
     from cpt_residual.data.inspection.corpus import CorpusInspection
@@ -182,7 +182,7 @@ def _tell(
     if as_json:
         terminal.result(found.model_dump(mode="json") | {"figures": paths}, dict)
         return
-    out = Console(highlight=False)
+    out = UserConsole()
     if not out.is_terminal:
         out.width = _PLAIN_WIDTH
     if isinstance(found, PackInspection):
@@ -191,4 +191,4 @@ def _tell(
         show_corpus(out, found, full=full)
     for note in notes:
         told = paths.get(note.name) or f"not drawn: {note.skipped}"
-        out.print(f"figure {note.name}: {told}", markup=False, soft_wrap=True)
+        out.print_text(f"figure {note.name}: {told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from cpt_residual.cli.store import verify_run
 from cpt_residual.cli.terminal import Terminal, interruptible, write_text
 from cpt_residual.core.disk import format_bytes, require_writable, writing
 from cpt_residual.errors import ConfigError
+from cpt_residual.launch.visible import visible_lines
 
 if TYPE_CHECKING:
     from cpt_residual.weights.inspection import Inspection
@@ -112,7 +114,7 @@ def card(
 
     text = card_markdown(read_merge_record(model))
     if out is None:
-        print(text, end="")
+        print(visible_lines(text) if sys.stdout.isatty() else text, end="")
         return
     write_text(out, text)
 

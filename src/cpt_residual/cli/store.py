@@ -16,6 +16,7 @@ import typer
 
 from cpt_residual.core.disk import format_bytes
 from cpt_residual.errors import ConfigError
+from cpt_residual.launch.door import say
 
 if TYPE_CHECKING:
     from cpt_residual.core.store import Store
@@ -31,21 +32,21 @@ def lineage(
     """Print what a stage of a run was made from, as a tree."""
     builder = _builder(run)
     name = node if node in builder.graph else f"evaluate:{node}"
-    print(builder.graph.lineage(builder.graph[name if name in builder.graph else node]))
-    print(f"store: {builder.store.root}")
+    say(builder.graph.lineage(builder.graph[name if name in builder.graph else node]))
+    say(f"store: {builder.store.root}")
 
 
 def verify_run(run: Path) -> int:
     """Hash every file of a run's artifacts; 1 when one differs from its manifest, else 0."""
     builder = _builder(run)
-    print(f"store: {builder.store.root}")
+    say(f"store: {builder.store.root}")
     bad = 0
     for node in builder.graph.distinct():
         status = builder.store.status(builder.graph, node, deep=True)
         bad += status.state != "ready"
         lines = status.problems or (status.reason,)
         for line in lines:
-            print(f"{status.state:<8} {node.stage.node:<36} {line}")
+            say(f"{status.state:<8} {node.stage.node:<36} {line}")
     return 1 if bad else 0
 
 
@@ -60,16 +61,16 @@ def gc(
     store = _store_below(root)
     items = garbage.collect(store, root / "runs")
     for item in items:  # plain lines: a path is never cut or rewritten
-        print(f"{format_bytes(item.bytes):>10}  {item.path}  {item.reason}")
+        say(f"{format_bytes(item.bytes):>10}  {item.path}  {item.reason}")
     total = format_bytes(sum(item.bytes for item in items))
     count = "1 item" if len(items) == 1 else f"{len(items)} items"
     if delete:
         gone = garbage.delete(store, items)
         freed = format_bytes(sum(item.bytes for item in gone))
-        print(f"deleted {len(gone)} of {count} ({freed})")
+        say(f"deleted {len(gone)} of {count} ({freed})")
     else:
         hint = "; add --delete to remove them" if items else ""
-        print(f"{count}, {total}{hint}")
+        say(f"{count}, {total}{hint}")
 
 
 def _builder(run: Path) -> Builder:
@@ -92,10 +93,10 @@ def _builder(run: Path) -> Builder:
         if row.node not in builder.graph or builder.graph[row.node].fingerprint != row.fingerprint
     ]
     if changed:
-        print(
+        say(
             f"warning: {len(changed)} of {len(plan.rows)} stages are not those of the run: the "
             f"code, a local source or plan.json was changed since ({_listed(changed)})",
-            file=sys.stderr,
+            stream=sys.stderr,
         )
     return builder
 

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from cpt_residual.core.disk import writing
 from cpt_residual.core.files import unique_name
 from cpt_residual.core.stage import ProgressReport
-from cpt_residual.launch.console import BuildConsole, duration
+from cpt_residual.launch.console import BuildConsole, UserConsole, duration
 from cpt_residual.launch.stopping import say_stopped, terminable
 
 _TABLE_WIDTH = 120
@@ -28,16 +26,16 @@ class Terminal:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._out = Console(soft_wrap=True, highlight=False)
-        self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._out = UserConsole()
+        self._err = UserConsole(stderr=True)
 
     def note(self, line: str) -> None:
         """Something worth knowing, on stderr."""
-        self._err.print(escape(line))
+        self._err.print_text(line)
 
     def warn(self, line: str) -> None:
         """Something that may be wrong, on stderr."""
-        self._err.print(escape(f"warning: {line}"), style="yellow")
+        self._err.print_text(f"warning: {line}", style="yellow")
 
     def result(self, document: object, rows: Callable[[], Mapping[str, str]]) -> None:
         """The verb's result: `document` as JSON, or `rows` as lines, name and value."""
@@ -47,7 +45,7 @@ class Terminal:
         lines = {name: value for name, value in rows().items() if value}
         width = max(map(len, lines), default=0)
         for name, value in lines.items():
-            self._out.print(escape(f"{name:<{width}}  {value}"))
+            self._out.print_text(f"{name:<{width}}  {value}")
 
     def table(self, document: object, table: Callable[[], Table]) -> None:
         """The verb's result: `document` as JSON, or a table, never narrower than it needs."""

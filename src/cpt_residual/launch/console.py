@@ -9,12 +9,47 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.style import Style
+from rich.text import Text
+
+from cpt_residual.launch.visible import visible, visible_lines
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 _SHOWN_NAMES = 3
+_LEAST_WIDTH = 20
+
+
+class UserConsole(Console):
+    """A console that prints texts as they are: no markup in brackets, no emoji between colons, and
+    control characters visible."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def print_text(self, text: str, *, style: str = "") -> None:
+        """Lines that are never cut or wrapped."""
+        self.print(Text(visible_lines(text), style), soft_wrap=True)
+
+    def render_str(  # noqa: PLR0913 - as rich calls it
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        del emoji, markup, highlight, highlighter
+        return Text(visible_lines(text), style, justify=justify, overflow=overflow)
+
+    def on_broken_pipe(self) -> None:
+        """Left to the door of the command."""
+        raise BrokenPipeError
 
 
 def duration(seconds: float) -> str:
@@ -32,11 +67,11 @@ def duration(seconds: float) -> str:
 def paragraph(console: Console, text: str, *, style: str = "") -> None:
     """Print prose: broken between words at the width of a terminal, in one line elsewhere. A word
     that is too long for a line, such as a path, stays whole."""
-    width = console.width if console.is_terminal else len(text) + 1
+    width = max(console.width, _LEAST_WIDTH) if console.is_terminal else len(text) + 1
     bound = text.replace(" %", "\N{NO-BREAK SPACE}%")  # a number stays with its unit
     lines = textwrap.wrap(bound, width, break_long_words=False, break_on_hyphens=False)
-    shown = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
-    console.print(shown, style=style or None, markup=False, soft_wrap=True, highlight=False)
+    shown = "\n".join(map(visible, lines)).replace("\N{NO-BREAK SPACE}", " ")
+    console.print(Text(shown, style), soft_wrap=True, highlight=False)
 
 
 def some_of(names: Sequence[str]) -> str:
@@ -66,9 +101,9 @@ class BuildConsole:
         self.console = console
         self._running: dict[str, _Running] = {}
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -97,7 +132,7 @@ class BuildConsole:
     def line(self, verb: str, node: str, note: str = "", *, style: str = "") -> None:
         """One lasting line, e.g. `skip   pack:cpt   ready, built 2026-11-21 (1f0c2a9b)`."""
         text = f"{verb:<6} {node:<36} {note}".rstrip()
-        self.console.print(escape(text), style=style or None, soft_wrap=True, highlight=False)
+        self.console.print(Text(visible(text), style), soft_wrap=True, highlight=False)
 
     def skipped(self, node: str, why: str) -> None:
         """A stage that need not run."""
@@ -118,7 +153,7 @@ class BuildConsole:
         """A stage begins."""
         running = _Running(started=time.monotonic(), last_line=time.monotonic())
         if self.console.is_terminal:
-            running.bar = self._bars.add_task(node, total=None, note="")
+            running.bar = self._bars.add_task(visible(node), total=None, note="")
         else:
             self.line("start", node)
         self._running[node] = running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["visible"]
+__all__ = ["visible", "visible_lines"]
 
 _JOINERS = "\u200c\u200d"  # that make up letters and emoji
 _NAMED = {"\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\x1b": "\u241b", "\x7f": "\u2421"}
@@ -13,7 +13,12 @@ _NAMED = {"\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\x1b": "\u241b", "\x7
 def visible(text: str) -> str:
     """One line without anything that acts on a terminal: line ends and tabs as arrows, other
     control characters and those that turn the writing direction by their code."""
-    return "".join(_shown(character) for character in text)
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def visible_lines(text: str) -> str:
+    """The same line by line: ends of lines stay."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def _shown(character: str) -> str:

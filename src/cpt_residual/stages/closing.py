@@ -32,7 +32,7 @@ def show_results(builder: Builder, run_dir: Path, console: Console, *, seconds: 
         console.print(table, soft_wrap=False)
         if hidden:
             paragraph(console, f"Not shown at this width: {', '.join(hidden)}. The whole table:")
-            console.print(file, markup=False, soft_wrap=True)
+            console.print(str(file), markup=False, soft_wrap=True)
     else:
         console.print(comparison_text(report.kinds, report.scores), markup=False)
     console.print()
