@@ -136,7 +136,7 @@ def _ended_by(error: OSError) -> int:
         return PIPE_CLOSED
     named = ArtifactError(
         f"{error.filename or 'the output, or a file'}: {error.strerror or error}",
-        remedy="Nothing was published. See to the file and its disk, then run it again.",
+        remedy="No output was made. See to the file and its disk, then run it again.",
     )
     _drop_output()
     with contextlib.suppress(OSError):  # of stderr itself: nobody can be told
