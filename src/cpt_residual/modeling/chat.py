@@ -19,6 +19,7 @@ from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, read_json_object
 from cpt_residual.modeling.templates import DEFAULT, ChatTemplate, Messages, read_templates
+from cpt_residual.modeling.text_encoder import require_room
 from cpt_residual.modeling.tokenizer import Tokenizer, backend_of, named_tokens, special_tokens_of
 
 __all__ = [
@@ -132,6 +133,8 @@ class ChatEncoder:
         self._refuse_special_tokens(documents)
         texts = self._template.render(documents, add_generation_prompt=False)
         starts = self._answer_starts(documents, texts)
+        for text in texts:  # a dialogue is never divided
+            require_room(text, text)
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
         return EncodedDocuments.of(
             [

@@ -4,20 +4,30 @@ starts at once and stays small. Pickles by the serialised tokenizer."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import tokenizers
 
-from cpt_residual.errors import CompatibilityError
+from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.encoded import EncodedDocuments, Ids
+from cpt_residual.modeling.text_chunks import CutRule, chunks, cut_rule, without_prefix
 
-__all__ = ["CACHED_WORDS", "FastTextEncoder"]
+__all__ = ["CACHED_WORDS", "MAX_UNDIVIDED_CHARACTERS", "FastTextEncoder", "require_room"]
 
 CACHED_WORDS = 2000
 """Of which a byte-pair model remembers the ids, the first it meets. The library's 10,000 leave the
 processor's own cache, which costs 3 to 10 % of the speed, and 50,000 cost a third."""
+
+
+MAX_UNDIVIDED_CHARACTERS = 4_000_000
+"""Of a text, or of a part of one, that cannot be cut: encodings take some 200 bytes a character."""
+
+_CHUNK_CHARACTERS = 1 << 17
+_CHUNKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -25,36 +35,81 @@ class FastTextEncoder:
     """Documents to ids: BOS where the tokenizer adds it, EOS exactly once, at the end.
 
     `backend` neither truncates nor pads, and encodes text that looks like a special token as the
-    text it is. `bos_id` is None when the tokenizer names none. Loss is on every token but the
-    first. A call holds some hundred bytes a token. Raises CompatibilityError when plain text
-    becomes EOS.
+    text it is. Text that is an added token which is not marked special becomes that token's id.
+    `bos_id` is None when the tokenizer names none. Loss is on every token but the first.
+
+    Texts longer than `chunk_characters` are encoded part by part where that is known to give the
+    same ids (`text_chunks`), so a call holds the ids and some 100 MB whatever their length. Raises
+    CorpusError for a text of more than MAX_UNDIVIDED_CHARACTERS that cannot be cut, and
+    CompatibilityError when plain text becomes EOS.
     """
 
     backend: tokenizers.Tokenizer
     bos_id: int | None
     eos_id: int
+    chunk_characters: int = _CHUNK_CHARACTERS
 
     def __post_init__(self) -> None:
         if isinstance(self.backend.model, tokenizers.models.BPE):
             self.backend.model._resize_cache(CACHED_WORDS)  # noqa: SLF001  it has no other name
 
     def __call__(self, texts: Sequence[str]) -> EncodedDocuments:
+        if any(len(text) > self.chunk_characters for text in texts):
+            return EncodedDocuments.joined([self._encoded([self._long_ids(t)]) for t in texts])
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=True)
+        return self._encoded(encoding.ids for encoding in encodings)
+
+    def _encoded(self, documents: Iterable[list[int] | array[int]]) -> EncodedDocuments:
         joined = array("I")  # takes a list five times as fast as numpy does
         ends: list[int] = []
-        for encoding in encodings:
-            ids = encoding.ids
-            if not ids or ids[-1] != self.eos_id:
-                ids.append(self.eos_id)
-            joined.fromlist(ids)
+        for ids in documents:
+            joined.extend(ids) if isinstance(ids, array) else joined.fromlist(ids)
+            if len(joined) == (ends[-1] if ends else 0) or joined[-1] != self.eos_id:
+                joined.append(self.eos_id)
             ends.append(len(joined))
         lengths = np.diff(np.array([0, *ends], dtype=np.int64))
         encoded = EncodedDocuments(np.frombuffer(joined, dtype=np.uint32), lengths)
         self._check_ends(encoded.ids, encoded)
         return encoded
 
+    def _long_ids(self, text: str) -> array[int]:
+        """The ids that the text has as a whole, before EOS."""
+        before, after = self._added_ids
+        ids = array("I", before)
+        parts = chunks(text, self._rule, self.chunk_characters)
+        backend, num_parts = self.backend, 1
+        while some := list(islice(parts, num_parts)):
+            for part in some:
+                require_room(part, text)
+            for encoding in backend.encode_batch_fast(some, add_special_tokens=False):
+                ids.fromlist(encoding.ids)
+            backend, num_parts = self._later, _CHUNKS_AT_ONCE
+        ids.extend(after)
+        return ids
+
+    @cached_property
+    def _rule(self) -> CutRule | None:
+        return cut_rule(self.backend)
+
+    @cached_property
+    def _later(self) -> tokenizers.Tokenizer:
+        return without_prefix(self.backend)
+
+    @cached_property
+    def _added_ids(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after every text."""
+        plain = self.backend.encode("a", add_special_tokens=False).ids
+        whole = self.backend.encode("a", add_special_tokens=True).ids
+        for first in range(len(whole) - len(plain) + 1):
+            if whole[first : first + len(plain)] == plain:
+                return whole[:first], whole[first + len(plain) :]
+        raise AssertionError("a post-processor only adds")
+
     def __reduce__(self) -> tuple[object, ...]:
-        return (_restored, (self.backend.to_str(), self.bos_id, self.eos_id))
+        return (
+            _restored,
+            (self.backend.to_str(), self.bos_id, self.eos_id, self.chunk_characters),
+        )
 
     def _check_ends(self, ids: Ids, documents: EncodedDocuments) -> None:
         expected = len(documents)
@@ -69,8 +124,24 @@ class FastTextEncoder:
             )
 
 
-def _restored(serialised: str, bos_id: int | None, eos_id: int) -> FastTextEncoder:
+def require_room(part: str, text: str) -> None:
+    """Raise CorpusError unless `part` of `text` is short enough to be encoded at once."""
+    if len(part) > MAX_UNDIVIDED_CHARACTERS:
+        raise CorpusError(
+            f"a document of {len(text):,} characters cannot be encoded part by part",
+            problems=[
+                f"it begins {text[:60]!r}",
+                f"{len(part):,} characters without a place where this tokenizer surely divides",
+            ],
+            remedy=f"At most {MAX_UNDIVIDED_CHARACTERS:,} are encoded at once, for they take"
+            " hundreds of bytes each: divide the document, or leave it out.",
+        )
+
+
+def _restored(
+    serialised: str, bos_id: int | None, eos_id: int, chunk_characters: int
+) -> FastTextEncoder:
     """The flag about special tokens is no part of a serialised tokenizer."""
     backend = tokenizers.Tokenizer.from_str(serialised)
     backend.encode_special_tokens = True
-    return FastTextEncoder(backend, bos_id, eos_id)
+    return FastTextEncoder(backend, bos_id, eos_id, chunk_characters)
