@@ -8,7 +8,7 @@ import torch
 
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections, Proof, Raw
-from cpt_residual.weights.checkpoint import DtypeName
+from cpt_residual.weights.shard_header import DtypeName
 from cpt_residual.weights.tensors import TORCH_DTYPES, tensor_of
 from cpt_residual.weights.vocabulary import new_rows
 

@@ -26,10 +26,15 @@ from cpt_residual.modeling.side_files import CONFIG_FILE, code_named_in, code_re
 from cpt_residual.modeling.tokenizer import wants_code
 from cpt_residual.modeling.vector_maths import settle_vector_maths
 
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError)
+UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError),
+    StrictDataclassError,
+)
+"""What transformers raises over a config.json that it cannot make sense of."""
 _MAX_MESSAGE = 400
 
 __all__ = [
+    "UNREADABLE",
     "build_on_meta",
     "config_of_fields",
     "load_causal_lm",
@@ -42,15 +47,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration of the model in `folder`. Raises CompatibilityError where transformers
     needs the code that the model ships (which is never run), or cannot make sense of config.json.
     """
-    try:
+    with _readable(folder):
         config = cast("Any", AutoConfig).from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except _UNREADABLE as error:
-        code = code_named_in(folder)
-        if code and wants_code(error):
-            raise code_refusal(folder, code) from error
-        raise _does_not_load(str(folder / CONFIG_FILE), error) from error
     return cast("PreTrainedConfig", config)
 
 
@@ -64,7 +64,7 @@ def config_of_fields(fields: Mapping[str, JsonValue], *, role: str) -> PreTraine
         return cast("Any", CONFIG_MAPPING[model_type]).from_dict(
             deepcopy(dict(fields))
         )  # it writes into them
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _does_not_load(f"{role}: {CONFIG_FILE}", error) from error
 
 
@@ -87,7 +87,7 @@ def load_causal_lm(
     Raises CompatibilityError naming every tensor that is missing, superfluous or of another
     shape: transformers would fill those with random numbers."""
     settle_vector_maths()
-    with _never_its_code(folder):
+    with _readable(folder):
         model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
@@ -113,31 +113,34 @@ def require_known_tensors(folder: Path, shapes: Mapping[str, Sequence[int]]) -> 
     are those of the model that config.json in `folder` describes. No weight is read or allocated.
     """
     config = load_config(folder)
-    kind = type(build_on_meta(config))
-    with torch.device("meta"):
-        state = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
-    _, report = cast("Any", kind).from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        device_map={"": "meta"},
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # reported, with all the others
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with _readable(folder):
+        kind = type(build_on_meta(config))
+        with torch.device("meta"):
+            state = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
+        _, report = cast("Any", kind).from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            device_map={"": "meta"},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported, with all the others
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     _require_all_used(folder, report)
 
 
 @contextmanager
-def _never_its_code(folder: Path) -> Generator[None]:
-    """What transformers says of code that it may not run, as our refusal."""
+def _readable(folder: Path) -> Generator[None]:
+    """What transformers says of a config.json that it cannot use, or of code that it may not run,
+    as a CompatibilityError."""
     try:
         yield
-    except ValueError as error:
-        if not wants_code(error):
-            raise
-        raise code_refusal(folder, code_named_in(folder)) from error
+    except UNREADABLE as error:
+        code = code_named_in(folder)
+        if code and wants_code(error):
+            raise code_refusal(folder, code) from error
+        raise _does_not_load(str(folder / CONFIG_FILE), error) from error
 
 
 def _require_all_used(folder: Path, report: Mapping[str, Sequence[object]]) -> None:
@@ -168,7 +171,7 @@ def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
     Attention and experts are those whose matrix products torch's FLOP counter sees and that run
     without values: an expert is as many products as it has tokens."""
-    with torch.device("meta"), _never_its_code(Path(str(config.name_or_path))):
+    with torch.device("meta"), _readable(Path(str(config.name_or_path))):
         model = cast("Any", AutoModelForCausalLM).from_config(
             config,
             dtype=torch.float32,

@@ -6,7 +6,9 @@ Imports no torch, so that plans can read a model's headers.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -65,6 +67,7 @@ _OTHER_PATTERNS = (
 )
 """Weights, documents and records, which no output takes over and nobody misses."""
 _CONFIG_PATTERN = "*config.json"
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _CODE_FIELDS = ("auto_map", "custom_pipelines")
 _MAX_NAMED = 200  # characters of an auto_map in a message
 
@@ -191,6 +194,11 @@ def read_json_object(path: Path, role: str) -> dict[str, JsonValue]:
         raise ArtifactError(
             f"{role}: {path} is missing", remedy="A model directory needs it; save the model again."
         ) from error
+    except OSError as error:
+        raise ArtifactError(
+            f"{role}: {path} cannot be read: {error.strerror or error}",
+            remedy="See to the file and its rights, then run it again.",
+        ) from error
     except ValueError as error:
         raise ArtifactError(
             f"{role}: {path} is not valid JSON: {error}",
@@ -199,8 +207,23 @@ def read_json_object(path: Path, role: str) -> dict[str, JsonValue]:
 
 
 def json_object(raw: bytes) -> dict[str, JsonValue]:
-    """The object that `raw` holds. Raises ValueError for anything else, and for repeated keys."""
-    value = cast("JsonValue", json.loads(raw, object_pairs_hook=_without_repeats))
+    """The object that `raw` holds. Raises ValueError for anything else: repeated keys, nesting that
+    Python cannot follow, and text that UTF-8 cannot say, neither raw nor escaped."""
+    try:
+        text = raw.decode("utf-8")
+        value = cast(
+            "JsonValue",
+            json.loads(
+                text,
+                object_pairs_hook=_without_repeats,
+                parse_constant=_number,
+                parse_float=_number,
+            ),
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if _HALF_CHARACTER.search(text):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone half of one, escaped
     if not isinstance(value, dict):
         raise ValueError("the top level is not an object")  # noqa: TRY004 - as a bad file is
     return value
@@ -250,6 +273,13 @@ def leaves_folder(path: Path, *, root: Path | None = None) -> bool:
         return False
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     return not real.is_relative_to(folder) and not real.is_relative_to(blobs)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a number of JSON")
+    return value
 
 
 def _without_repeats(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from cpt_residual.errors import ArtifactError, WorkerError
-from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, Shape, open_checkpoint
+from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
 from cpt_residual.weights.matching import by_class_names
+from cpt_residual.weights.shard_header import DtypeName, Shape
 from cpt_residual.weights.tensors import TORCH_DTYPES
 
 __all__ = ["open_start", "stored_dtype", "verify_weights"]

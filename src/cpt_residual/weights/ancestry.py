@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.weights import arithmetic
-from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.geometry_kernels import PairSums, pair_sums
 from cpt_residual.weights.matching import spelled_like
@@ -27,6 +27,7 @@ from cpt_residual.weights.reader import (
     require_equal_aliases,
     require_finite,
 )
+from cpt_residual.weights.shard_header import TensorEntry
 
 HELPED_DRIFT = 0.08
 """BonLM (2026): mean relative drift after LoRA CPT, where alpha = 1 helped (3B 41.32 to 42.27)."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.weights.checkpoint import DtypeName
+from cpt_residual.weights.shard_header import DtypeName
 
 Raw = npt.NDArray[Any]
 """Elements as they lie on disk: bf16 as its bits in uint16 (numpy has none), float16, float32."""

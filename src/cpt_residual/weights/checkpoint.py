@@ -7,38 +7,35 @@ Price: one small read per shard.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, cast
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.class_names import PLAIN_TYPES, ClassNames, RowPart, class_names
-from cpt_residual.modeling.side_files import (
-    CONFIG_FILE,
-    json_object,
-    leaves_folder,
-    read_json_object,
+from cpt_residual.modeling.side_files import CONFIG_FILE, leaves_folder, read_json_object
+from cpt_residual.weights.foreign_weights import (
+    StoredDtype,
+    foreign_tensors,
+    refuse_foreign_weights,
+    require_plain_config,
 )
+from cpt_residual.weights.shard_header import Shard, TensorEntry, read_shard, stored_in
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-ITEM_SIZES: Mapping[str, int] = {"BF16": 2, "F16": 2, "F32": 4}
-CONSTANT_SIZES: Mapping[str, int] = {"BOOL": 1, "U8": 1, "I64": 8}
-"""Of causal masks and the like, which old files keep beside the weights."""
-_SIZES: Mapping[str, int] = {**ITEM_SIZES, **CONSTANT_SIZES}
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+_MAX_FILE_NAME, _MAX_SHOWN = 255, 80
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
-Shape = tuple[int, ...]
-DtypeName = Literal["BF16", "F16", "F32"]
-TORCH_NAMES: Mapping[DtypeName, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+Size = Annotated[int, Field(gt=0, le=2**31)]
+NumLayers = Annotated[int, Field(ge=0, le=10_000)]
+"""What no model has more of: whoever builds one without weights would need the memory."""
 
 
 class ModelFacts(BaseModel):
@@ -48,16 +45,18 @@ class ModelFacts(BaseModel):
     purpose: Llama 3 and 3.1 differ in it and their residuals fit each other (portability); the
     merged model keeps its target's."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, strict=True, allow_inf_nan=False, extra="ignore", protected_namespaces=()
+    )
 
     model_type: str
     tie_word_embeddings: bool | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    intermediate_size: int | None = None
+    hidden_size: Size | None = None
+    num_hidden_layers: NumLayers | None = None
+    num_attention_heads: Size | None = None
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    intermediate_size: Size | None = None
     hidden_act: str | None = None
     rope_theta: float | None = None
     rms_norm_eps: float | None = None
@@ -71,43 +70,6 @@ class ModelFacts(BaseModel):
             if isinstance(rope, dict) and "rope_theta" in rope:
                 return {**fields, "rope_theta": cast("dict[str, Any]", rope)["rope_theta"]}
         return cast("object", config)
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies. `offset` is in bytes from the start of the shard's file."""
-
-    name: str
-    dtype: DtypeName
-    shape: Shape
-    shard: str
-    offset: int
-
-    @property
-    def num_elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def item_size(self) -> int:
-        return _SIZES[self.dtype]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_elements * self.item_size
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file. `header` is its raw start, length prefix included; tensors are in
-    the order of their offsets, under their stored names; constants: those whose dtype is one of
-    CONSTANT_SIZES, which no weight has."""
-
-    name: str
-    path: Path
-    header: bytes
-    num_bytes: int
-    tensors: tuple[TensorEntry, ...]
-    constants: tuple[TensorEntry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,16 +89,16 @@ class Checkpoint:
 
     @cached_property
     def class_names(self) -> ClassNames:
-        """How the class reads the stored names. Raises ArtifactError for tensors that it reads and
-        that are no weights."""
+        """How the class reads the stored names. Raises CompatibilityError for tensors that it reads
+        and that are no weights."""
         stored = [tensor.name for shard in self.shards for tensor in stored_in(shard)]
         facts = self.facts
         found = class_names(
             self.path, stored, model_type=facts.model_type, tied=facts.tie_word_embeddings
         )
         constants = [tensor for shard in self.shards for tensor in shard.constants]
-        if read := [dtype_problem(t.name, t.dtype) for t in constants if t.name in found.names]:
-            raise untrusted(self.role, self.path, read)
+        read = [StoredDtype(t.name, t.dtype) for t in constants if t.name in found.names]
+        refuse_foreign_weights(self.role, self.path, {}, read)
         return found
 
     @cached_property
@@ -222,7 +184,8 @@ def open_checkpoint(path: Path, *, role: str, links_allowed: bool = False) -> Ch
         raise ArtifactError(
             f"{role}: {path} is not a directory", remedy="Give the directory of a saved model."
         )
-    facts = _read_facts(path, role)
+    config = _read_config(path, role)
+    facts = _facts_of(config, path, role)
     index, weight_map = _read_index(path, role)
     problems: list[str] = []
     shards: list[Shard] = []
@@ -233,21 +196,20 @@ def open_checkpoint(path: Path, *, role: str, links_allowed: bool = False) -> Ch
             problems.append(problem)
             continue
         try:
-            shards.append(_read_shard(path / name, with_constants=True))
+            shards.append(read_shard(path / name, with_constants=True))
         except ArtifactError as error:
             problems.extend([error.what, *error.problems])
     problems.extend(_layout_problems(shards, weight_map, complete=len(shards) == len(names)))
     if problems:
-        raise untrusted(role, path, problems)
+        foreign = [found for name in names for found in foreign_tensors(path / name)]
+        refuse_foreign_weights(role, path, config, foreign)
+        raise _untrusted(role, path, problems)
+    constants = [StoredDtype(t.name, t.dtype) for shard in shards for t in shard.constants]
+    require_plain_config(role, path, config, constants)
     return Checkpoint(role=role, path=path, shards=tuple(shards), index=index, facts=facts)
 
 
-def stored_in(shard: Shard) -> list[TensorEntry]:
-    """All that one shard holds, in the order of the offsets."""
-    return sorted((*shard.tensors, *shard.constants), key=lambda entry: entry.offset)
-
-
-def untrusted(role: str, path: Path, problems: list[str]) -> ArtifactError:
+def _untrusted(role: str, path: Path, problems: list[str]) -> ArtifactError:
     """The error for weights that are not read."""
     return ArtifactError(
         f"{role}: the weights in {path} cannot be trusted",
@@ -256,68 +218,18 @@ def untrusted(role: str, path: Path, problems: list[str]) -> ArtifactError:
     )
 
 
-def dtype_problem(name: str, dtype: object) -> str:
-    """What is wrong with a weight of this dtype."""
-    return f"{name}: dtype {dtype} is not one of {', '.join(sorted(ITEM_SIZES))}"
-
-
-def read_shard(path: Path) -> Shard:
-    """One safetensors file's checked header: sizes, offsets, dtypes, no holes, no overlaps."""
-    return _read_shard(path, with_constants=False)
-
-
-def _read_shard(path: Path, *, with_constants: bool) -> Shard:
-    if not path.is_file():
-        raise ArtifactError(f"{path.name}: the file is missing")
-    num_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_bytes > min(num_bytes - 8, _MAX_HEADER_BYTES):
-            raise ArtifactError(
-                f"{path.name}: not a safetensors file, or cut inside its header ({num_bytes} bytes)"
-            )
-        raw = file.read(header_bytes)
-    try:
-        header = json_object(raw)
-    except ValueError as error:
-        raise ArtifactError(f"{path.name}: the safetensors header is broken: {error}") from error
-    header.pop("__metadata__", None)
-    entries: list[TensorEntry] = []
-    problems: list[str] = []
-    for name, fields in header.items():
-        entry = _entry(name, fields, shard=path.name, start=8 + header_bytes)
-        if isinstance(entry, str):
-            problems.append(entry)
-        elif entry.dtype in ITEM_SIZES or with_constants:
-            entries.append(entry)
-        else:
-            problems.append(dtype_problem(name, entry.dtype))
-    entries.sort(key=lambda entry: (entry.offset, entry.num_bytes))
-    if not problems:
-        problems = _offset_problems(entries, shard=path.name, start=8 + header_bytes, end=num_bytes)
-    if problems:
-        raise ArtifactError(
-            f"{path.name}: {len(problems)} problem(s) in the header", problems=problems
-        )
-    return Shard(
-        name=path.name,
-        path=path,
-        header=prefix + raw,
-        num_bytes=num_bytes,
-        tensors=tuple(entry for entry in entries if entry.dtype in ITEM_SIZES),
-        constants=tuple(entry for entry in entries if entry.dtype not in ITEM_SIZES),
-    )
-
-
-def _read_facts(path: Path, role: str) -> ModelFacts:
+def _read_config(path: Path, role: str) -> dict[str, JsonValue]:
     if (path / "adapter_config.json").is_file() and not (path / SINGLE_FILE).is_file():
         raise CompatibilityError(
             f"{role}: {path} is a LoRA adapter, not a model",
             remedy="Merge the adapter into its base model first and give the merged directory.",
         )
+    return read_json_object(path / CONFIG_FILE, role)
+
+
+def _facts_of(config: Mapping[str, JsonValue], path: Path, role: str) -> ModelFacts:
     try:
-        return ModelFacts.model_validate(read_json_object(path / CONFIG_FILE, role))
+        return ModelFacts.model_validate(config)
     except ValidationError as error:
         raise ArtifactError(
             f"{role}: {path / CONFIG_FILE} is not a model's configuration",
@@ -372,53 +284,12 @@ def _refuse_other_weights(path: Path, role: str) -> None:
 
 def _unsafe_name(path: Path, name: str, *, links_allowed: bool) -> str:
     if not name or name in {".", ".."} or Path(name).name != name or "\\" in name:
-        return f"{name!r}: the index points outside the directory"
+        return f"{name[:_MAX_SHOWN]!r}: the index points outside the directory"
+    if "\0" in name or len(name.encode()) > _MAX_FILE_NAME:
+        return f"{name[:_MAX_SHOWN]!r}: the index names what cannot be a file"
     if not links_allowed and leaves_folder(path / name):
         return f"{name}: a link that leaves the directory ({os.path.realpath(path / name)})"
     return ""
-
-
-def _entry(name: str, fields: JsonValue, *, shard: str, start: int) -> TensorEntry | str:
-    if not isinstance(fields, dict):
-        return f"{name}: the entry is not an object"
-    dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in _SIZES:
-        return dtype_problem(name, dtype)
-    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
-        return f"{name}: shape {shape} or data_offsets {span} are not counts"
-    entry = TensorEntry(
-        name=name,
-        dtype=cast("DtypeName", dtype),
-        shape=tuple(shape),
-        shard=shard,
-        offset=start + span[0],
-    )
-    if span[1] - span[0] != entry.num_bytes:
-        return (
-            f"{name}: {dtype} {list(shape)} takes {entry.num_bytes} bytes, "
-            f"the header says {span[1] - span[0]}"
-        )
-    return entry
-
-
-def _are_counts(value: JsonValue) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _offset_problems(entries: list[TensorEntry], *, shard: str, start: int, end: int) -> list[str]:
-    problems: list[str] = []
-    expected = start
-    for entry in entries:
-        if entry.offset != expected:
-            kind = "overlaps the tensor before it" if entry.offset < expected else "leaves a hole"
-            problems.append(
-                f"{entry.name}: byte offset {entry.offset}, expected {expected}: {kind}"
-            )
-        expected = entry.offset + entry.num_bytes
-    if expected != end and not problems:
-        kind = "is truncated" if end < expected else "has bytes after its last tensor"
-        problems.append(f"{shard} {kind}: {end} bytes, its header describes {expected}")
-    return problems
 
 
 def _layout_problems(

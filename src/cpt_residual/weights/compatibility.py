@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.modeling.effective_config import Config, differences
-from cpt_residual.weights.checkpoint import Checkpoint, Shape
+from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.shard_header import Shape
 
 
 @dataclass(frozen=True)

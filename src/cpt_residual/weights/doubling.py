@@ -15,10 +15,11 @@ import numpy as np
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import to_float32, to_float64
-from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
 from cpt_residual.weights.reader import ShardReader, blocks_of
 from cpt_residual.weights.residual_format import ResidualManifest
+from cpt_residual.weights.shard_header import TensorEntry
 
 _SAME_NORM = 1e-9  # relative; norms are float64 sums, taken in one order or another
 

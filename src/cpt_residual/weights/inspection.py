@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import CONFIG_FILE, eos_ids_of, read_json_object
-from cpt_residual.weights.checkpoint import Shard, TensorEntry, open_checkpoint, read_shard
+from cpt_residual.weights.checkpoint import open_checkpoint
 from cpt_residual.weights.interop.adapter import is_adapter
 from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.interop.residuals_package import (
@@ -27,6 +27,7 @@ from cpt_residual.weights.merge_record import (
 )
 from cpt_residual.weights.opening import headers_hash
 from cpt_residual.weights.residual_format import MANIFEST_FILE, open_residual
+from cpt_residual.weights.shard_header import Shard, TensorEntry, read_shard
 
 Kind = Literal["residual", "residuals package", "merged model", "model", "adapter"]
 

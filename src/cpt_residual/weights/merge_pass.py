@@ -14,7 +14,7 @@ from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shards
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
-from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import DeltaSource, Exact
 from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.input_files import InputFiles
@@ -29,6 +29,7 @@ from cpt_residual.weights.reader import (
 )
 from cpt_residual.weights.rows import gather, mean_of_rows, width_of
 from cpt_residual.weights.rules import Sources, TensorRule, rule_for
+from cpt_residual.weights.shard_header import TensorEntry
 from cpt_residual.weights.shard_work import Flusher, ShardWork, runs_of
 from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.vocabulary import Mean, RowPlan

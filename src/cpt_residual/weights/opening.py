@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.launch.hub import HubModel, hub_model, snapshot
-from cpt_residual.weights.checkpoint import Checkpoint, Shard, open_checkpoint
+from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
+from cpt_residual.weights.shard_header import Shard
 
 ModelReference = str | Path | HubModel
 """A directory, or `ORG/NAME@COMMIT` on the hub. A Path is always a directory."""

@@ -20,8 +20,9 @@ import numpy as np
 from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw
-from cpt_residual.weights.checkpoint import Checkpoint, Shard, TensorEntry
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.direct import InputFile, Scratch
+from cpt_residual.weights.shard_header import Shard, TensorEntry
 
 BLOCK = 1 << 18  # elements; a block of every operand stays in the processor's caches
 FETCHED = 7 * BLOCK

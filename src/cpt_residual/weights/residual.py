@@ -23,7 +23,7 @@ from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Corrections
 from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids, eos_tokens
-from cpt_residual.weights.checkpoint import Checkpoint, DtypeName, TensorEntry
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import OpenPair, PairDelta
 from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.factored import Factored, factor_matrices, remove_scratch
@@ -50,6 +50,7 @@ from cpt_residual.weights.residual_format import (
     TensorRecord,
     stored_as,
 )
+from cpt_residual.weights.shard_header import DtypeName, TensorEntry
 from cpt_residual.weights.staging import fresh_directory
 from cpt_residual.weights.subtraction import Tally, store_exactly, store_rounded
 from cpt_residual.weights.writer import ShardWriter, layout

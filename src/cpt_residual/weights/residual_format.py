@@ -30,16 +30,16 @@ from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.class_names import ClassNames, class_names
 from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
-from cpt_residual.weights.checkpoint import (
+from cpt_residual.weights.checkpoint import ModelFacts
+from cpt_residual.weights.file_hash import file_sha256
+from cpt_residual.weights.reader import Block, map_in_order
+from cpt_residual.weights.shard_header import (
     DtypeName,
-    ModelFacts,
     Shape,
     Shard,
     TensorEntry,
     read_shard,
 )
-from cpt_residual.weights.file_hash import file_sha256
-from cpt_residual.weights.reader import Block, map_in_order
 
 MANIFEST_FILE = "residual.json"
 CORRECTIONS_FILE = "corrections.safetensors"

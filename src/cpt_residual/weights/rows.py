@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.weights.arithmetic import Raw
-from cpt_residual.weights.checkpoint import TensorEntry
 from cpt_residual.weights.reader import Block, ShardReader
+from cpt_residual.weights.shard_header import TensorEntry
 from cpt_residual.weights.vocabulary import NONE, Mean, RowNumbers, mean_row
 
 _ROWS_AT_ONCE = 128

@@ -17,7 +17,6 @@ from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
-from cpt_residual.weights.checkpoint import TensorEntry
 from cpt_residual.weights.delta import Exact, High, Low, OpenDelta, place
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import (
@@ -33,6 +32,7 @@ from cpt_residual.weights.methods import (
     ties,
 )
 from cpt_residual.weights.reader import Block, blocks_of, map_in_order
+from cpt_residual.weights.shard_header import TensorEntry
 
 ReadBlock = Callable[[Block], Raw]
 

@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 
 from cpt_residual.weights.alignment import OutputShard
-from cpt_residual.weights.checkpoint import TensorEntry
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.reader import FETCHED, Block, blocks_of, require_finite
+from cpt_residual.weights.shard_header import TensorEntry
 from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.writer import ShardWriter
 

@@ -13,7 +13,7 @@ from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.core.hashing import canonical_json, text_sha256
 from cpt_residual.errors import ConfigError
 from cpt_residual.weights import verification
-from cpt_residual.weights.checkpoint import Checkpoint, Shard
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.interop.adapter import ADAPTER_FILE, is_adapter, merge_adapter
@@ -39,6 +39,7 @@ from cpt_residual.weights.residual_format import (
     open_residual,
     require_intact,
 )
+from cpt_residual.weights.shard_header import Shard
 from cpt_residual.weights.staging import OutputFolder, require_apart
 
 

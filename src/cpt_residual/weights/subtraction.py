@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from cpt_residual.weights import arithmetic, kernels
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections, Proof, Raw, to_float32
-from cpt_residual.weights.checkpoint import DtypeName
 from cpt_residual.weights.kernels import SubtractSums
+from cpt_residual.weights.shard_header import DtypeName
 
 
 @dataclass

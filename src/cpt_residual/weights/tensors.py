@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cpt_residual.weights.arithmetic import Raw
-from cpt_residual.weights.checkpoint import DtypeName
+from cpt_residual.weights.shard_header import DtypeName
 
 TORCH_DTYPES: Mapping[DtypeName, torch.dtype] = {
     "BF16": torch.bfloat16,

@@ -18,13 +18,7 @@ from cpt_residual.weights import kernels
 from cpt_residual.weights.alignment import OutputShard
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, round_once, to_float64
 from cpt_residual.weights.chat_contract import verify_stops
-from cpt_residual.weights.checkpoint import (
-    Checkpoint,
-    DtypeName,
-    Shard,
-    TensorEntry,
-    open_checkpoint,
-)
+from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
 from cpt_residual.weights.delta import Exact, PairDelta, StoredDelta
 from cpt_residual.weights.file_hash import file_sha256
 from cpt_residual.weights.merge_record import MERGE_FILE, ShardRecord, read_merge_record
@@ -41,6 +35,7 @@ from cpt_residual.weights.residual_format import (
     open_residual,
     require_intact,
 )
+from cpt_residual.weights.shard_header import DtypeName, Shard, TensorEntry
 
 _NUM_LINES = 3  # of somebody else's message
 _TOLERANCE = 1e-9  # of norms: sums of squares, taken block by block in another order
@@ -129,6 +124,7 @@ def verify_model(path: Path, *, streaming: Streaming = DEFAULT_STREAMING) -> Ver
             f"every shard has the recorded {'sha256' if hashed else 'size'} ({MERGE_FILE})"
         )
     if TokenSide.read(path).has_template:
+        require_known_tensors(checkpoint)  # before anything is allocated that has no end
         stops = shown_stops(path)
         checks.append(f"generation stops at {', '.join(map(str, stops))}")
     else:
@@ -178,13 +174,15 @@ def require_known_tensors(model: Checkpoint) -> None:
 def _quietly_loading(model: Path) -> Generator[None]:
     from transformers.utils import logging
 
+    from cpt_residual.modeling.loading import UNREADABLE
+
     talk = cast("Any", logging)
     was_shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
     talk.disable_progress_bar()
     talk.set_verbosity_error()  # what it reports of tensors is raised
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (AssertionError, ImportError, RuntimeError, *UNREADABLE) as error:
         raise CompatibilityError(
             f"{model.name}: the model does not load",
             problems=(str(error).strip() or type(error).__name__).splitlines()[:_NUM_LINES],

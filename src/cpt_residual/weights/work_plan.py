@@ -9,9 +9,10 @@ from pathlib import Path
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
 from cpt_residual.core.disk import check_free_space, free_bytes
-from cpt_residual.weights.checkpoint import Checkpoint, Shape
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.merge_pass import ALPHAS_AT_ONCE
 from cpt_residual.weights.reader import Streaming
+from cpt_residual.weights.shard_header import Shape
 
 BYTES_PER_SECOND = 600_000_000
 """Read and written together, assumed: about what a cloud disk gives."""

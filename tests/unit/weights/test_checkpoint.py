@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint, read_shard
+from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
+from cpt_residual.weights.shard_header import read_shard
 from support.pico_family import Tensors, fake_model, opened, raw_shard, write_weights
 
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

@@ -29,14 +29,7 @@ from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.alignment import OutputShard, output_index, output_shard
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
-from cpt_residual.weights.checkpoint import (
-    INDEX_FILE,
-    Checkpoint,
-    Shape,
-    Shard,
-    TensorEntry,
-    read_shard,
-)
+from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
 from cpt_residual.weights.interop.adapter_config import (
     ADAPTER_CONFIG_FILE,
     AdapterConfig,
@@ -55,6 +48,7 @@ from cpt_residual.weights.reader import (
     require_equal_aliases,
     require_finite,
 )
+from cpt_residual.weights.shard_header import Shape, Shard, TensorEntry, read_shard
 from cpt_residual.weights.shard_work import carry
 from cpt_residual.weights.staging import fresh_directory
 from cpt_residual.weights.writer import ShardWriter

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.weights.checkpoint import Checkpoint, Shape, Shard, TensorEntry
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.interop.adapter_config import AdapterConfig
+from cpt_residual.weights.shard_header import Shape, Shard, TensorEntry
 
 _PREFIX = "base_model.model."
 _ENDS: Mapping[str, tuple[str, bool]] = {

@@ -16,9 +16,10 @@ from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
 from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import chat_contract
-from cpt_residual.weights.checkpoint import TORCH_NAMES, Checkpoint, DtypeName
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.methods import num_to_keep, require_known_scales, scale_of
+from cpt_residual.weights.shard_header import TORCH_NAMES, DtypeName
 
 Setting = float | list[dict[str, str | float]]
 Parameters = dict[str, Setting]

@@ -17,7 +17,7 @@ from cpt_residual.modeling.side_files import CONFIG_FILE, left_out_of, read_json
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
-from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import Side
 from cpt_residual.weights.delta import High, Low, OpenDelta, add_parts
 from cpt_residual.weights.interop.residuals_package import OWN_FILE, ResidualsFolder
@@ -31,6 +31,7 @@ from cpt_residual.weights.reader import (
     map_in_order,
 )
 from cpt_residual.weights.residual_format import INSTRUCT_FOLDER
+from cpt_residual.weights.shard_header import TensorEntry
 from cpt_residual.weights.vocabulary import Mean
 
 

@@ -37,18 +37,7 @@ from cpt_residual.modeling.side_files import (
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.arithmetic import to_float64
 from cpt_residual.weights.chat_contract import copy_instruct_side
-from cpt_residual.weights.checkpoint import (
-    INDEX_FILE,
-    ITEM_SIZES,
-    SINGLE_FILE,
-    TORCH_NAMES,
-    DtypeName,
-    ModelFacts,
-    Shape,
-    Shard,
-    TensorEntry,
-    read_shard,
-)
+from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, ModelFacts
 from cpt_residual.weights.delta import StoredDelta
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
@@ -62,6 +51,15 @@ from cpt_residual.weights.residual_format import (
     INSTRUCT_FOLDER,
     ModelRecord,
     ResidualArtifact,
+)
+from cpt_residual.weights.shard_header import (
+    ITEM_SIZES,
+    TORCH_NAMES,
+    DtypeName,
+    Shape,
+    Shard,
+    TensorEntry,
+    read_shard,
 )
 from cpt_residual.weights.staging import fresh_directory
 from cpt_residual.weights.writer import ShardWriter, layout
@@ -264,7 +262,8 @@ def is_residuals_layout(path: Path) -> bool:
     """Whether a folder is of the `residuals` package (its config.json names its version)."""
     if not (path / CONFIG_FILE).is_file():
         return False
-    return "residuals_version" in read_json_object(path / CONFIG_FILE, "residual")
+    name = path.name or "model"
+    return "residuals_version" in read_json_object(path / CONFIG_FILE, name)
 
 
 def read_residuals_layout(path: Path) -> ResidualsFolder:
