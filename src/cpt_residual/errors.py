@@ -101,10 +101,23 @@ class EvaluationError(CptResidualError):
     """An evaluation cannot be run or its results cannot be trusted."""
 
 
+_SAME = {
+    "gpu": "cuda",
+    "none": "off",
+    "false": "off",
+    "no": "off",
+    "float32": "fp32",
+    "bfloat16": "bf16",
+}
+"""What others call a thing, in lower case."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest of `known`, or a list of all when none is near."""
+    """` Did you mean 'x'?` for the nearest of `known`, or a list of all when none is near (or when
+    `name` itself is one: then it is not the name that is wrong)."""
     names = sorted(set(known))
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
+    same = _SAME.get(name.lower())
+    near = [same] if same in names else get_close_matches(name, names, n=1, cutoff=0.5)
+    if near and name not in names:
         return f" Did you mean '{near[0]}'?"
     return f" Known: {', '.join(names)}." if names else ""

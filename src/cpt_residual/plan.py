@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from cpt_residual.config.compose import compose
+from cpt_residual.config.compose import compose_with_files
 from cpt_residual.config.schema import Experiment, Launch
 from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.graph import Graph
@@ -44,17 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if options.out:
         _require_place(options.out)
-    experiment = localised(compose(options.overrides, config_dir=options.config_dir))
+    composed = compose_with_files(options.overrides, config_dir=options.config_dir)
+    experiment = localised(composed.experiment)
     builder = Builder.of(experiment)
     graph, store = builder.graph, builder.store
     overview = Overview.of(graph, store)
     frozen = FrozenPlan.of(experiment, graph) if options.out else None
     if options.json:
-        print(json.dumps(_as_json(experiment, overview), indent=2))
+        files = {"own_files": [str(path) for path in composed.own_files]}
+        print(json.dumps(_as_json(experiment, overview) | files, indent=2))
     else:
+        for note in composed.notes():
+            say(note)
         _show(experiment, graph, overview, store, frozen)
     if options.check:
         found = preflight(builder, overview)

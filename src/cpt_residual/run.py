@@ -22,12 +22,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cpt_residual.config.compose import compose, expand_sweep
+from cpt_residual.config.compose import compose_with_files, expand_sweep
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.files import copy_files
 from cpt_residual.errors import CptResidualError
 from cpt_residual.launch.console import UserConsole
-from cpt_residual.launch.door import Parser, enter, say_error
+from cpt_residual.launch.door import Parser, enter, say, say_error
 from cpt_residual.launch.stopping import terminable
 from cpt_residual.stages.prefetch import prefetch_experiment
 from cpt_residual.stages.registry import localised
@@ -50,9 +50,10 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     sweep = expand_sweep(options.overrides) if options.multirun else [options.overrides]
-    experiments = [
-        localised(compose(overrides, config_dir=options.config_dir)) for overrides in sweep
-    ]
+    composed = [compose_with_files(each, config_dir=options.config_dir) for each in sweep]
+    experiments = [localised(each.experiment) for each in composed]
+    for note in dict.fromkeys(note for each in composed for note in each.notes()):
+        say(note, stream=sys.stderr if options.cfg else sys.stdout)
     if options.cfg:
         for experiment in experiments:
             console.print_json(experiment.model_dump_json())

@@ -77,7 +77,8 @@ def test_a_missing_or_unset_key_is_named_with_its_path(data: st.DataObject) -> N
     container = deepcopy(tiny())
     target = at(container, path)
     key = data.draw(st.sampled_from(sorted(target)))
-    if data.draw(st.booleans()):
+    marked = data.draw(st.booleans())
+    if marked:
         target[key] = "???"
     else:
         del target[key]
@@ -88,6 +89,8 @@ def test_a_missing_or_unset_key_is_named_with_its_path(data: st.DataObject) -> N
         (problem,) = error.problems
         assert problem.startswith(f"{place}: ")
         assert "required, no default" in problem
+    else:
+        assert not marked
 
 
 @given(st.lists(names, min_size=2, max_size=5, unique=True))

@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpt_residual.config.frozen import Frozen, PositiveInt
+from cpt_residual.config.frozen import Count, Frozen, Line, PositiveInt
 from cpt_residual.config.passes import Passes
 
 __all__ = ["BadLines", "Corpus", "HubCorpus", "LocalCorpus", "World", "WorldCorpus"]
 
 BadLines = Literal["fail", "skip"]
-NonEmpty = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -53,11 +52,11 @@ class LocalCorpus(Frozen):
     """
 
     kind: Literal["local"]
-    files: Annotated[list[NonEmpty], Field(min_length=1)]
+    files: Annotated[list[Line], Field(min_length=1)]
     content_sha256: Sha256 | None = None
-    text_field: NonEmpty = "text"
+    text_field: Line = "text"
     bad_lines: BadLines = "fail"
-    heldout_documents: Annotated[int, Field(ge=0)] = 0
+    heldout_documents: Count = 0
     passes: Passes = Passes()
 
 
@@ -68,13 +67,13 @@ class HubCorpus(Frozen):
     """
 
     kind: Literal["hub"]
-    repo: str
-    config: str | None = None
-    split: str = "train"
+    repo: Line
+    config: Line | None = None
+    split: Line = "train"
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-    text_field: NonEmpty = "text"
+    text_field: Line = "text"
     bad_lines: BadLines = "fail"
-    heldout_documents: Annotated[int, Field(ge=0)] = 0
+    heldout_documents: Count = 0
     max_characters: PositiveInt
     passes: Passes = Passes()
 

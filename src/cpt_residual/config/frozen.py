@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["Frozen", "Name", "PositiveInt", "Share"]
+__all__ = [
+    "PRINTABLE",
+    "PRINTABLE_LINE",
+    "Count",
+    "FolderName",
+    "Frozen",
+    "Line",
+    "Name",
+    "PositiveInt",
+    "Share",
+    "Text",
+]
+
+PRINTABLE = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
+PRINTABLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=80)]
+
+
+def _short_names(text: str) -> str:
+    """No file system has longer names, and asking for one is an error of its own."""
+    if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in text.split("/")):
+        raise ValueError("must not hold a name of more than 255 bytes")
+    return text
+
+
+Text = Annotated[str, Field(pattern=PRINTABLE)]
+FolderName = Annotated[
+    str, Field(pattern=PRINTABLE_LINE, max_length=4096), AfterValidator(_short_names)
+]
+Line = Annotated[FolderName, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Frozen(BaseModel):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cpt_residual.config.frozen import Frozen, PositiveInt, Share
+from cpt_residual.config.frozen import Frozen, Line, PositiveInt, Share
 
 __all__ = [
     "LANGUAGES",
@@ -72,7 +72,7 @@ class DateRange(Frozen):
     unreadable: a record without such a date is an error (`fail`) or is dropped and counted.
     """
 
-    field: str = "date"
+    field: Line = "date"
     not_before: Day | None = None
     not_after: Day | None = None
     unreadable: Literal["fail", "drop"] = "fail"

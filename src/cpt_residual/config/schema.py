@@ -13,7 +13,7 @@ from pydantic import Field
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, World
-from cpt_residual.config.frozen import Frozen, Name, PositiveInt
+from cpt_residual.config.frozen import Count, FolderName, Frozen, Line, Name, PositiveInt, Text
 from cpt_residual.config.merging import (
     EXACT_STORAGE,
     PLAIN_ADDITION,
@@ -35,7 +35,7 @@ class TrainRecipe(Frozen):
     learning_rate: Annotated[float, Field(gt=0)]
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -73,7 +73,7 @@ class PretrainedModel(Frozen):
     """A released model: a hub id with a commit, or a local directory (`revision: null`)."""
 
     kind: Literal["pretrained"]
-    source: str
+    source: Line
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     num_parameters: PositiveInt | None = None  # for the plan's estimates, when not on disk yet
 
@@ -115,8 +115,8 @@ class Residual(Frozen):
 class HarnessTask(Frozen):
     """A stock task of lm-eval. `chat`: ask through the chat template."""
 
-    task: str
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    task: Line
+    num_fewshot: Count | None = None
     chat: bool = True
     limit: PositiveInt | None = None
 
@@ -184,16 +184,19 @@ class Goals(Frozen):
 
 
 # --- execution: never part of a fingerprint ------------------------------------------------------
+Few = Annotated[int, Field(gt=0, le=65_536)]
+
+
 class Launch(Frozen):
     """How the work is spread over this machine. Never changes a fingerprint."""
 
-    cores: PositiveInt | None = None  # budget for parallel stages; null = all cores of the machine
-    threads: PositiveInt = 1  # torch threads of a training process
-    threads_for: dict[Name, PositiveInt] = Field(default_factory=dict)  # model name -> threads
-    num_processes: PositiveInt = 1  # ranks of every training stage (torchrun)
+    cores: Few | None = None  # budget for parallel stages; null = all cores of the machine
+    threads: Few = 1  # torch threads of a training process
+    threads_for: dict[Name, Few] = Field(default_factory=dict)  # model name -> threads
+    num_processes: Few = 1  # ranks of every training stage (torchrun)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    micro_batch_rows: PositiveInt = 8
-    eval_batch_size: PositiveInt = 32
+    micro_batch_rows: Few = 8
+    eval_batch_size: Few = 32
     checkpoint_every_steps: PositiveInt = 100
     gradient_checkpointing: bool = False
 
@@ -220,15 +223,15 @@ class Tracking(Frozen):
 class Paths(Frozen):
     """`root/store` holds artifacts, `root/runs` one folder per run."""
 
-    root: str
+    root: FolderName
 
 
 class Experiment(Frozen):
     """One declared experiment."""
 
     name: Name
-    question: str
-    seed: Annotated[int, Field(ge=0)]
+    question: Text
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and lm-eval take
     world: World | None = None
     corpora: dict[Name, Corpus]
     packs: dict[Name, Pack]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from cpt_residual.config.frozen import PRINTABLE, PRINTABLE_LINE
 from cpt_residual.config.schema import Experiment
 from cpt_residual.config.structure import (
     Location,
@@ -23,6 +24,7 @@ __all__ = [
     "Location",
     "dotted",
     "invalid",
+    "marked",
     "problems_in",
     "problems_of",
     "shown",
@@ -47,6 +49,8 @@ _OWN_WORDS = {
     "model_attributes_type": "must be a mapping",
     "finite_number": "must be a finite number",
     "too_short": "must not be empty",
+    "string_unicode": "must be text in UTF-8",
+    "int_parsing_size": "must be a whole number of fewer digits",
 }
 _PATTERNS = {
     "revision": "must be a commit: 40 hexadecimal digits",
@@ -82,10 +86,38 @@ def problems_of(
     container: Mapping[str, object],
 ) -> tuple[Experiment | None, list[tuple[Location, str]]]:
     """The experiment, or every place where `container` departs from the schema and how."""
+    missing = set(marked(container))
     try:
-        return Experiment.model_validate(_without_missing(container), strict=True), []
+        experiment = Experiment.model_validate(container, strict=True)
     except ValidationError as error:
-        return None, problems_in(error, Experiment)
+        details = cast("list[_Detail]", error.errors(include_url=False))
+    else:
+        if not missing:
+            return experiment, []
+        details = []
+    problems: list[tuple[Location, str]] = []
+    for detail in details:
+        place = location_of(detail["loc"], Experiment)
+        if detail["type"] == "extra_forbidden":
+            missing = {each for each in missing if each[: len(place)] != place}
+        elif any(each[: len(place)] == place for each in missing) and not _without_tag(detail):
+            continue  # whatever else is wrong there, a value is missing
+        elif _without_tag(detail):
+            missing.discard((*place, "kind"))
+        problems.append((place, _text(detail, Experiment)))
+    return None, problems + [(place, _OWN_WORDS["missing"]) for place in sorted(missing, key=str)]
+
+
+def marked(value: object, place: Location = ()) -> Iterator[Location]:
+    """Where `value` has `???`, however deep."""
+    if isinstance(value, Mapping):
+        for key, item in cast("Mapping[object, object]", value).items():
+            yield from marked(item, (*place, str(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(cast("list[object]", value)):
+            yield from marked(item, (*place, index))
+    elif isinstance(value, str) and value == MISSING:
+        yield place
 
 
 def problems_in(error: ValidationError, root: type[BaseModel]) -> list[tuple[Location, str]]:
@@ -100,16 +132,6 @@ def dotted(location: Location) -> str:
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text or "(top level)"
-
-
-def _without_missing(value: object) -> object:
-    """Leave out what is marked `???`, so that it is reported as missing and not as a wrong type."""
-    if isinstance(value, Mapping):
-        items = cast("Mapping[str, object]", value).items()
-        return {key: _without_missing(item) for key, item in items if item != MISSING}
-    if isinstance(value, list):
-        return [_without_missing(item) for item in cast("list[object]", value) if item != MISSING]
-    return value
 
 
 # --- wording -------------------------------------------------------------------------------------
@@ -137,7 +159,15 @@ def _unknown_key(detail: _Detail, root: type[BaseModel]) -> str:
     return f"unknown key.{did_you_mean(str(name), known)}"
 
 
-def _unknown_kind(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
+def _without_tag(detail: _Detail) -> bool:
+    """Whether the kind of an entry is not given, or is `???`."""
+    kind, tag = detail["type"], detail.get("ctx", {}).get("tag")
+    return kind == "union_tag_not_found" or (kind == "union_tag_invalid" and tag == MISSING)
+
+
+def _unknown_kind(detail: _Detail, root: type[BaseModel]) -> str:
+    if _without_tag(detail):
+        return _without_kind(detail, root)
     known = str(detail["ctx"]["expected_tags"]).replace("'", "").split(", ")
     tag = str(detail["ctx"]["tag"])
     return f"kind {tag!r} is unknown.{did_you_mean(tag, known)}"
@@ -151,14 +181,22 @@ def _without_kind(detail: _Detail, root: type[BaseModel]) -> str:
 
 
 def _not_a_choice(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
-    expected = str(detail["ctx"]["expected"])
-    names = [name.strip("'") for name in expected.replace(" or ", ", ").split(", ")]
-    hint = did_you_mean(str(detail["input"]), names)
+    expected, given = str(detail["ctx"]["expected"]), detail["input"]
+    words = expected.replace(" or ", ", ").split(", ")
+    names = [word.strip("'") for word in words]
+    if given is False and "off" in names:
+        return f'must be {expected}. YAML reads a bare off as false: write "off", in quotes.'
+    if isinstance(given, str) and given in words:  # a number given as text
+        return f"must be {expected}. Write {given} without quotes."
+    hint = did_you_mean(str(given), names)
     return f"must be {expected}" + (f".{hint}" if "Did you mean" in hint else "")
 
 
 def _bad_pattern(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001
-    return _PATTERNS.get(str(detail["loc"][-1]), _PATTERNS[""])
+    name = str(detail["loc"][-1])
+    if detail["ctx"]["pattern"] in (PRINTABLE, PRINTABLE_LINE):
+        return "must be plain text, without control characters"
+    return _PATTERNS.get(name, _PATTERNS[""])
 
 
 def _too_short(detail: _Detail, root: type[BaseModel]) -> str:  # noqa: ARG001

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.config import compose as compose_module
+from cpt_residual.config import folders, layers
 from cpt_residual.config.compose import compose, conf_dir, expand_sweep, experiment_names
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus
 from cpt_residual.config.schema import Experiment, PretrainedModel
@@ -147,8 +147,8 @@ def test_tiny_and_its_high_drift_twin_share_the_family(tiny: Experiment) -> None
 def test_a_circle_of_causes_ends() -> None:
     first, second = ConfigError("a"), ConfigError("b")
     first.__cause__, second.__cause__ = second, first
-    assert compose_module._reasons(first) == ["a", "b"]
-    assert compose_module._reasons(KeyError()) == ["KeyError"]
+    assert layers._reasons(first) == ["a", "b"]
+    assert layers._reasons(KeyError()) == ["KeyError"]
 
 
 # --- sweeps --------------------------------------------------------------------------------------
@@ -245,8 +245,8 @@ def test_it_works_from_any_directory(
 
 
 def test_the_packaged_copy_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tmp_path / "src" / "cpt_residual" / "config" / "compose.py"
-    monkeypatch.setattr(compose_module, "__file__", str(module))
+    module = tmp_path / "src" / "cpt_residual" / "config" / "folders.py"
+    monkeypatch.setattr(folders, "__file__", str(module))
     with pytest.raises(ConfigError, match="configuration files of cpt_residual are missing"):
         conf_dir()
     for folder in (tmp_path / "conf", tmp_path / "src" / "cpt_residual" / "conf"):
