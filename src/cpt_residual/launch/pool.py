@@ -357,7 +357,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _print_to(log: Path) -> None:
     """Send everything that this process and its children print to the end of `log`."""
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import stat
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from cpt_residual.core.files import copy_files as copy_folder
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.modeling.chat import CHAT_FOLDER
 from cpt_residual.modeling.side_files import (
@@ -44,9 +45,11 @@ def save_weights(
 
 
 def share_weights(out: Path) -> None:
-    """Let others read the weights: safetensors writes them for their owner only."""
+    """Let those read the weights who may read config.json, by the user's umask: safetensors writes
+    for the owner only."""
+    mode = stat.S_IMODE((out / CONFIG_FILE).stat().st_mode)
     for path in out.glob("*.safetensors"):
-        path.chmod(0o644)
+        path.chmod(mode)
 
 
 @contextlib.contextmanager
@@ -71,7 +74,7 @@ def carry_side_files(start: Path, out: Path, *, dtype: torch.dtype) -> None:
     carry_tokenizer(start, out)
     copy_files(start, out, (GENERATION_FILE,))
     if (start / CHAT_FOLDER).is_dir():
-        shutil.copytree(start / CHAT_FOLDER, out / CHAT_FOLDER, dirs_exist_ok=True)
+        copy_folder(start / CHAT_FOLDER, out / CHAT_FOLDER)
     config = read_json_object(start / CONFIG_FILE, "start model")
     field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     config[field] = _NAMES[str(dtype)]

@@ -151,7 +151,7 @@ class OutputFile:
     Raises OSError: ENOSPC when there is no room for all of it."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._edges: dict[int, list[Piece]] = {}  # by page
         self._lock = threading.Lock()
         try:

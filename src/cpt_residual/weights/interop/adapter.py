@@ -6,7 +6,6 @@ rounds the product, its scaled value and the sum, each to the dtype that the mod
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.core.disk import check_free_space
+from cpt_residual.core.files import copy_files as copy_folder
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.side_files import (
@@ -263,7 +263,7 @@ def _write_side_files(
     copy_files(base.path, folder, (CONFIG_FILE, GENERATION_FILE))
     carry_tokenizer(tokenizer or base.path, folder)
     if (base.path / CHAT_FOLDER).is_dir():
-        shutil.copytree(base.path / CHAT_FOLDER, folder / CHAT_FOLDER)
+        copy_folder(base.path / CHAT_FOLDER, folder / CHAT_FOLDER)
     index = output_index(base, merged.shards)
     if index is not None:
         (folder / INDEX_FILE).write_bytes(index)
