@@ -20,7 +20,8 @@ from cpt_residual.launch.environment import set_maths_defaults
 from cpt_residual.launch.stopping import terminable
 from cpt_residual.stages.closing import say_uploads
 from cpt_residual.stages.execute import Builder, BuildRequest
-from cpt_residual.stages.frozen import FrozenPlan
+from cpt_residual.stages.frozen import GPU_STAGES, FrozenPlan
+from cpt_residual.tracking.sinks import check_tracking
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,8 @@ def _build(path: Path, index: int) -> None:
             remedy="The code, a local source or the plan file itself was changed since. Nothing "
             "was built. Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
         )
+    if builder.graph[row.node].stage.name in GPU_STAGES:
+        check_tracking(plan.config.tracking)
     screen = UserConsole()
     try:
         with BuildConsole(screen, total_stages=1) as console:

@@ -18,6 +18,7 @@ from cpt_residual.core.stage import MetricSink, Node
 from cpt_residual.tracking.outcome import upload_lines
 from cpt_residual.tracking.series import read_series, series_path
 from cpt_residual.tracking.sinks import open_sinks
+from cpt_residual.train.job import TrainingInterruptedError
 from cpt_residual.train.worker import run
 from support.training import job, write_model, write_pack
 from support.wandb_endpoint import WandbEndpoint
@@ -45,7 +46,8 @@ class KilledError(Exception):
 
 @dataclass
 class KillsAt:
-    """Passes rows on; at step 3 the service process of W&B dies, or the training."""
+    """Passes rows on; at step 3 the service process of W&B dies, the training, or, as SLURM has
+    it when a job is requeued, both get SIGTERM."""
 
     sinks: MetricSink
     what: str
@@ -56,6 +58,8 @@ class KillsAt:
         if step == 3:
             os.kill(_service(), signal.SIGTERM)
             time.sleep(0.5)
+        if step == 3 and self.what == "requeue":
+            os.kill(os.getpid(), signal.SIGTERM)
         self.sinks.log(values, tokens=tokens, step=step)
 
 
@@ -137,3 +141,17 @@ def test_a_resumed_training_reports_the_steps_before_it_in_a_new_folder_and_to_t
     assert [row["step"] for row in rows] == STEPS
     assert _steps(endpoint) == STEPS
     assert upload_lines(second) == []
+
+
+def test_a_requeue_that_terminates_every_process_keeps_a_checkpoint_and_then_all_rows(
+    endpoint: WandbEndpoint, world: tuple[Path, Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(TrainingInterruptedError):
+        _track(tmp_path, world, run_dir, "requeue")
+    checkpoints = job(tmp_path, *world[:2]).checkpoints
+    assert list(checkpoints.glob("checkpoint-[34]"))  # whichever step has seen the signal
+    assert upload_lines(run_dir)[0] == "W&B has not received 1 of 1 runs:"
+    _track(tmp_path, world, run_dir, "")
+    assert _steps(endpoint) == STEPS
+    assert upload_lines(run_dir) == []

@@ -50,6 +50,15 @@ def errors(capsys: pytest.CaptureFixture[str]) -> Said:
     return read
 
 
+def test_a_row_that_would_be_tracked_refuses_a_variable_of_wandb_first(
+    place: Path, frozen: dict[str, Any], errors: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    (index,) = [n for n, row in enumerate(frozen["rows"]) if row["node"] == "pretrain:base"]
+    assert row(["plan.json", str(index)]) == 2
+    assert "  WANDB_RUN_ID=mine: every stage is a run with its own\n" in errors()
+
+
 # --- plans that cannot be used -------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("content", "problem"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 __all__ = ["Boundary", "brief"]
 
@@ -30,7 +31,7 @@ class Boundary:
             return None
         attempt = _Attempt(act)
         if not attempt.ended_within(seconds):
-            _kill_service()  # else the end of this process waits for it too
+            _end(_service())  # else the end of this process waits for it too
             self.fail(f"{what}: no answer within {seconds:.0f} seconds")
         elif attempt.error is not None:
             self.fail(f"{what}: {brief(attempt.error)}")
@@ -45,8 +46,9 @@ class Boundary:
     @staticmethod
     def reset() -> None:
         """End W&B's service process. The next run starts a new one."""
-        if not _Attempt(_teardown).ended_within(_TEARDOWN_SECONDS):
-            _kill_service()
+        service = _service()
+        _Attempt(_teardown).ended_within(_TEARDOWN_SECONDS)
+        _end(service)
 
 
 def brief(error: BaseException) -> str:
@@ -83,12 +85,18 @@ def _teardown() -> None:
     wandb.teardown()
 
 
-def _kill_service() -> None:
-    """SIGKILL to the service process of this one, if there is any."""
+def _service() -> subprocess.Popen[bytes] | None:
+    """The service process that W&B has started in this process, if it has."""
     from wandb.sdk import wandb_setup
 
     found: Any = wandb_setup
     for name in ("_singleton", "_connection", "_proc", "_process"):
         found = getattr(found, name, None)
-    if found is not None:
-        found.kill()
+    return cast("subprocess.Popen[bytes] | None", found)
+
+
+def _end(service: subprocess.Popen[bytes] | None) -> None:
+    """By force where it has not ended; W&B leaves one behind that it can no longer talk to."""
+    if service is not None:
+        service.kill()
+        service.wait()

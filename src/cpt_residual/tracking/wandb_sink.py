@@ -108,7 +108,7 @@ class WandbSink:
             name=self._identity.name,
             node=self._identity.node,
             failure=self.failure or "",
-            folder=self._folder if offline else "",
+            folder=str(Path(self._folder).absolute()) if offline and self._folder else "",
         )
 
     def _call(self, what: str, act: Callable[[], object], seconds: float = _CALL_SECONDS) -> None:
