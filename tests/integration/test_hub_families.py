@@ -25,10 +25,7 @@ from support.pico_family import Tensors, read_all, same_bits
 Doubles = npt.NDArray[np.float64]
 
 
-NAMES_BY_THE_CLASS = {"bloom", "gpt2", "gptj", "llama1", "llama2", "pythia"}
-
-
-@pytest.fixture(scope="module", params=sorted(set(RELEASES) - NAMES_BY_THE_CLASS))
+@pytest.fixture(scope="module", params=sorted(RELEASES))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HubFamily:
     root = tmp_path_factory.mktemp(request.param)
     found = write_hub_family(root, request.param)
@@ -103,8 +100,9 @@ def test_onto_its_own_base_it_gives_instruct(
     api.apply(family.base, residual, tmp_path / "same")
     found, instruct = by_plain_name(tmp_path / "same"), by_plain_name(family.instruct)
     for name, value in found.items():
-        expected = ROUND[value.dtype](instruct[name].double().numpy())  # base's dtype
-        assert same_bits(value, expected), name
+        if value.dtype != torch.bool:  # masks that nothing reads are carried
+            expected = ROUND[value.dtype](instruct[name].double().numpy())  # base's dtype
+            assert same_bits(value, expected), name
 
 
 def test_geometry_says_how_far_both_went(family: HubFamily) -> None:

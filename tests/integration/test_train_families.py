@@ -55,7 +55,7 @@ def test_only_experts_that_a_token_is_sent_to_are_counted(
         pytest.param(
             name, marks=() if name in {"mixtral", "gemma2", "pythia"} else pytest.mark.slow
         )
-        for name in sorted(set(RELEASES) - {"bloom", "falcon", "gemma3_conditional"})
+        for name in sorted(set(RELEASES) - {"bloom", "falcon"})
     ],
 )
 def test_a_family_trains(name: str, tmp_path: Path) -> None:
