@@ -60,7 +60,8 @@ class ClassNames:
     unread: stored names that no parameter reads, by the class's rules. rows: class names of the
     tensors with one row per token. tied: class names, to the class name whose values they repeat.
     text: class names to those of the text-only class of the same family, of a model that reads
-    images or sounds too. unknown: why the class cannot be asked; all but `names` is then empty.
+    images or sounds too. aside: stored names that `text_part` has left out.
+    unknown: why the class cannot be asked; all but `names` is then empty.
     """
 
     class_name: str
@@ -69,12 +70,35 @@ class ClassNames:
     rows: Mapping[str, RowPart] = field(default_factory=dict[str, RowPart])
     tied: Mapping[str, str] = field(default_factory=dict[str, str])
     text: Mapping[str, str] = field(default_factory=dict[str, str])
+    aside: tuple[str, ...] = ()
     unknown: str = ""
+
+    def holds_text_of(self, own_names: Iterable[str]) -> bool:
+        """Whether a text-only class with parameters of these names is a part of this class."""
+        return bool(self.text) and set(own_names) <= set(self.text.values())
+
+    def text_part(self) -> ClassNames:
+        """The same by the names of the text-only class, without all that is no text."""
+        text = self.text
+        return replace(
+            self,
+            names={name: text[own] for name, own in self.names.items() if own in text},
+            aside=tuple(name for name, own in self.names.items() if own not in text),
+            rows={text[own]: part for own, part in self.rows.items() if own in text},
+            tied={text[a]: text[b] for a, b in self.tied.items() if a in text and b in text},
+            text={},
+        )
 
     def spelled(self, spelling: Mapping[str, str]) -> ClassNames:
         """The same with other names for those of `spelling`."""
         names = {spelling.get(name, name): own for name, own in self.names.items()}
         return replace(self, names=names)
+
+    def stored_twice(self) -> list[str]:
+        """Tensors that are stored under two names that the class reads as one."""
+        first: dict[str, str] = {}
+        pairs = [(first.setdefault(own, name), name) for name, own in self.names.items()]
+        return [f"{a} and {b}: one parameter" for a, b in pairs if a != b]
 
     def rows_by_name(self) -> dict[str, RowPart]:
         """The tensors with one row per token."""

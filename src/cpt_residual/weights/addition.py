@@ -30,6 +30,7 @@ class Addition:
     base: Checkpoint | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", self.source.for_text(self.target.own_names))
         own_names = self.source.own_names
         for role, model in (("target", self.target), ("base", self.base)):
             if model is not None:  # the same model by the residual's names

@@ -209,7 +209,7 @@ def _write_configs(
     """config.json of the target and generation_config.json of instruct, with merged ids."""
     stops: JsonValue = eos[0] if len(eos) == 1 else [*eos]
     config = read_json_object(target / CONFIG_FILE, "target")
-    instruct_config = read_json_object(instruct_side / CONFIG_FILE, "instruct")
+    instruct_config = text_fields(read_json_object(instruct_side / CONFIG_FILE, "instruct"))
     for field in _SPECIAL_IDS:
         if field in instruct_config:
             config[field] = ids_of.value(instruct_config[field], f"{CONFIG_FILE} {field}")

@@ -77,7 +77,8 @@ class Checkpoint:
     """The weights of a model directory, as its class reads them (see modeling.class_names).
 
     spelling: stored names to those that its tensors go by here, where they differ (see
-    weights.matching). What no parameter reads is in the shards alone.
+    weights.matching). text_only: whether all but its text part is left aside. What no parameter
+    reads, and what is left aside, is in the shards alone.
     """
 
     role: str
@@ -86,6 +87,7 @@ class Checkpoint:
     index: bytes | None
     facts: ModelFacts
     spelling: Mapping[str, str] = field(default_factory=dict[str, str])
+    text_only: bool = False
 
     @cached_property
     def class_names(self) -> ClassNames:
@@ -99,7 +101,9 @@ class Checkpoint:
         constants = [tensor for shard in self.shards for tensor in shard.constants]
         read = [StoredDtype(t.name, t.dtype) for t in constants if t.name in found.names]
         refuse_foreign_weights(self.role, self.path, {}, read)
-        return found
+        if twice := found.stored_twice():
+            raise _untrusted(self.role, self.path, twice)
+        return found.text_part() if self.text_only else found
 
     @cached_property
     def _read(self) -> ClassNames:

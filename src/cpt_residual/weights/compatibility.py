@@ -40,6 +40,7 @@ def require_match(expected: Side, found: Side, *, rows_may_differ: bool = False)
     """Raises CompatibilityError unless both have the same architecture, names and shapes.
 
     `rows_may_differ`: vocabulary tensors may differ in their number of rows (not of columns)."""
+    _require_one_kind(expected, found)
     problems = _config_problems(expected, found)
     names = sorted(expected.shapes.keys() | found.shapes.keys())
     rows = expected.rows.keys() | found.rows.keys()
@@ -64,6 +65,21 @@ def require_match(expected: Side, found: Side, *, rows_may_differ: bool = False)
             problems=problems,
             remedy=_remedy(expected, found, mismatched),
         )
+
+
+def _require_one_kind(expected: Side, found: Side) -> None:
+    """Refuses a model of text, images and sounds beside one of text whose part in it is not known
+    (see matching.text_part_for)."""
+    nested = [isinstance(side.config.get("text_config"), dict) for side in (expected, found)]
+    if nested[0] == nested[1] or expected.shapes.keys() == found.shapes.keys():
+        return
+    whole, text = (expected, found) if nested[0] else (found, expected)
+    raise CompatibilityError(
+        f"{whole.label} ({whole.config.get('model_type')}) has a text model as one of its parts, "
+        f"{text.label} ({text.config.get('model_type')}) is a text model, and the two do not match",
+        remedy=f"Load {whole.label} with its own class, save its text model by itself "
+        "(save_pretrained), and give that directory.",
+    )
 
 
 def require_same_tokens(

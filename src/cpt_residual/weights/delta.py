@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.config.merging import EXACT_STORAGE, VocabPolicy
+from cpt_residual.modeling.class_names import ClassNames
 from cpt_residual.modeling.side_files import left_out_of
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic, kernels
@@ -26,7 +27,7 @@ from cpt_residual.weights.chat_contract import eos_token_ids, eos_tokens
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import Side, require_match, side_of
 from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.matching import spelled_like
+from cpt_residual.weights.matching import spelled_like, text_part_for
 from cpt_residual.weights.methods import low_rank_rows
 from cpt_residual.weights.reader import Block, ShardReader
 from cpt_residual.weights.residual_format import (
@@ -88,6 +89,11 @@ class DeltaSource(Protocol):
     def side(self) -> Side: ...
     @property
     def own_names(self) -> Mapping[str, str]: ...
+    def for_text(self, own_names: Mapping[str, str]) -> DeltaSource:
+        """Its text part, if `own_names` are those of a text-only model that is a part of its own;
+        else itself."""
+        ...
+
     @property
     def instruct_side(self) -> Path: ...
     @property
@@ -111,19 +117,29 @@ class DeltaSource(Protocol):
 
 @dataclass(frozen=True)
 class StoredDelta:
-    """A residual from disk, in any of its storages."""
+    """A residual from disk, in any of its storages. text_only: its text part."""
 
     artifact: ResidualArtifact
+    text_only: bool = False
 
     @property
     def side(self) -> Side:
-        shapes = {name: record.shape for name, record in self.artifact.manifest.tensors.items()}
-        rows = self.artifact.class_names.rows_by_name()
-        return Side("residual", shapes, self.artifact.config, rows)
+        tensors = self.artifact.manifest.tensors
+        shapes = {name: tensors[name].shape for name in self.own_names}
+        return Side("residual", shapes, self.artifact.config, self._class_names.rows_by_name())
 
     @property
     def own_names(self) -> Mapping[str, str]:
-        return self.artifact.class_names.names
+        return self._class_names.names
+
+    def for_text(self, own_names: Mapping[str, str]) -> StoredDelta:
+        holds = self._class_names.holds_text_of(own_names.values())
+        return replace(self, text_only=True) if holds else self
+
+    @cached_property
+    def _class_names(self) -> ClassNames:
+        found = self.artifact.class_names
+        return found.text_part() if self.text_only else found
 
     @property
     def instruct_side(self) -> Path:
@@ -163,6 +179,7 @@ class StoredDelta:
     def recorded_norm(self) -> float | None:
         manifest = self.artifact.manifest
         exact = manifest.storage == EXACT_STORAGE and not manifest.instruct_only
+        exact = exact and not self.text_only
         return manifest.residual_norm if exact else None
 
     @property
@@ -186,8 +203,9 @@ class PairDelta:
     vocab_policy: VocabPolicy = "equal"
 
     def __post_init__(self) -> None:
-        base = spelled_like(self.own_names, self.base)
-        object.__setattr__(self, "base", base)  # the same model by instruct's names
+        # The same models, instruct's text alone beside a base of text alone, by instruct's names.
+        object.__setattr__(self, "instruct", text_part_for(self.base.own_names, self.instruct))
+        object.__setattr__(self, "base", spelled_like(self.own_names, self.base))
         sides = side_of(self.base), side_of(self.instruct)
         require_match(*sides, rows_may_differ=True)
         if self.plan.identity:  # embedding and head may still differ in their rows
@@ -200,6 +218,10 @@ class PairDelta:
     @property
     def own_names(self) -> Mapping[str, str]:
         return self.instruct.own_names
+
+    def for_text(self, own_names: Mapping[str, str]) -> PairDelta:
+        instruct = text_part_for(own_names, self.instruct)
+        return self if instruct is self.instruct else replace(self, instruct=instruct)
 
     @property
     def tokens(self) -> TokenSide:

@@ -17,7 +17,9 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 def spelled_like(own_names: Mapping[str, str], other: Checkpoint) -> Checkpoint:
     """`other` with its tensors under the names that `own_names` (names to the class's names) has
-    for them. The weights, files and everything that is written keep theirs."""
+    for them; its text part alone where these are a text-only model's. The weights, files and
+    everything that is written keep theirs."""
+    other = text_part_for(own_names, other)
     if own_names.keys() == other.unique_tensors.keys():
         return other
     key_of = {own: name for name, own in own_names.items()}
@@ -27,6 +29,15 @@ def spelled_like(own_names: Mapping[str, str], other: Checkpoint) -> Checkpoint:
         if own in key_of and key_of[own] != stored
     }
     return replace(other, spelling=spelling) if spelling else other
+
+
+def text_part_for(own_names: Mapping[str, str], other: Checkpoint) -> Checkpoint:
+    """The text part of `other`, if it reads images or sounds too and `own_names` are those of a
+    text-only model of its family; else `other`."""
+    if own_names.keys() == other.unique_tensors.keys():
+        return other
+    holds = other.class_names.holds_text_of(own_names.values())
+    return replace(other, text_only=True) if holds else other
 
 
 def by_class_names(model: Checkpoint) -> Checkpoint:
@@ -45,6 +56,11 @@ def notes_on(model: Checkpoint, *, carried: bool) -> list[str]:
         notes.append(
             f"{model.role}: {len(unread)} tensor(s) that {model.class_names.class_name} does not "
             f"read are {what}: {', '.join(patterns(unread))}"
+        )
+    if aside := model.class_names.aside:
+        what = "carried as stored" if carried else "left out"
+        notes.append(
+            f"{model.role}: {len(aside)} tensor(s) that are no part of the text model are {what}"
         )
     if renamed := model.spelling:
         pairs = patterns(f"{stored} as {name}" for stored, name in renamed.items())

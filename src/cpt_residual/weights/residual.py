@@ -72,6 +72,7 @@ def compute(
     them. `out` is then untouched.
     """
     delta = PairDelta(base, instruct, vocab_policy)
+    base, instruct = delta.base, delta.instruct
     for checkpoint in (base, instruct):
         require_equal_aliases(checkpoint, threads=streaming.threads)
     records = [

@@ -141,13 +141,15 @@ class ResidualArtifact:
 
     @cached_property
     def class_names(self) -> ClassNames:
-        """How instruct's class reads the tensors."""
-        return class_names(
+        """How instruct's class reads the tensors; its text part where there is nothing else."""
+        found = class_names(
             self.instruct_folder,
             self.manifest.tensors,
             model_type=self.manifest.facts.model_type,
             tied=self.manifest.facts.tie_word_embeddings,
         )
+        is_text = bool(found.text) and set(found.names.values()) <= found.text.keys()
+        return found.text_part() if is_text else found
 
     def corrections(self, block: Block) -> Corrections:
         """The corrections of one block, with indices that count from the block's start."""

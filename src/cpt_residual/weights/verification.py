@@ -166,7 +166,8 @@ def require_known_tensors(model: Checkpoint) -> None:
 
     with _quietly_loading(model.path):
         loading.require_known_tensors(
-            model.path, {name: entry.shape for name, entry in model.tensors.items()}
+            model.path,
+            {entry.name: entry.shape for shard in model.shards for entry in shard.tensors},
         )
 
 

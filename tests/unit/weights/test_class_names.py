@@ -224,6 +224,18 @@ def test_a_tensor_that_the_class_reads_is_no_constant(tmp_path: Path) -> None:
     assert "model.embed_tokens.weight: dtype BOOL" in str(caught.value.problems)
 
 
+def test_one_parameter_under_two_names_is_refused(
+    families: dict[str, HubFamily], tmp_path: Path
+) -> None:
+    tensors = read_all(families["gpt2"].base)
+    tensors["transformer.wte.weight"] = tensors["wte.weight"].clone()
+    shutil.copytree(families["gpt2"].base, tmp_path / "model")
+    save_file(tensors, tmp_path / "model/model.safetensors")
+    with pytest.raises(ArtifactError) as caught:
+        _ = opened(tmp_path / "model").tensors
+    assert "transformer.wte.weight and wte.weight: one parameter" in caught.value.problems
+
+
 def test_an_unknown_class_is_refused_where_it_would_have_to_say(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for side in HubFamily._fields:

@@ -63,6 +63,10 @@ class PackageDelta:
         aliases = _aliases(self.folder, self.target)
         return {n: own for n, own in self._class_names.names.items() if n not in aliases}
 
+    def for_text(self, own_names: Mapping[str, str]) -> PackageDelta:
+        del own_names  # its names are read as the target's
+        return self
+
     @cached_property
     def _class_names(self) -> ClassNames:
         """As the target's class reads them: the folder has no config.json of a model."""
