@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, WorldCorpus
 from cpt_residual.config.derived import rows_per_step
+from cpt_residual.config.home import expanded
 from cpt_residual.config.packs import Pack, problems_of_pack
 from cpt_residual.config.schema import (
     AppliedModel,
@@ -295,7 +295,7 @@ def _architecture(place: str, model: InitModel) -> Iterator[str]:
 
 
 def _source(place: str, model: PretrainedModel) -> Iterator[str]:
-    if Path(model.source).expanduser().is_dir():
+    if expanded(model.source).is_dir():
         if model.revision is not None:
             yield f"{place}.revision: {model.revision}: {model.source} is a directory; set null"
     elif model.source.startswith(("/", ".", "~")):

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cpt_residual.config.home import expanded
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.data.folders import FolderSearch, expanded
+from cpt_residual.data.folders import FolderSearch
 from cpt_residual.data.problems import Problems
 from cpt_residual.errors import CorpusError, did_you_mean
 

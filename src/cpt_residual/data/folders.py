@@ -10,19 +10,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["FolderSearch", "expanded"]
+from cpt_residual.config.home import expanded
 
-
-def expanded(pattern: str) -> Path:
-    """`pattern` with `~` and `~user` replaced by the home, unless there is no such user, or
-    something here is called `~user`."""
-    path = Path(pattern)
-    if path.parts[:1] != ("~",) and os.path.lexists(Path(*path.parts[:1])):
-        return path
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        return path
+__all__ = ["FolderSearch"]
 
 
 class FolderSearch:

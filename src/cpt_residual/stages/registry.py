@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus, WorldCorpus
+from cpt_residual.config.home import expanded
 from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
@@ -92,7 +93,7 @@ def _require_folder(root: Path) -> None:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(expanded(path).absolute())
 
 
 class _Registry:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpt_residual.config.home import expanded
 from cpt_residual.launch.hub import HubModel, hub_model, snapshot
 from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
 from cpt_residual.weights.shard_header import Shard
@@ -32,7 +33,7 @@ def pinned(reference: ModelReference, *, role: str) -> Path | HubModel:
     ConfigError and ArtifactError (see launch.hub)."""
     if isinstance(reference, HubModel):
         return reference
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if isinstance(reference, Path) or path.exists() or Path(path.parts[0]).exists():
         return path
     return hub_model(reference, role=role) or path

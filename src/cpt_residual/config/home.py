@@ -1,0 +1,20 @@
+"""What `~` stands for in paths that users write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["expanded"]
+
+
+def expanded(text: str | Path) -> Path:
+    """A path with `~` and `~user` replaced by the home, unless there is no such user, or something
+    here is called `~user`."""
+    path = Path(text)
+    if path.parts[:1] != ("~",) and os.path.lexists(Path(*path.parts[:1])):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
