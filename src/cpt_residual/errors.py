@@ -19,6 +19,7 @@ __all__ = [
     "CptResidualError",
     "DiskSpaceError",
     "EvaluationError",
+    "FinalCheckError",
     "LaunchError",
     "StaleArtifactError",
     "WorkerError",
@@ -65,6 +66,10 @@ class CorpusError(CptResidualError):
 
 class CompatibilityError(CptResidualError):
     """Models, tokenizers or residuals that do not belong together."""
+
+
+class FinalCheckError(CompatibilityError):
+    """A complete output failed its last check: it is kept, and not published."""
 
 
 class ArtifactError(CptResidualError):

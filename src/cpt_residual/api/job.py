@@ -13,6 +13,7 @@ from cpt_residual.core.background import begin
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.run_record import code_version, library_versions
 from cpt_residual.errors import ConfigError, DiskSpaceError
+from cpt_residual.modeling.chat_check import require_chat_side
 from cpt_residual.weights import verification
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_shards
@@ -32,6 +33,12 @@ from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.sources import Input, Pair, open_source
 from cpt_residual.weights.staging import require_apart, require_free
 from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
+
+_GO_ON = (
+    "The merged weights are kept beside the output. Repair the files that are named and run the "
+    "same command again: only the last steps are repeated. With --no-verify the same command "
+    "publishes the model as it is."
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ class ApplyJob:
             output_bytes=sum(shard.num_bytes for shard in shards),
             shapes=tuple(entry.shape for entry in target.unique_tensors.values()),
         )
+        self._require_chat_side()
         with plain_disk_words():
             return plan_of_merge(
                 work,
@@ -125,6 +133,11 @@ class ApplyJob:
                 verify=self.options.verify,
                 streaming=self.options.streaming,
             )
+
+    def _require_chat_side(self) -> None:
+        """What the last check would find in instruct's small files is said before any work."""
+        if self.options.verify:
+            require_chat_side(self.addition.source.instruct_side, "instruct")
 
     def _input_bytes(self) -> int:
         """What one pass reads."""
@@ -137,6 +150,7 @@ class ApplyJob:
         """Merges, checks everything, and only then lets the outputs appear."""
         _ = self.addition.plan  # what does not fit is told before torch is imported
         if self.options.verify:
+            self._require_chat_side()
             verification.require_known_tensors(self.addition.target)
         begin(code_version, library_versions)
         with (
@@ -172,7 +186,7 @@ class ApplyJob:
         stops: list[int] | None = None
         if self.options.verify:
             shards = verification.hashed_shards(written.shards, streaming)
-            stops = verification.shown_stops(folder)
+            stops = verification.final_stops(folder, report.folder, remedy=_GO_ON)
         record = MergeRecord(
             name=name_of(report.folder.resolve()),
             alpha=report.alpha,

@@ -35,6 +35,7 @@ __all__ = [
     "copy_files",
     "eos_ids_of",
     "forget_code",
+    "is_chat_file",
     "json_object",
     "leaves_folder",
     "left_out_files",
@@ -78,6 +79,11 @@ def carried_files(folder: Path, *, vocabulary: bool = True) -> list[str]:
     which id is which token."""
     patterns = (*_CHAT_PATTERNS, *(_TOKENIZER_PATTERNS if vocabulary else ()))
     return [name for name in _names_in(folder) if _matches(name, patterns)]
+
+
+def is_chat_file(name: str) -> bool:
+    """Whether a file of this name is a chat template or a processor config."""
+    return _matches(name, _CHAT_PATTERNS)
 
 
 def left_out_files(folder: Path) -> list[str]:

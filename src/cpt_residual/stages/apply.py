@@ -22,6 +22,12 @@ _SECONDS_TO_VERIFY = 3.0
 _BYTES_PER_PARAMETER = 4  # at most; released models have 2
 
 
+_GO_ON = (
+    "The merged weights are kept in the store's scratch: run the same command again, and only the "
+    "last steps are repeated."
+)
+
+
 class ApplyRecipe(Frozen):
     """Target, residual and, where the recipe needs it, base are inputs."""
 
@@ -92,22 +98,28 @@ class Apply:
         yield partial(require_merge, planned)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.weights.chat_contract import verify_stops
+        from cpt_residual.modeling.chat_check import require_chat_side
+        from cpt_residual.weights.addition import Addition
         from cpt_residual.weights.delta import StoredDelta
-        from cpt_residual.weights.merge import Output, merge
+        from cpt_residual.weights.merge import Output, merged_models
         from cpt_residual.weights.reader import Streaming
         from cpt_residual.weights.residual_format import open_residual
+        from cpt_residual.weights.verification import final_stops
 
-        (report,) = merge(
+        source = StoredDelta(open_residual(inputs["residual"].path))
+        require_chat_side(source.instruct_side, "instruct")
+        addition = Addition(
             open_model(inputs["target"], role="target"),
-            StoredDelta(open_residual(inputs["residual"].path)),
-            [Output(self.alpha, work / "out")],
-            recipe=self.merge,
-            base=open_model(inputs["base"], role="base") if self.base else None,
-            streaming=Streaming(progress=ctx.progress, threads=ctx.threads),
+            source,
+            self.merge,
+            open_model(inputs["base"], role="base") if self.base else None,
         )
+        outputs = [Output(self.alpha, work / "out")]
+        streaming = Streaming(progress=ctx.progress, threads=ctx.threads)
+        with merged_models(addition, outputs, streaming=streaming) as (model,):
+            report = model.report
+            stops = final_stops(model.folder, work / "out", remedy=_GO_ON)
         ancestry = self._ancestry(inputs, ctx)
-        stops = verify_stops(work / "out")
         return {
             "alpha": report.alpha,
             "num_parameters": report.num_parameters,

@@ -80,8 +80,10 @@ class MergePass:
         return sum(e.num_elements for name, e in self._entries.items() if name not in aliases)
 
     def stamp(self, alpha: float) -> str:
-        """The identity of an output: what was asked for, and every input file."""
-        return self.files.stamp(version=_VERSION, alpha=alpha, recipe=self._recipe)
+        """The identity of an output's weights: what was asked for, and the files they come from."""
+        return self.files.deciding_weights().stamp(
+            version=_VERSION, alpha=alpha, recipe=self._recipe
+        )
 
     def num_missing_bytes(self, folders: Sequence[OutputFolder]) -> int:
         """Bytes that are still to be written."""

@@ -25,7 +25,13 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.disk import FullDiskReport
 from cpt_residual.core.files import list_files, sync_directory, sync_file, write_json_atomic
 from cpt_residual.core.lock import hold
-from cpt_residual.errors import ArtifactError, BusyError, CptResidualError, DiskSpaceError
+from cpt_residual.errors import (
+    ArtifactError,
+    BusyError,
+    CptResidualError,
+    DiskSpaceError,
+    FinalCheckError,
+)
 from cpt_residual.modeling.side_files import json_object
 from cpt_residual.weights.kernels import MergeSums
 
@@ -56,10 +62,10 @@ class OutputFolder:
     """`with OutputFolder(out, stamp=...) as folder:` gives the directory `folder.path`, whose files
     become those of `out` with `publish`; without it they go when the block ends.
 
-    An error of the user's to mend removes the work, unless the disk is full or the work is complete
-    and only its place is taken; a kill or an interrupt leaves it for the next call. With `stamp`
-    None nothing outlasts the block. `published`: it is the output already; when the block begins,
-    because a call that was killed came so far.
+    An error of the user's to mend removes the work, unless the disk is full, or the work is
+    complete and only its last check failed or its place is taken; a kill or an interrupt leaves it
+    for the next call. With `stamp` None nothing outlasts the block. `published`: it is the output
+    already; when the block begins, because a call that was killed came so far.
 
     Raises ArtifactError when `out` holds anything, lies in one of `inputs` or cannot be written,
     and for files in its place that are not ours; BusyError when another process works on it.
@@ -189,7 +195,7 @@ class OutputFolder:
     def _outlasts(self, error: BaseException | None) -> bool:
         if error is None or self._journal.stamp is None:
             return False
-        if isinstance(error, DiskSpaceError):
+        if isinstance(error, DiskSpaceError | FinalCheckError):
             return bool(self._journal.files)
         return self._sealed or not isinstance(error, CptResidualError)
 

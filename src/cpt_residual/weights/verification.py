@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from cpt_residual.config.frozen import Frozen
-from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.errors import ArtifactError, CompatibilityError, FinalCheckError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
 from cpt_residual.weights.alignment import OutputShard
@@ -157,6 +157,20 @@ def shown_stops(model: Path) -> list[int]:
     becomes a CompatibilityError."""
     with _quietly_loading(model):
         return verify_stops(model)
+
+
+def final_stops(model: Path, out: Path, *, remedy: str) -> list[int]:
+    """`shown_stops` of a complete model that waits to become `out`.
+
+    Raises FinalCheckError, which keeps it; `remedy` says how to go on."""
+    try:
+        return shown_stops(model)
+    except CompatibilityError as error:
+        raise FinalCheckError(
+            f"{out}: the weights are merged, but the model failed its last check",
+            problems=[error.what, *error.problems],
+            remedy=f"Nothing was published. {remedy}",
+        ) from error
 
 
 def require_known_tensors(model: Checkpoint) -> None:
