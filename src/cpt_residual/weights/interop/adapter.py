@@ -29,7 +29,7 @@ from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.alignment import OutputShard, output_index, output_shard
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
-from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
+from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from cpt_residual.weights.interop.adapter_config import (
     ADAPTER_CONFIG_FILE,
     AdapterConfig,
@@ -60,8 +60,11 @@ Factor = npt.NDArray[np.float32]
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds a PEFT adapter and no model."""
-    return (path / ADAPTER_CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file()
+    """Whether a directory holds a PEFT adapter and no model's weights; trainers leave the base's
+    config.json beside an adapter."""
+    return (path / ADAPTER_CONFIG_FILE).is_file() and not any(
+        (path / name).exists() for name in (SINGLE_FILE, INDEX_FILE)
+    )
 
 
 def merge_adapter(

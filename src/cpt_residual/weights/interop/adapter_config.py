@@ -24,6 +24,7 @@ _HARMLESS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
+        "ensure_weight_tying",  # how it trained; what it has trained is compared where it is stored
         "eva_config",
         "inference_mode",
         "layers_pattern",  # which modules have a LoRA is read from the weights themselves
