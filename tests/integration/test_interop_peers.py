@@ -305,3 +305,29 @@ def test_peft_adapter_with_added_tokens(tmp_path: Path, tied: bool) -> None:
     found = merged.state_dict()
     assert found["model.embed_tokens.weight"].shape[0] == num_rows
     assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@QUIET
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_peft_keeps_a_tied_pair_tied(tmp_path: Path, saved: list[str]) -> None:
+    """`ensure_weight_tying`: our merge is peft's, embedding and head still one tensor."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    family = real_family(tmp_path, model_type="llama", tied=True, dtype=torch.float32)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    config = peft.LoraConfig(
+        r=4, target_modules=["q_proj"], modules_to_save=saved, ensure_weight_tying=True
+    )
+    adapted = peft.get_peft_model(load(family["base"]), config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge_adapter(tmp_path / "adapter", opened(family["base"], "base"), tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(load(family["base"]), tmp_path / "adapter")
+    expected = theirs.merge_and_unload().state_dict()
+    ours = load(tmp_path / "ours").state_dict()
+    assert not torch.equal(ours["lm_head.weight"], load(family["base"]).lm_head.weight)
+    assert all(torch.allclose(ours[name], expected[name], atol=1e-6) for name in expected)

@@ -15,7 +15,7 @@ from cpt_residual import api
 from cpt_residual.config.merging import LowRank, Storage
 from cpt_residual.errors import ArtifactError
 from cpt_residual.weights.residual_format import MANIFEST_FILE, open_residual
-from support.pico_family import Tensors, fake_model
+from support.pico_family import Tensors, fake_model, read_all
 
 SHAPES = {
     "model.embed_tokens.weight": (12, 4),
@@ -81,3 +81,21 @@ def test_another_norm_is_still_found_where_there_are_corrections(tmp_path: Path)
     with pytest.raises(ArtifactError, match=r"not what was written\n  lm_head.weight: norm"):
         api.verify_residual(tmp_path / "r")
     assert open_residual(tmp_path / "r").manifest.num_rounded == manifest.num_rounded
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_tensors_without_elements(tmp_path: Path, storage: Storage) -> None:
+    shapes = {"model.layers.0.mlp.gate_proj.weight": (0, 8), "model.layers.0.mlp.x": (8, 0)}
+    shapes |= {"model.layers.0.bias": (0,)}
+    for name, seed in (("base", 0), ("instruct", 1), ("cpt", 2)):
+        torch.manual_seed(seed)
+        full = {each: torch.randn(shape) for each, shape in SHAPES.items()}
+        fake_model(tmp_path / name, full | {each: torch.zeros(s) for each, s in shapes.items()})
+    pair = api.Pair(tmp_path / "base", tmp_path / "instruct")
+    api.compute(pair.base, pair.instruct, tmp_path / "r", storage=storage)
+    api.verify_residual(tmp_path / "r", base=pair.base, instruct=pair.instruct)
+    api.apply(
+        tmp_path / "cpt", tmp_path / "r", tmp_path / "o", options=api.ApplyOptions(verify=False)
+    )
+    merged = read_all(tmp_path / "o")
+    assert {each: tuple(merged[each].shape) for each in shapes} == shapes

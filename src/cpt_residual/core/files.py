@@ -39,6 +39,12 @@ def file_state(path: Path) -> FileState | None:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
+def text_of_name(name: str) -> str:
+    """A file's name as text that every encoding of records can say; bytes that are no UTF-8 are
+    shown as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def unique_name(stem: str) -> str:
     """`stem` with a random end: no two processes or hosts get the same name."""
     return f"{stem}.{os.urandom(6).hex()}"

@@ -17,7 +17,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from cpt_residual.core.files import write_json_atomic
+from cpt_residual.core.files import text_of_name, write_json_atomic
 from cpt_residual.errors import ArtifactError, CompatibilityError
 
 __all__ = [
@@ -97,7 +97,7 @@ def left_out_files(folder: Path) -> list[str]:
         for path in folder.iterdir()
         if path.is_dir() and path.name != named_folder and not _matches(path.name, _OTHER_PATTERNS)
     ]
-    return sorted(names)
+    return sorted(map(text_of_name, names))
 
 
 def left_out_of(folder: Path) -> list[str]:

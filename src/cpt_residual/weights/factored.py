@@ -54,7 +54,7 @@ def factor_matrices(
     matrices = [
         entry
         for entry in pair.instruct.unique_tensors.values()
-        if len(entry.shape) == 2 and entry.name not in pair.aligned
+        if len(entry.shape) == 2 and entry.num_elements and entry.name not in pair.aligned
     ]
     num_all = sum(entry.num_elements for entry in matrices)
     num_done = 0

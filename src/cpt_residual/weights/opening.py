@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.config.home import expanded
+from cpt_residual.core.files import text_of_name
 from cpt_residual.launch.hub import HubModel, hub_model, snapshot
 from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
 from cpt_residual.weights.shard_header import Shard
@@ -53,7 +54,7 @@ def open_named(reference: ModelReference, *, role: str) -> NamedModel:
 
 def name_of(path: Path) -> str:
     """What to call a directory where its place must not be told."""
-    return path.absolute().name or "model"
+    return text_of_name(path.absolute().name) or "model"
 
 
 def headers_hash(shards: Iterable[Shard]) -> str:

@@ -108,9 +108,9 @@ def lossy_tally(
     rebuilt = arithmetic.round_once(arithmetic.to_float64(base) + stored, dtype)
     error = stored - exact
     equal = to_float32(rebuilt) == to_float32(instruct)
-    other_bits = rebuilt.view(np.uint8).reshape(equal.size, -1) != instruct.view(np.uint8).reshape(
-        equal.size, -1
-    )
+    shape = (equal.size, rebuilt.itemsize)
+    left, right = (raw.view(np.uint8).reshape(shape) for raw in (rebuilt, instruct))
+    other_bits = left != right
     proof = Proof(
         max_ulps=arithmetic.max_ulps(rebuilt, instruct),
         num_zero_signs=int(np.count_nonzero(equal & other_bits.any(axis=1))),

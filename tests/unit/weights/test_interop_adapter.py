@@ -174,6 +174,14 @@ def test_a_tied_base_takes_both_or_neither(tmp_path: Path) -> None:
     assert same_bits(merged[EMBEDDING], new.to(torch.bfloat16))
     assert HEAD not in merged
 
+    made = adapter(tmp_path / "tying", both, ensure_weight_tying=True)  # peft's advice for these
+    shutil.copy(base.path / "config.json", made)  # trainers leave it there
+    assert is_adapter(made)
+    merge_adapter(made, base, tmp_path / "tied")
+    assert same_bits(read_all(tmp_path / "tied")[EMBEDDING], merged[EMBEDDING])
+    shutil.copy(base.path / "model.safetensors", made)
+    assert not is_adapter(made)
+
     one = adapter(tmp_path / "one", {PREFIX + EMBEDDING: new})
     with pytest.raises(CompatibilityError, match="ties embedding and head"):
         merge_adapter(one, base, tmp_path / "no")
