@@ -17,8 +17,8 @@ from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.delta import High, Low, OpenDelta, place
 from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.open_delta import High, Low, OpenDelta, place
 from cpt_residual.weights.reader import Block
 from cpt_residual.weights.rows import runs, width_of
 from cpt_residual.weights.rules import Sources

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from cpt_residual.config.merging import LowRank
 from cpt_residual.weights.arithmetic import Proof
-from cpt_residual.weights.delta import OpenPair
 from cpt_residual.weights.methods import LowRankFactors, low_rank, low_rank_rows
+from cpt_residual.weights.open_delta import OpenPair
 from cpt_residual.weights.reader import Block, Streaming, blocks_of, map_in_order, require_finite
 from cpt_residual.weights.residual_format import LEFT, RIGHT
 from cpt_residual.weights.shard_header import TensorEntry

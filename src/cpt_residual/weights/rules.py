@@ -17,7 +17,6 @@ from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
-from cpt_residual.weights.delta import Exact, High, Low, OpenDelta, place
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.methods import (
     LowRankFactors,
@@ -31,6 +30,7 @@ from cpt_residual.weights.methods import (
     special_token_rows,
     ties,
 )
+from cpt_residual.weights.open_delta import Exact, High, Low, OpenDelta, place
 from cpt_residual.weights.reader import Block, blocks_of, map_in_order
 from cpt_residual.weights.shard_header import TensorEntry
 

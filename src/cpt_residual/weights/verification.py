@@ -19,9 +19,10 @@ from cpt_residual.weights.alignment import OutputShard
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, round_once, to_float64
 from cpt_residual.weights.chat_contract import verify_stops
 from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
-from cpt_residual.weights.delta import Exact, PairDelta, StoredDelta
+from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.file_hash import file_sha256
 from cpt_residual.weights.merge_record import MERGE_FILE, ShardRecord, read_merge_record
+from cpt_residual.weights.open_delta import Exact
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,

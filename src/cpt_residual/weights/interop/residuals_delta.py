@@ -19,9 +19,9 @@ from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import Side
-from cpt_residual.weights.delta import High, Low, OpenDelta, add_parts
 from cpt_residual.weights.interop.residuals_package import OWN_FILE, ResidualsFolder
 from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.open_delta import High, Low, OpenDelta, add_parts
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,
