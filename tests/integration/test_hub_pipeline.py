@@ -56,7 +56,7 @@ def overrides_for(family: HubFamily, root: Path) -> list[str]:
     "name",
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in sorted(RELEASES)
+        for name in sorted(set(RELEASES) - {"bloom", "falcon"})  # mix documents
     ],
 )
 def test_from_releases_to_scores_and_geometry(name: str, tmp_path: Path) -> None:

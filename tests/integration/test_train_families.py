@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.loading import build_on_meta, config_of_fields
 from cpt_residual.train.flops import count_training_flops
+from cpt_residual.train.packed_rows import keeps_documents_apart
 from cpt_residual.train.worker import run
 from cpt_residual.weights.checkpoint import open_checkpoint
 from support.hub_family import write_hub_family
@@ -47,6 +52,41 @@ def test_only_experts_that_a_token_is_sent_to_are_counted(
     start, per_element = flops(name), 3 * 2 * ROWS * LENGTH * LAYERS
     assert flops(name, **{num_experts: 8}) - start == 4 * WIDTH * per_element
     assert flops(name, num_experts_per_tok=3) - start == 3 * WIDTH * width * per_element
+
+
+def leaks(name: str) -> bool:
+    """Whether a document's logits change with the document before it in the row."""
+    config = config_of_fields(config_of(name), role=name)
+    kind = cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
+    attention = "sdpa" if kind._supports_sdpa else "eager"
+    torch.manual_seed(0)
+    model = cast("Any", AutoModelForCausalLM).from_config(config, attn_implementation=attention)
+    model = model.float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+        ids = torch.randint(5, 200, (2, 16))
+        ids[1, 9:] = ids[0, 9:]
+        positions = torch.cat([torch.arange(9), torch.arange(7)]).expand(2, 16)
+        one, other = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 9:]
+    return float((one - other).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(RELEASES))
+def test_it_is_known_which_classes_keep_documents_apart(name: str) -> None:
+    config = config_of_fields(config_of(name), role=name)
+    assert config is not None
+    assert keeps_documents_apart(build_on_meta(config)) == (not leaks(name))
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon"])
+def test_a_class_that_mixes_documents_is_not_trained_on_packed_rows(
+    name: str, tmp_path: Path
+) -> None:
+    start = write_hub_family(tmp_path, name).target
+    pack = write_pack(tmp_path / "pack", start, num_rows=16)
+    with pytest.raises(CompatibilityError, match="does not keep the documents of a packed row"):
+        run(job(tmp_path, start, pack), progress=lambda *_: None, metrics=None)
 
 
 @pytest.mark.parametrize(

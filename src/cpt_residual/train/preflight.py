@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_residual.core.stage import Metrics
-from cpt_residual.data.pack_format import open_pack
+from cpt_residual.data.pack_format import PackView, open_pack
+from cpt_residual.data.rows import PADDING, START
 from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.tokenizer import (
@@ -19,11 +20,13 @@ from cpt_residual.modeling.tokenizer import (
 from cpt_residual.train.checkpoint import last_complete
 from cpt_residual.train.flops import count_training_flops
 from cpt_residual.train.job import TrainJob
+from cpt_residual.train.packed_rows import keeps_documents_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NUM_SHOWN = 5
+_ROWS_AT_ONCE = 1024
 
 
 def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
@@ -35,6 +38,13 @@ def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
     num_rows, sequence_length = len(pack), pack.sequence_length
     _check_map(load_tokenizer(job.start), job.tokenizer, pack.ledger.tokenizer_map_hash)
     model = check_start(job.start, sequence_length, max_id=int(pack.ids.max()))
+    if _has_packed_rows(pack) and not keeps_documents_apart(model):
+        raise CompatibilityError(
+            f"{type(model).__name__} does not keep the documents of a packed row apart",
+            problems=["its attention does not look at where position ids begin anew"],
+            remedy="Every document would be trained with its neighbours as context. Train a model "
+            "of another class, or give a pack with one document in a row.",
+        )
     batching = job.batching(num_rows=num_rows, sequence_length=sequence_length)
     _check_warmup(job, num_rows=num_rows, num_steps=batching.num_steps)
     facts: Metrics = {
@@ -50,6 +60,15 @@ def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
     }
     checkpoint = last_complete(job.checkpoints, job.layout(batching))
     return facts, job.model_copy(update={"resume_from": checkpoint.path if checkpoint else None})
+
+
+def _has_packed_rows(pack: PackView) -> bool:
+    """Whether some row holds more than one document. Ends at the first such row."""
+    for first in range(0, len(pack), _ROWS_AT_ONCE):
+        inner = pack.flags[first : first + _ROWS_AT_ONCE, 1:]
+        if (((inner & START) != 0) & ((inner & PADDING) == 0)).any():
+            return True
+    return False
 
 
 def check_start(start: Path, sequence_length: int, *, max_id: int = 0) -> PreTrainedModel:
