@@ -43,7 +43,11 @@ class Vocabulary(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
 
-_UNREADABLE = (OSError, ValueError, KeyError, StrictDataclassError)
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(AssertionError, RecursionError, StrictDataclassError),
+)
+"""What transformers raises for tokenizer files of another shape than it expects."""
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -68,7 +72,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             raise code_refusal(directory, code) from error
         raise CompatibilityError(
             f"no tokenizer can be loaded from {directory}",
-            problems=[" ".join(str(error).split())[:400]],
+            problems=[f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"],
             remedy="The directory needs tokenizer.json and tokenizer_config.json of the release.",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
