@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpt_residual.weights import native
+from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw
 
 
@@ -62,14 +62,14 @@ def family_sums(
     """The sums of one block of the models; not finite where an element is not."""
     models = [base, instruct, base_cpt] + ([] if instruct_cpt is None else [instruct_cpt])
     name = "family_of_three" if instruct_cpt is None else "family_of_four"
-    sums, counts = native.run(name, *map(_compilable, models), num_sums=8, num_counts=4)
+    sums, counts = kernels.run(name, *map(_compilable, models), num_sums=8, num_counts=4)
     return FamilySums._make([base.size, *sums, *counts])
 
 
 def pair_sums(left: Raw, right: Raw) -> PairSums:
     """The sums of one block of two models; not finite where an element is not."""
     models = _compilable(left), _compilable(right)
-    sums, counts = native.run("pair", *models, num_sums=4, num_counts=1)
+    sums, counts = kernels.run("pair", *models, num_sums=4, num_counts=1)
     return PairSums._make([left.size, *sums, *counts])
 
 

@@ -1,4 +1,4 @@
-"""What each kernel does to one element: the only code that is compiled (see `native`).
+"""What each kernel does to one element, compiled by numba; imported when a kernel is first run.
 
 A body gets four flat arrays (those that it does not need repeat the first), a factor, the element's
 place, and its sums and counts: float64 and int64, one row per number and one column per lane. Raw
@@ -15,15 +15,14 @@ from typing import Any, cast
 import numba
 import numpy as np
 from numba import types
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
-from cpt_residual.weights.native import LANES, NUM_COUNTS, NUM_SUMS
-
+LANES = 16
+NUM_SUMS, NUM_COUNTS = 8, 4
 MAX_FINITE = float(np.finfo(np.float32).max)
 
-_jit = cast(
-    "Callable[[Callable[..., Any]], Callable[..., Any]]", cast("Any", numba).njit(boundscheck=False)
-)
+_numba = cast("Any", numba)
+_jit = cast("Callable[[Callable[..., Any]], Callable[..., Any]]", register_jitable)
 _overload = cast("Callable[..., Callable[..., Any]]", overload)
 
 
@@ -254,38 +253,18 @@ def pair(
 
 # --- all elements --------------------------------------------------------------------------------
 def over_all(body: Callable[..., Any]) -> Callable[..., None]:
-    """`body` for every element of four arrays in memory, as a function for numba.cfunc."""
-    carray = cast("Any", numba).carray
+    """`body` for every element of four arrays, compiled for the dtypes of the first call. Releases
+    the interpreter lock; kept on disk where numba's CACHE_DIR names a folder."""
 
-    @_jit
     def run(
         first: Any, second: Any, third: Any, fourth: Any, factor: float, sums: Any, counts: Any
     ) -> None:  # pragma: no cover
         whole = first.size // LANES * LANES
-        for start in range(0, whole, LANES):
+        for start in range(0, whole, LANES):  # the inner loop's length is fixed: it is unrolled
             for lane in range(LANES):
                 body(first, second, third, fourth, factor, start + lane, sums, counts)
         for at in range(whole, first.size):
             body(first, second, third, fourth, factor, at, sums, counts)
 
-    def entry(
-        first: Any,
-        second: Any,
-        third: Any,
-        fourth: Any,
-        factor: float,
-        size: int,
-        sums: Any,
-        counts: Any,
-    ) -> None:  # pragma: no cover
-        run(
-            carray(first, size),
-            carray(second, size),
-            carray(third, size),
-            carray(fourth, size),
-            factor,
-            carray(sums, (NUM_SUMS, LANES)),
-            carray(counts, (NUM_COUNTS, LANES)),
-        )
-
-    return entry
+    is_kept = bool(_numba.config.CACHE_DIR)
+    return cast("Callable[..., None]", _numba.njit(run, nogil=True, cache=is_kept))

@@ -8,14 +8,22 @@ fixed lanes, so they depend neither on threads nor on the processor. What is com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from functools import cache, reduce
+from operator import add as plus
+from types import ModuleType
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.weights import native
+from cpt_residual.core import kept
+from cpt_residual.errors import LaunchError
 from cpt_residual.weights.arithmetic import Raw
+
+_NUM_ARRAYS = 4
 
 
 class MergeSums(NamedTuple):
@@ -53,9 +61,70 @@ class SubtractSums(NamedTuple):
     num_suspect: int
 
 
+def prepare() -> None:
+    """Imports numba, which takes half a second, ahead of the first kernel."""
+    _bodies()
+
+
+def run(
+    name: str, *arrays: npt.NDArray[Any], factor: float = 1.0, num_sums: int, num_counts: int = 0
+) -> tuple[list[float], list[int]]:
+    """Runs the body `name` of kernel_bodies over all elements; its sums and its counts.
+
+    arrays: two to four flat, contiguous, aligned arrays of one size, of uint16, float32 or float64.
+    Raises ValueError for others: compiled code checks no bounds.
+    """
+    first, bodies = arrays[0], _bodies()
+    for each in arrays:
+        if each.size != first.size or not (each.flags.c_contiguous and each.flags.aligned):
+            raise ValueError(
+                f"{name}: {each.size} elements beside {first.size}, or not in one piece"
+            )
+    given = arrays + (first,) * (_NUM_ARRAYS - len(arrays))
+    sums = np.zeros((bodies.NUM_SUMS, bodies.LANES))
+    counts = np.zeros((bodies.NUM_COUNTS, bodies.LANES), dtype=np.int64)
+    _kernel(name)(*given, factor, sums, counts)
+    totals = [reduce(plus, lanes) for lanes in sums[:num_sums].tolist()]  # numpy's are pairwise
+    return totals, counts[:num_counts].sum(axis=1).tolist()
+
+
+def _cache_folder() -> str:
+    """Where numba may keep what it has compiled; empty where the user has no such folder."""
+    for folder in kept.user_folder():
+        place = folder / "numba"
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if os.access(place, os.W_OK | os.X_OK):
+                return str(place)
+    return ""
+
+
+@cache
+def _kernel(name: str) -> Callable[..., None]:
+    return cast("Callable[..., None]", _bodies().over_all(getattr(_bodies(), name)))
+
+
+@cache
+def _bodies() -> ModuleType:
+    """The compiled half. What numba compiles is kept in the user's cache folder, never beside the
+    source; without such a folder it is compiled anew in every process."""
+    import numba
+
+    config = cast("Any", numba).config
+    if config.DISABLE_JIT:
+        raise LaunchError(
+            "numba is told not to compile (NUMBA_DISABLE_JIT)",
+            remedy="The arithmetic of residuals needs it: unset the variable and run it again.",
+        )
+    config.CACHE_DIR = config.CACHE_DIR or _cache_folder()
+    from cpt_residual.weights import kernel_bodies
+
+    return kernel_bodies
+
+
 def subtract(base: Raw, instruct: Raw, out: npt.NDArray[np.float32]) -> SubtractSums:
     """out = instruct - base in fp32."""
-    sums, counts = native.run("subtract", base, instruct, out, num_sums=4, num_counts=1)
+    sums, counts = run("subtract", base, instruct, out, num_sums=4, num_counts=1)
     return SubtractSums(sums[0], sums[1], sums[2], sums[3], counts[0])
 
 
@@ -73,7 +142,7 @@ def add_difference(
     memory with the others."""
     _require_apart(out, target, base, instruct)
     arrays = (target, base, instruct, out)
-    sums, counts = native.run("add_difference", *arrays, factor=alpha, num_sums=3, num_counts=4)
+    sums, counts = run("add_difference", *arrays, factor=alpha, num_sums=3, num_counts=4)
     return _merge_sums(sums, counts), counts[3]
 
 
@@ -86,7 +155,7 @@ def place(
 
 def dot(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
     """Inner product of two float64 blocks."""
-    sums, _ = native.run("dot", left, right, num_sums=1)
+    sums, _ = run("dot", left, right, num_sums=1)
     return sums[0]
 
 
@@ -97,7 +166,7 @@ def _require_apart(out: Raw, *others: npt.NDArray[Any]) -> None:
 
 
 def _merged(name: str, *arrays: npt.NDArray[Any], factor: float = 1.0) -> MergeSums:
-    sums, counts = native.run(name, *arrays, factor=factor, num_sums=3, num_counts=3)
+    sums, counts = run(name, *arrays, factor=factor, num_sums=3, num_counts=3)
     return _merge_sums(sums, counts)
 
 

@@ -20,7 +20,7 @@ from cpt_residual.core.background import begin
 from cpt_residual.core.disk import FullDiskReport, check_free_space
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import carried_files, eos_ids_of
-from cpt_residual.weights import arithmetic, chat_contract, native
+from cpt_residual.weights import arithmetic, chat_contract, kernels
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_index
 from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
@@ -111,7 +111,7 @@ def merged_models(
     addition.require_fit(threads=streaming.threads)
     require_known_scales(target.unique_tensors, recipe.scales, addition.rows)
     require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
-    begin(native.prepare)
+    begin(kernels.prepare)
     inputs = Inputs(target, source, addition.base_read, addition.plan, addition.rows, files)
     job = MergePass(inputs, recipe, streaming)
     with ExitStack() as stack:

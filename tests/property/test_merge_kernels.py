@@ -1,4 +1,4 @@
-"""What is merged a vector at a time in fp32 has the bits, sums and counts of float64."""
+"""The merge kernels have the bits, sums and counts of plain float64 arithmetic."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt_residual.weights import arithmetic, kernels, native
+from cpt_residual.weights import arithmetic, kernel_bodies, kernels
 from cpt_residual.weights.arithmetic import Raw
-from cpt_residual.weights.kernel_vectors import CHUNK
 from cpt_residual.weights.kernels import MergeSums
 from support.three_models import (
     INFINITE,
@@ -27,6 +26,8 @@ from support.three_models import (
 
 Exact = npt.NDArray[np.float64]
 
+CHUNK = 512
+
 ODD = (0, MINUS_ZERO, SUBNORMAL, 0x8001, 0x0080, LARGEST, 0xFF7F, 0x2000, 0x5F80)
 """bf16: zeros, subnormals, the least normal and the largest numbers, 2^-63 and 2^64."""
 FACTORS = (1.0, 0.5, -2.0, 2.0**-16, -(2.0**16), 2.0**17, 2.0**-17, 0.75, 0.7, 0.0, 3e-200)
@@ -41,9 +42,9 @@ odd_elements = st.lists(
 
 def in_lanes(products: Exact) -> float:
     """Their sum, as every kernel takes it."""
-    lanes = np.zeros(native.LANES)
-    for start in range(0, products.size, native.LANES):
-        part = products[start : start + native.LANES]
+    lanes = np.zeros(kernel_bodies.LANES)
+    for start in range(0, products.size, kernel_bodies.LANES):
+        part = products[start : start + kernel_bodies.LANES]
         lanes[: part.size] += part
     total = 0.0
     for lane in lanes.tolist():
