@@ -32,6 +32,13 @@ def tensors_of(*, tied: bool, seed: int, dtype: torch.dtype = torch.bfloat16) ->
     return found
 
 
-def model(folder: Path, tensors: Tensors, *, tied: bool = False, num_shards: int = 1) -> Path:
-    config = {"tie_word_embeddings": tied, "vocab_size": ROWS}
+def model(
+    folder: Path,
+    tensors: Tensors,
+    *,
+    tied: bool = False,
+    num_shards: int = 1,
+    model_type: str = "llama",
+) -> Path:
+    config = {"tie_word_embeddings": tied, "vocab_size": ROWS, "model_type": model_type}
     return fake_model(folder, tensors, num_shards=num_shards, config=config)

@@ -34,11 +34,11 @@ from cpt_residual.config.merging import (
 )
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.weights import ancestry, residual, verification
+from cpt_residual.weights.checkpoint import is_adapter
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.geometry import Family, GeometryReport, measure
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.inspection import Inspection, inspect
-from cpt_residual.weights.interop.adapter import is_adapter
 from cpt_residual.weights.interop.adapter_config import read_adapter_config
 from cpt_residual.weights.merge import MergeReport
 from cpt_residual.weights.merge_record import ORIGIN_FILE, read_merge_record

@@ -15,7 +15,7 @@ from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.delta import DeltaSource
 from cpt_residual.weights.matching import spelled_like
-from cpt_residual.weights.naming import MODULE_CLASSES
+from cpt_residual.weights.methods import names_parts
 from cpt_residual.weights.reader import require_equal_aliases
 from cpt_residual.weights.vocabulary import RowPlan, plan_target
 
@@ -40,11 +40,8 @@ class Addition:
     def rows(self) -> Mapping[str, RowPart]:
         """The target's tensors with one row per token; none where nothing depends on them. Raises
         CompatibilityError where something does and the class cannot be asked."""
-        recipe = self.recipe
-        by_part = recipe.embedding_rows != "all" or any(
-            key in MODULE_CLASSES for key in recipe.scales
-        )
-        return self.target.rows if by_part or not self.plan.identity else {}
+        needed = names_parts(self.recipe) or not self.plan.identity
+        return self.target.rows if needed else {}
 
     @property
     def checkpoints(self) -> list[Checkpoint]:

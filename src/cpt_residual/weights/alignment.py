@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
 from cpt_residual.errors import CompatibilityError
@@ -61,7 +62,8 @@ def output_index(target: Checkpoint, shards: list[OutputShard]) -> bytes | None:
     fields = json.loads(target.index)
     entries = [entry for shard in shards for entry in shard.tensors]
     carried = [entry for shard in shards for _, entry in shard.carried]
-    totals = fields.setdefault("metadata", {})
+    totals: dict[str, JsonValue] = fields.get("metadata") or {}
+    fields["metadata"] = totals
     totals["total_size"] = sum(entry.num_bytes for entry in (*entries, *carried))
     if "total_parameters" in totals:  # as transformers counts: tied tensors once
         unique = (entry for entry in entries if entry.name not in target.aliases)
@@ -78,21 +80,22 @@ def output_shard(target: Checkpoint, shard: Shard, *, num_rows: int | None) -> O
         same = tuple((entry, entry) for entry in unread)
         return OutputShard(shard.name, shard.header, shard.num_bytes, read, shard.path, same)
     stored = stored_in(shard)
-    key_of = {entry.offset: entry.name for entry in read}
+    its_own = target.class_names.names
+    key_of = {e.name: target.spelling.get(e.name, e.name) for e in stored if e.name in its_own}
     tensors: list[tuple[str, DtypeName, Shape]] = [
         (entry.name, entry.dtype, (num_rows, *entry.shape[1:]))
-        if key_of.get(entry.offset) in aligned
+        if key_of.get(entry.name) in aligned
         else (entry.name, entry.dtype, entry.shape)
         for entry in stored
     ]
-    metadata = json.loads(shard.header[8:]).get("__metadata__", {})
+    metadata: dict[str, str] = json.loads(shard.header[8:]).get("__metadata__") or {}
     header, placed = layout(shard.name, tensors, metadata)
     num_bytes = len(header) + sum(entry.num_bytes for entry in placed)
     place_of = {entry.name: entry for entry in placed}
     merged = tuple(
-        replace(place_of[entry.name], name=key_of[entry.offset])
+        replace(place_of[entry.name], name=key_of[entry.name])
         for entry in stored
-        if entry.offset in key_of
+        if entry.name in key_of
     )
     carried = tuple((entry, place_of[entry.name]) for entry in unread)
     return OutputShard(shard.name, header, num_bytes, merged, shard.path, carried)

@@ -26,6 +26,7 @@ from cpt_residual.weights.foreign_weights import (
     refuse_foreign_weights,
     require_plain_config,
 )
+from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.shard_header import Shard, TensorEntry, read_shard, stored_in
 
 SINGLE_FILE = "model.safetensors"
@@ -222,8 +223,18 @@ def _untrusted(role: str, path: Path, problems: list[str]) -> ArtifactError:
     )
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a PEFT adapter and no model's weights; trainers leave the base's
+    config.json beside an adapter, and an adapter_config.json beside a model that it is merged
+    into."""
+    weights = (path / SINGLE_FILE, path / INDEX_FILE)
+    return (path / ADAPTER_CONFIG_FILE).is_file() and not any(
+        file.exists() or file.is_symlink() for file in weights
+    )
+
+
 def _read_config(path: Path, role: str) -> dict[str, JsonValue]:
-    if (path / "adapter_config.json").is_file() and not (path / SINGLE_FILE).is_file():
+    if is_adapter(path):
         raise CompatibilityError(
             f"{role}: {path} is a LoRA adapter, not a model",
             remedy="Merge the adapter into its base model first and give the merged directory.",

@@ -12,8 +12,7 @@ from pydantic import JsonValue
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import CONFIG_FILE, eos_ids_of, read_json_object
-from cpt_residual.weights.checkpoint import open_checkpoint
-from cpt_residual.weights.interop.adapter import is_adapter
+from cpt_residual.weights.checkpoint import is_adapter, open_checkpoint
 from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.interop.residuals_package import (
     is_residuals_layout,

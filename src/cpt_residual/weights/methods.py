@@ -19,6 +19,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import CompatibilityError, ConfigError, did_you_mean
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights.naming import MODULE_CLASSES, layer_of, module_of
@@ -280,6 +281,12 @@ def scale_of(name: str, scales: Mapping[str, float], rows: Mapping[str, RowPart]
     """
     matching = [scale for key, scale in scales.items() if _matches(key, name, rows)]
     return matching[-1] if matching else 1.0
+
+
+def names_parts(recipe: MergeRecipe) -> bool:
+    """Whether a recipe treats embeddings or head apart from the rest, so that the class has to say
+    which tensors those are."""
+    return recipe.embedding_rows != "all" or any(key in MODULE_CLASSES for key in recipe.scales)
 
 
 def require_known_scales(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, is_adapter, open_checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.shard_header import read_shard
 from support.pico_family import Tensors, fake_model, opened, raw_shard, write_weights
@@ -203,6 +203,16 @@ def test_what_is_not_a_model_directory(tmp_path: Path, tensors: Tensors) -> None
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(CompatibilityError, match="is a LoRA adapter, not a model"):
         opened(folder)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_a_model_with_a_left_over_adapter_config(
+    tmp_path: Path, tensors: Tensors, num_shards: int
+) -> None:
+    folder = fake_model(tmp_path / "m", tensors, num_shards=num_shards)
+    (folder / "adapter_config.json").write_text("{}")
+    assert not is_adapter(folder)
+    assert len(opened(folder).tensors) == len(tensors)
 
 
 def test_a_model_without_tensors(tmp_path: Path) -> None:

@@ -283,6 +283,17 @@ def test_a_name_that_is_part_of_another_does_not_shadow_it(tmp_path: Path) -> No
     assert [resolved(setting, name) for name in names] == [0.5, 1.0, 1.0]
 
 
+def test_a_class_that_is_not_known_needs_no_rows_where_nothing_names_them(tmp_path: Path) -> None:
+    for number, name in enumerate(("base", "instruct", "target")):
+        model(tmp_path / name, values(number), model_type="of_the_future")
+    fields = yaml_of(tmp_path, 0.5, scales={NORM: 2.0})
+    setting = weights_of(fields)[1]
+    assert [resolved(setting, name) for name in (NORM, EMBEDDING)] == [1.0, 0.5]
+    assert "tokenizer_source" not in fields
+    with pytest.raises(CompatibilityError, match="one row per token cannot be told"):
+        yaml_of(tmp_path, 0.5, embedding_rows="none")
+
+
 @pytest.mark.parametrize("density", [0.2, 0.07, 1.0])
 def test_ties_keeps_as_many_elements(tmp_path: Path, density: float) -> None:
     fields = yaml_of(tmp_path / "family", 0.5, method=Ties(density=density), cpt_strength=0.5)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.interop.adapter import is_adapter, merge_adapter
+from cpt_residual.weights.checkpoint import is_adapter
+from cpt_residual.weights.interop.adapter import merge_adapter
 from support.interop_models import (
     DOWN,
     EMBEDDING,
@@ -277,3 +278,18 @@ def test_a_pickle_and_a_tokenizer_with_more_tokens_are_refused(tmp_path: Path) -
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(CompatibilityError, match="pickle"):
         merge_adapter(folder, base, tmp_path / "out")
+
+
+def test_a_class_that_is_not_known_takes_an_adapter_without_rows(tmp_path: Path) -> None:
+    """transformers has to say which tensors have one row per token only where some do change."""
+    start = values(0, torch.float32)
+    base = opened(model(tmp_path / "base", start, model_type="of_the_future"), "base")
+    new = {f"{PREFIX}{NORM}": start[NORM] + 1.0}
+    made = adapter(tmp_path / "made", {**factors(QUERY), **new}, modules_to_save=["norm"])
+    merge_adapter(made, base, tmp_path / "out")
+    merged = read_all(tmp_path / "out")
+    assert same_bits(merged[NORM], start[NORM] + 1.0)
+    assert same_bits(merged[EMBEDDING], start[EMBEDDING])
+    grown = adapter(tmp_path / "grown", {PREFIX + EMBEDDING: torch.ones(ROWS + 1, 8)})
+    with pytest.raises(CompatibilityError, match="one row per token cannot be told"):
+        merge_adapter(grown, base, tmp_path / "no")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,8 @@ from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.alignment import OutputShard, output_index, output_shard
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
-from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from cpt_residual.weights.interop.adapter_config import (
-    ADAPTER_CONFIG_FILE,
-    AdapterConfig,
-    read_adapter_config,
-)
+from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
+from cpt_residual.weights.interop.adapter_config import AdapterConfig, read_adapter_config
 from cpt_residual.weights.interop.adapter_tensors import AdapterTensors, sort_tensors
 from cpt_residual.weights.matching import by_class_names
 from cpt_residual.weights.methods import low_rank_rows
@@ -57,14 +54,6 @@ ADAPTER_FILE = "adapter_model.safetensors"
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 Factor = npt.NDArray[np.float32]
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a directory holds a PEFT adapter and no model's weights; trainers leave the base's
-    config.json beside an adapter."""
-    return (path / ADAPTER_CONFIG_FILE).is_file() and not any(
-        (path / name).exists() for name in (SINGLE_FILE, INDEX_FILE)
-    )
 
 
 def merge_adapter(
@@ -178,7 +167,7 @@ class _Merged:
                     "holds both. Merge with peft into a model that is not tied.",
                 )
 
-    @property
+    @cached_property
     def num_rows(self) -> int | None:
         """Of the vocabulary tensors, where they have others than base's."""
         base = self._base
@@ -189,7 +178,7 @@ class _Merged:
         }
         return grown.pop() if grown else None
 
-    @property
+    @cached_property
     def shards(self) -> list[OutputShard]:
         """Base's shards, with room for the rows that the adapter stores."""
         base = self._base

@@ -160,11 +160,12 @@ def _whole_problems(
     tied: Mapping[str, str],
 ) -> list[str]:
     problems: list[str] = []
-    rows = {*base.rows, *tied}
     for name in whole:
         if name not in base.tensors and name not in tied:
             problems.append(f"{name}: the base has no such tensor")
-        elif name not in rows and not config.saves(name.rpartition(".")[0]):
+        elif name in tied or config.saves(name.rpartition(".")[0]):
+            continue
+        elif name not in base.rows:
             problems.append(f"{name}: stored whole, but modules_to_save does not name it")
     return problems
 
@@ -192,8 +193,14 @@ def _row_problems(whole: Mapping[str, TensorEntry], base: Checkpoint) -> list[st
     """Only vocabulary tensors may change their rows, and then all of them alike."""
     problems: list[str] = []
     rows: dict[str, int] = {}
+    shapes = {
+        name: whole[name].shape if name in whole else entry.shape
+        for name, entry in base.unique_tensors.items()
+    }
+    if all(shapes[name] == entry.shape for name, entry in base.unique_tensors.items()):
+        return []
     for name, entry in base.unique_tensors.items():
-        shape = whole[name].shape if name in whole else entry.shape
+        shape = shapes[name]
         free = name in base.rows
         if len(shape) != len(entry.shape) or shape[free:] != entry.shape[free:]:
             problems.append(f"{name}: base {entry.shape} vs adapter {shape}")

@@ -14,11 +14,17 @@ from typing import Literal
 
 from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
 from cpt_residual.errors import CompatibilityError, ConfigError
+from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import chat_contract
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.methods import num_to_keep, require_known_scales, scale_of
+from cpt_residual.weights.methods import (
+    names_parts,
+    num_to_keep,
+    require_known_scales,
+    scale_of,
+)
 from cpt_residual.weights.shard_header import TORCH_NAMES, DtypeName
 
 Setting = float | list[dict[str, str | float]]
@@ -58,10 +64,11 @@ def mergekit_yaml(
     for other in (base, target):
         labels = ("instruct", other.role)
         chat_contract.require_same_tokens_as(instruct.path, other.path, labels=labels)
-    require_known_scales(target.unique_tensors, recipe.scales, target.rows)
+    rows = target.rows if names_parts(recipe) else dict[str, RowPart]()
+    require_known_scales(target.unique_tensors, recipe.scales, rows)
     if not math.isfinite(alpha):
         raise ConfigError(f"alpha is {alpha}", remedy="Give a finite number; 1.0 is the paper.")
-    strengths = _strengths(target, alpha, recipe)
+    strengths = _strengths(target, alpha, recipe, rows)
     problems = _without_equivalent(recipe, strengths)
     if problems:
         raise CompatibilityError(
@@ -93,13 +100,15 @@ def _dump(comments: list[str], fields: Mapping[str, object]) -> str:
     return head + yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def _strengths(target: Checkpoint, alpha: float, recipe: MergeRecipe) -> dict[str, float]:
+def _strengths(
+    target: Checkpoint, alpha: float, recipe: MergeRecipe, rows: Mapping[str, RowPart]
+) -> dict[str, float]:
     """alpha * scale of every stored tensor; rows that get nothing are whole tensors here."""
     strengths: dict[str, float] = {}
     for name in target.tensors:
         owner = target.aliases.get(name, name)
-        skipped = recipe.embedding_rows == "none" and owner in target.rows
-        scale = scale_of(owner, recipe.scales, target.rows)
+        skipped = recipe.embedding_rows == "none" and owner in rows
+        scale = scale_of(owner, recipe.scales, rows)
         strengths[name] = 0.0 if skipped else alpha * scale
     return strengths
 
@@ -197,6 +206,13 @@ def _main_dtype(target: Checkpoint) -> str:
 
 def _tokenizer(instruct: Checkpoint, target: Checkpoint, comments: list[str]) -> dict[str, str]:
     """instruct's tokenizer, where mergekit would not cut the embedding to its number of tokens."""
+    if target.class_names.unknown:
+        comments += [
+            "differs: no tokenizer_source (transformers does not know the class, so not whether",
+            "  mergekit would cut the embedding); copy instruct's tokenizer and chat template",
+            "  into the output",
+        ]
+        return {}
     num_ids = max(TokenSide.read(instruct.path).ids.values(), default=-1) + 1
     rows = {e.shape[0] for name, e in target.tensors.items() if name in target.rows}
     if rows == {num_ids}:
