@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ from cpt_residual.errors import CompatibilityError, CorruptArtifactError
 __all__ = [
     "FORMAT_VERSION",
     "LEDGER_FILE",
+    "AddedToken",
+    "AddedTokenUse",
     "PackLedger",
     "PhaseLedger",
     "RowMark",
@@ -35,6 +37,24 @@ Positive = Annotated[int, Field(gt=0)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AddedTokenUse(_Frozen):
+    """In how many of the documents read an added token stands, and how often. Of a special token
+    its text is meant, of another its id (in dialogues with those that the template writes)."""
+
+    id: Count
+    documents: Positive
+    times: Positive
+
+
+class AddedToken(_Frozen):
+    """An added token that stands in some document, and what its text was encoded as: special ones
+    stay text, others become their id, as in the released model's own training."""
+
+    id: Count
+    token: str
+    encoded_as: Literal["text", "id"]
 
 
 class SourceLedger(_Frozen):
@@ -68,6 +88,7 @@ class SourceLedger(_Frozen):
     continuations: int  # segments that continue the document of an earlier row
     tokens_cut: int  # of the last row, beyond the budget
     tokens_left_over: int  # read, but in no row: the rest of a document, or rows not needed
+    added_tokens: tuple[AddedTokenUse, ...] = ()
 
     @property
     def documents_reached(self) -> int:
@@ -123,6 +144,7 @@ class PackLedger(_Frozen):
     tokenizer_map_hash: str
     rows_sha256: str
     marks: tuple[RowMark, ...]
+    added_tokens: tuple[AddedToken, ...] = ()  # those that the sources have
     phases: tuple[PhaseLedger, ...]  # none where the mixture is the same throughout
     sources: Annotated[tuple[SourceLedger, ...], Field(min_length=1, max_length=MAX_SOURCES)]
 

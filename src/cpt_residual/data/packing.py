@@ -30,6 +30,7 @@ from cpt_residual.data.pack_format import (
 )
 from cpt_residual.data.pack_ledger import (
     FORMAT_VERSION,
+    AddedToken,
     PackLedger,
     PhaseLedger,
     SourceLedger,
@@ -46,6 +47,7 @@ from cpt_residual.data.supply import (
     encoding_crew,
 )
 from cpt_residual.errors import ConfigError, CorpusError
+from cpt_residual.modeling.added_tokens import NO_ADDED_TOKENS, AddedTokens
 
 __all__ = [
     "IGNORED_LABEL",
@@ -84,6 +86,7 @@ class PackPlan:
     pad_id: int
     tokenizer_map_hash: str
     phases: tuple[PhasePlan, ...] = ()
+    added_tokens: AddedTokens = NO_ADDED_TOKENS
 
     @property
     def special(self) -> SpecialIds:
@@ -236,9 +239,18 @@ def _ledger(
         tokenizer_map_hash=plan.tokenizer_map_hash,
         rows_sha256=rows_sha256,
         marks=tuple(writer.marks),
+        added_tokens=_added_tokens(plan.added_tokens, sources),
         phases=_phases(plan, curriculum),
         sources=tuple(sources),
     )
+
+
+def _added_tokens(known: AddedTokens, sources: Sequence[SourceLedger]) -> tuple[AddedToken, ...]:
+    used = {use.id for source in sources for use in source.added_tokens}
+    as_text = [AddedToken(id=i, token=t, encoded_as="text") for i, t in known.special.items()]
+    as_id = [AddedToken(id=i, token=t, encoded_as="id") for i, t in known.ordinary.items()]
+    found = [token for token in (*as_text, *as_id) if token.id in used]
+    return tuple(sorted(found, key=lambda token: token.id))
 
 
 def _phases(plan: PackPlan, curriculum: Curriculum) -> tuple[PhaseLedger, ...]:

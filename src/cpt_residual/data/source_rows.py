@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cpt_residual.data.document_source import DocumentSource, Packing
 from cpt_residual.data.index import LineIndex
-from cpt_residual.data.pack_ledger import SourceLedger
+from cpt_residual.data.pack_ledger import AddedTokenUse, SourceLedger
 from cpt_residual.data.problems import MAX_PROBLEMS, BadDocumentError, Problems
 from cpt_residual.data.row_counts import RowCounts
 from cpt_residual.data.rows import (
@@ -43,11 +44,12 @@ class RowShape:
 
 @dataclass
 class _Read:
-    """Documents, characters and tokens that were taken into rows."""
+    """Documents, characters, tokens and uses of added tokens that were taken into rows."""
 
     documents: int = 0
     characters: int = 0
     tokens: int = 0
+    uses: Mapping[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
 
     def plus(self, block: TokenBlock, num_documents: int) -> _Read:
         """With the first documents of a block."""
@@ -55,7 +57,17 @@ class _Read:
             self.documents + num_documents,
             self.characters + int(block.characters[:num_documents].sum()),
             self.tokens + int(block.documents.lengths[:num_documents].sum()),
+            self._uses_with(block, num_documents),
         )
+
+    def _uses_with(self, block: TokenBlock, num_documents: int) -> Mapping[int, tuple[int, int]]:
+        """By id of an added token: in how many documents, and how often."""
+        uses = block.documents.uses
+        found = dict(self.uses)
+        for _, token_id, count in uses[uses[:, 0] < num_documents].tolist():
+            documents, times = found.get(token_id, (0, 0))
+            found[token_id] = documents + 1, times + count
+        return found
 
 
 class SourceRows:
@@ -122,6 +134,10 @@ class SourceRows:
             masked_tokens=counts.tokens - counts.loss_tokens,
             tokens_cut=self.num_cut,
             tokens_left_over=left_over,
+            added_tokens=tuple(
+                AddedTokenUse(id=token_id, documents=documents, times=times)
+                for token_id, (documents, times) in sorted(read.uses.items())
+            ),
             **counts.as_dict(),
         )
 

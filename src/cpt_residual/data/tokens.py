@@ -1,8 +1,9 @@
 """Encoded documents with what is counted about them, and the files they wait in.
 
 A token file is one JSON line (what it holds, for whom, and the sha256 of the rest), then lengths_D
-and characters_D (int64), ids_N (uint32) and, where loss is not on all but first tokens, loss_N
-(bool), all little endian. It appears whole or not at all, and is checked before it is used again.
+and characters_D (int64), uses_U3 (int64), ids_N (uint32) and, where loss is not on all but first
+tokens, loss_N (bool), all little endian. It appears whole or not at all, and is checked before it
+is used again.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def write_tokens(path: Path, block: TokenBlock, *, key: str) -> None:
     arrays: list[npt.NDArray[np.generic]] = [
         documents.lengths.astype("<i8", copy=False),
         block.characters.astype("<i8", copy=False),
+        documents.uses.astype("<i8", copy=False),
         documents.ids.astype("<u4", copy=False),
     ]
     if documents.loss is not None:
@@ -58,6 +60,7 @@ def write_tokens(path: Path, block: TokenBlock, *, key: str) -> None:
         "key": key,
         "num_documents": len(documents),
         "num_tokens": len(documents.ids),
+        "num_uses": len(documents.uses),
         "has_loss": documents.loss is not None,
         "sha256": digest.hexdigest(),
     }
@@ -78,16 +81,17 @@ def read_tokens(path: Path) -> TokenBlock:
     """The content of a token file that is known to be whole."""
     with path.open("rb") as file:
         header = _header(file)
-        num_documents, num_tokens = (cast("int", header[f"num_{n}"]) for n in _COUNTS)
+        num_documents, num_tokens, num_uses = (cast("int", header[f"num_{n}"]) for n in _COUNTS)
         lengths = np.fromfile(file, dtype="<i8", count=num_documents)
         characters = np.fromfile(file, dtype="<i8", count=num_documents)
+        uses = np.fromfile(file, dtype="<i8", count=3 * num_uses).reshape(-1, 3)
         ids = np.fromfile(file, dtype="<u4", count=num_tokens)
         has_loss = header["has_loss"]
         loss = np.fromfile(file, dtype=np.bool_, count=num_tokens) if has_loss else None
-    return TokenBlock(EncodedDocuments(ids, lengths, loss), characters)
+    return TokenBlock(EncodedDocuments(ids, lengths, loss, uses), characters)
 
 
-_COUNTS = ("documents", "tokens")
+_COUNTS = ("documents", "tokens", "uses")
 
 
 def tokens_are_whole(path: Path, *, key: str) -> bool:

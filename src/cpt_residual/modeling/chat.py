@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,13 @@ from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, read_json_object
 from cpt_residual.modeling.templates import DEFAULT, ChatTemplate, Messages, read_templates
 from cpt_residual.modeling.text_encoder import require_room
-from cpt_residual.modeling.tokenizer import Tokenizer, backend_of, named_tokens, special_tokens_of
+from cpt_residual.modeling.tokenizer import (
+    Tokenizer,
+    added_tokens_of,
+    backend_of,
+    named_tokens,
+    special_tokens_of,
+)
 
 __all__ = [
     "CHAT_FOLDER",
@@ -126,6 +133,7 @@ class ChatEncoder:
         self._template = ChatTemplate.of(template, named_tokens(tokenizer))
         self._backend = backend_of(tokenizer)
         self._specials = special_tokens_of(tokenizer)
+        self._added = added_tokens_of(tokenizer)
         self._is_special = np.zeros(len(tokenizer), dtype=np.bool_)
         self._is_special[list(self._specials)] = True
 
@@ -136,7 +144,7 @@ class ChatEncoder:
         for text in texts:  # a dialogue is never divided
             require_room(text, text)
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return EncodedDocuments.of(
+        encoded = EncodedDocuments.of(
             [
                 self._with_loss(
                     np.array(encoding.ids, dtype=np.uint32),
@@ -146,6 +154,7 @@ class ChatEncoder:
                 for encoding, answers in zip(encodings, starts, strict=True)
             ]
         )
+        return replace(encoded, uses=self._added.uses((), encoded))
 
     def _with_loss(
         self, ids: npt.NDArray[np.uint32], begins: npt.NDArray[np.int64], answers: Sequence[int]

@@ -6,16 +6,20 @@ N tokens of D documents.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Encoded", "EncodedDocuments", "Ids", "Lengths", "Loss"]
+__all__ = ["NO_USES", "Encoded", "EncodedDocuments", "Ids", "Lengths", "Loss", "Uses"]
 
 Ids = npt.NDArray[np.uint32]
 Loss = npt.NDArray[np.bool_]
+Uses = npt.NDArray[np.int64]
+"""uses_U3: (number of the document, id of an added token, how often), by document and id."""
+
+NO_USES: Uses = np.empty((0, 3), dtype=np.int64)
 Lengths = npt.NDArray[np.int64]
 
 Encoded = tuple[Ids, Loss]
@@ -24,13 +28,15 @@ Encoded = tuple[Ids, Loss]
 
 @dataclass(frozen=True, eq=False)
 class EncodedDocuments(Sequence[Encoded]):
-    """ids_N of all documents, lengths_D, and loss_N (None: all but each document's first token).
+    """ids_N of all documents, lengths_D, and loss_N (None: all but each document's first token);
+    uses_U3 of added tokens, where they are counted.
 
     No document is empty."""
 
     ids: Ids
     lengths: Lengths
     loss: Loss | None = None
+    uses: Uses = field(default_factory=lambda: NO_USES)
 
     @classmethod
     def of(cls, documents: Sequence[Encoded]) -> EncodedDocuments:
@@ -53,6 +59,7 @@ class EncodedDocuments(Sequence[Encoded]):
             ids=np.concatenate([part.ids for part in parts]),
             lengths=np.concatenate([part.lengths for part in parts]),
             loss=None if plain else np.concatenate([part.loss_or_default() for part in parts]),
+            uses=_uses_of(parts),
         )
 
     @property
@@ -90,3 +97,12 @@ class EncodedDocuments(Sequence[Encoded]):
         for length in self.lengths.tolist():
             yield self.ids[first : first + length], loss[first : first + length]
             first += length
+
+
+def _uses_of(parts: Sequence[EncodedDocuments]) -> Uses:
+    found: list[Uses] = [NO_USES]
+    before = 0
+    for part in parts:
+        found.append(part.uses + np.array([before, 0, 0], dtype=np.int64))
+        before += len(part)
+    return np.concatenate(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 
 from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.modeling.added_tokens import NO_ADDED_TOKENS, AddedTokens
 from cpt_residual.modeling.encoded import EncodedDocuments, Ids
 from cpt_residual.modeling.text_chunks import CutRule, chunks, cut_rule, without_prefix
 
@@ -48,12 +49,17 @@ class FastTextEncoder:
     bos_id: int | None
     eos_id: int
     chunk_characters: int = _CHUNK_CHARACTERS
+    added: AddedTokens = NO_ADDED_TOKENS  # counted in what is encoded
 
     def __post_init__(self) -> None:
         if isinstance(self.backend.model, tokenizers.models.BPE):
             self.backend.model._resize_cache(CACHED_WORDS)  # noqa: SLF001  it has no other name
 
     def __call__(self, texts: Sequence[str]) -> EncodedDocuments:
+        encoded = self._ids_of(texts)
+        return replace(encoded, uses=self.added.uses(texts, encoded))
+
+    def _ids_of(self, texts: Sequence[str]) -> EncodedDocuments:
         if any(len(text) > self.chunk_characters for text in texts):
             return EncodedDocuments.joined([self._encoded([self._long_ids(t)]) for t in texts])
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=True)
@@ -108,7 +114,7 @@ class FastTextEncoder:
     def __reduce__(self) -> tuple[object, ...]:
         return (
             _restored,
-            (self.backend.to_str(), self.bos_id, self.eos_id, self.chunk_characters),
+            (self.backend.to_str(), self.bos_id, self.eos_id, self.chunk_characters, self.added),
         )
 
     def _check_ends(self, ids: Ids, documents: EncodedDocuments) -> None:
@@ -139,9 +145,9 @@ def require_room(part: str, text: str) -> None:
 
 
 def _restored(
-    serialised: str, bos_id: int | None, eos_id: int, chunk_characters: int
+    serialised: str, bos_id: int | None, eos_id: int, chunk_characters: int, added: AddedTokens
 ) -> FastTextEncoder:
     """The flag about special tokens is no part of a serialised tokenizer."""
     backend = tokenizers.Tokenizer.from_str(serialised)
     backend.encode_special_tokens = True
-    return FastTextEncoder(backend, bos_id, eos_id, chunk_characters)
+    return FastTextEncoder(backend, bos_id, eos_id, chunk_characters, added)

@@ -14,12 +14,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from cpt_residual.errors import CompatibilityError, CorpusError
+from cpt_residual.modeling.added_tokens import AddedTokens
 from cpt_residual.modeling.side_files import code_named_in, code_refusal
 from cpt_residual.modeling.text_encoder import FastTextEncoder
 
 __all__ = [
     "Tokenizer",
     "Vocabulary",
+    "added_tokens_of",
     "backend_of",
     "bos_id_of",
     "eos_id_of",
@@ -160,13 +162,28 @@ def backend_of(tokenizer: Tokenizer, *, specials_as_text: bool = False) -> token
 def text_encoder(tokenizer: Tokenizer) -> FastTextEncoder:
     """Encodes documents for packs: BOS where the tokenizer adds it, EOS exactly once, at the end.
 
-    Text that looks like a special token stays text. Loss is on every token but the first.
+    Text that looks like a special token stays text; that of another added token becomes its id
+    (`added_tokens` says why). Both are counted. Loss is on every token but the first.
     """
     return FastTextEncoder(
         backend=backend_of(tokenizer, specials_as_text=True),
         bos_id=bos_id_of(tokenizer),
         eos_id=eos_id_of(tokenizer),
+        added=added_tokens_of(tokenizer),
     )
+
+
+def added_tokens_of(tokenizer: Tokenizer) -> AddedTokens:
+    """The added tokens to count: all but those that open and end documents, whose text is looked
+    for nevertheless."""
+    added = backend_of(tokenizer).get_added_tokens_decoder()
+    ends = (bos_id_of(tokenizer), eos_id_of(tokenizer))
+    ordinary = {
+        token_id: token.content
+        for token_id, token in added.items()
+        if not token.special and token_id not in ends
+    }
+    return AddedTokens(special=special_tokens_of(tokenizer), ordinary=ordinary)
 
 
 def train_bpe_tokenizer(

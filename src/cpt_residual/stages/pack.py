@@ -74,7 +74,7 @@ class PackStage:
     available_cores: int = 1
 
     name: ClassVar[str] = "pack"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3  # the ledger counts added tokens
 
     @property
     def node(self) -> str:
@@ -163,7 +163,13 @@ class PackStage:
 
     def _plan(self, tokenizer: Tokenizer) -> PackPlan:
         from cpt_residual.data.packing import PackPlan, PhasePlan
-        from cpt_residual.modeling.tokenizer import bos_id_of, eos_id_of, pad_id_of, token_map_hash
+        from cpt_residual.modeling.tokenizer import (
+            added_tokens_of,
+            bos_id_of,
+            eos_id_of,
+            pad_id_of,
+            token_map_hash,
+        )
 
         return PackPlan(
             sequence_length=self.pack.sequence_length,
@@ -174,6 +180,7 @@ class PackStage:
             eos_id=eos_id_of(tokenizer),
             pad_id=pad_id_of(tokenizer),
             tokenizer_map_hash=token_map_hash(tokenizer),
+            added_tokens=added_tokens_of(tokenizer),
             phases=tuple(
                 PhasePlan(phase.share, self.pack.phase_shares(phase)) for phase in self.pack.phases
             ),
