@@ -20,6 +20,7 @@ from cpt_residual.stages.overview import Overview
 from cpt_residual.stages.preflight import Preflight, check_all, missing_sources, preflight
 from cpt_residual.stages.registry import localised
 from support.commands import call, command, environment
+from support.hub_family import write_hub_family
 from support.large_experiment import hub_cache, large_overrides, text_corpus
 from support.pico_family import read_all, real_family, write_weights
 
@@ -147,6 +148,17 @@ def test_a_fault_is_named_with_the_stages_that_would_meet_it(
     for words in expected:
         assert words in text
     assert text.endswith("Nothing was built.")
+    assert not built(tmp_path / "root")
+
+
+def test_a_class_that_mixes_documents_is_named_before_the_pack_is_built(
+    check: Callable[..., Preflight], tmp_path: Path
+) -> None:
+    made = write_hub_family(tmp_path / "family", "bloom")
+    found = check({"base": made.base, "instruct": made.instruct}, "packs.cpt.sequence_length=32")
+    text = text_of(found)
+    assert "cpt:base_cpt" in text
+    assert "BloomForCausalLM does not keep the documents of a packed row apart" in text
     assert not built(tmp_path / "root")
 
 

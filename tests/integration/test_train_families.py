@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.loading import build_on_meta, config_of_fields
 from cpt_residual.train.flops import count_training_flops
-from cpt_residual.train.packed_rows import keeps_documents_apart
+from cpt_residual.train.packed_rows import keeps_documents_apart, require_documents_apart
+from cpt_residual.train.preflight import check_trainable
 from cpt_residual.train.worker import run
 from cpt_residual.weights.checkpoint import open_checkpoint
 from support.hub_family import write_hub_family
@@ -54,9 +56,8 @@ def test_only_experts_that_a_token_is_sent_to_are_counted(
     assert flops(name, num_experts_per_tok=3) - start == 3 * WIDTH * width * per_element
 
 
-def leaks(name: str) -> bool:
+def leaks(config: PreTrainedConfig) -> bool:
     """Whether a document's logits change with the document before it in the row."""
-    config = config_of_fields(config_of(name), role=name)
     kind = cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
     attention = "sdpa" if kind._supports_sdpa else "eager"
     torch.manual_seed(0)
@@ -76,7 +77,69 @@ def leaks(name: str) -> bool:
 def test_it_is_known_which_classes_keep_documents_apart(name: str) -> None:
     config = config_of_fields(config_of(name), role=name)
     assert config is not None
-    assert keeps_documents_apart(build_on_meta(config)) == (not leaks(name))
+    assert keeps_documents_apart(build_on_meta(config)) == (not leaks(config))
+
+
+SIZES = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": LAYERS,
+    "num_key_value_heads": 2,
+    "vocab_size": 288,
+}
+SSM = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 8,
+}
+MOE = {
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 16,
+}
+HYBRIDS: dict[str, dict[str, object]] = {
+    "bamba": {**SSM, "attn_layer_indices": [1]},
+    "falcon_h1": {**SSM, "head_dim": 8, "mamba_d_ssm": 64},
+    "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "minimax": {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_next": {
+        **LINEAR,
+        **MOE,
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "recurrent_gemma": {"head_dim": 8},
+}
+"""Classes whose attention looks at the positions, and whose other layers do not."""
+
+
+@pytest.mark.parametrize("name", sorted(HYBRIDS))
+def test_a_hybrid_does_not_keep_documents_apart(name: str) -> None:
+    config = config_of_fields({"model_type": name, **SIZES, **HYBRIDS[name]}, role=name)
+    assert config is not None
+    assert leaks(config)
+    model = build_on_meta(config)
+    assert not keeps_documents_apart(model)
+    with pytest.raises(CompatibilityError, match="does not keep the documents") as raised:
+        require_documents_apart(model)
+    assert raised.value.problems[0].startswith("not all of its layers are attention")
+
+
+@pytest.mark.parametrize("name", ["bamba", "lfm2", "qwen3_next"])
+def test_a_class_whose_operations_cannot_be_counted_is_refused_before_the_pack(
+    name: str, tmp_path: Path
+) -> None:
+    fields = {"model_type": name, **SIZES, **HYBRIDS[name]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(CompatibilityError, match=r"operations of training .* cannot be counted"):
+        check_trainable(tmp_path, LENGTH, packed=False)
+    with pytest.raises(CompatibilityError, match="does not keep the documents of a packed row"):
+        check_trainable(tmp_path, LENGTH, packed=True)
 
 
 @pytest.mark.parametrize("name", ["bloom", "falcon"])

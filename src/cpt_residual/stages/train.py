@@ -88,13 +88,18 @@ class Train:
         return self.start
 
     def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
-        """Start model and pack fit: token maps, positions, and a model that can be built."""
+        """Start model and pack fit: token maps, positions, and a model that can be trained. Rows
+        of whole documents may hold one each; the pack shows it."""
         start, tokenizer = folder_of(self.start), folder_of(self.pack.tokenizer)
         if start is None:
             return
-        from cpt_residual.train.preflight import check_start, check_tokenizers
+        from cpt_residual.train.preflight import check_tokenizers, check_trainable
 
-        yield partial(check_start, start, self.pack.pack.sequence_length)
+        packed = any(
+            source.format == "text" and source.packing == "concat_chunk"
+            for source in self.pack.pack.sources
+        )
+        yield partial(check_trainable, start, self.pack.pack.sequence_length, packed=packed)
         if tokenizer is not None:
             yield partial(check_tokenizers, start, tokenizer)
 

@@ -6,6 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from cpt_residual.errors import CompatibilityError
+
 __all__ = ["count_training_flops"]
 
 
@@ -22,11 +24,21 @@ def count_training_flops(
     those that a token is sent to (`num_experts_per_tok`, and shared ones); a second forward pass of
     gradient checkpointing, the optimizer and element-wise operations are not counted. Multiply
     and add are two operations.
+
+    Raises CompatibilityError for a class that cannot run without values.
     """
     ids_BT = torch.zeros((rows, sequence_length), dtype=torch.int64, device="meta")
     # With a mask, transformers does not look for document starts in positions without values.
     mask_BT = torch.ones_like(ids_BT)
-    with FlopCounterMode(display=False) as counter:
-        loss = model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT, use_cache=False).loss
-        loss.backward()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            output = model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT, use_cache=False)
+            output.loss.backward()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CompatibilityError(
+            f"the operations of training {type(model).__name__} cannot be counted",
+            problems=[" ".join(str(error).split())],
+            remedy="Its forward pass asks for values, and counting is done on shapes alone. "
+            "Train a model of another class.",
+        ) from error
     return counter.get_total_flops() * num_rows // rows

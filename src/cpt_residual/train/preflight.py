@@ -20,7 +20,7 @@ from cpt_residual.modeling.tokenizer import (
 from cpt_residual.train.checkpoint import last_complete
 from cpt_residual.train.flops import count_training_flops
 from cpt_residual.train.job import TrainJob
-from cpt_residual.train.packed_rows import keeps_documents_apart
+from cpt_residual.train.packed_rows import require_documents_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,13 +38,8 @@ def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:
     num_rows, sequence_length = len(pack), pack.sequence_length
     _check_map(load_tokenizer(job.start), job.tokenizer, pack.ledger.tokenizer_map_hash)
     model = check_start(job.start, sequence_length, max_id=int(pack.ids.max()))
-    if _has_packed_rows(pack) and not keeps_documents_apart(model):
-        raise CompatibilityError(
-            f"{type(model).__name__} does not keep the documents of a packed row apart",
-            problems=["its attention does not look at where position ids begin anew"],
-            remedy="Every document would be trained with its neighbours as context. Train a model "
-            "of another class, or give a pack with one document in a row.",
-        )
+    if _has_packed_rows(pack):
+        require_documents_apart(model)
     batching = job.batching(num_rows=num_rows, sequence_length=sequence_length)
     _check_warmup(job, num_rows=num_rows, num_steps=batching.num_steps)
     facts: Metrics = {
@@ -90,6 +85,15 @@ def check_start(start: Path, sequence_length: int, *, max_id: int = 0) -> PreTra
             remedy="Make the pack with this model's tokenizer and a shorter sequence_length.",
         )
     return build_on_meta(config)
+
+
+def check_trainable(start: Path, sequence_length: int, *, packed: bool) -> None:
+    """`check_start`, and CompatibilityError for a class that is not trained, or not on rows of
+    more than one document (`packed`)."""
+    model = check_start(start, sequence_length)
+    if packed:
+        require_documents_apart(model)
+    count_training_flops(model, num_rows=1, rows=1, sequence_length=sequence_length)
 
 
 def check_tokenizers(start: Path, tokenizer: Path) -> None:
