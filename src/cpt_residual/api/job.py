@@ -17,7 +17,6 @@ from cpt_residual.modeling.chat_check import require_chat_side
 from cpt_residual.weights import verification
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_shards
-from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.matching import notes_on
 from cpt_residual.weights.merge import (
@@ -114,8 +113,7 @@ class ApplyJob:
         that the target is not instruct."""
         addition, target = self.addition, self.addition.target
         shards = output_shards(target, addition.plan)
-        if addition.base is not None:
-            require_match(side_of(addition.base), side_of(target))
+        addition.require_base()
         require_known_scales(target.unique_tensors, addition.recipe.scales, addition.rows)
         require_not_instruct(target, addition.source, alphas=[each.alpha for each in self.outputs])
         work = MergeWork(
@@ -172,6 +170,7 @@ class ApplyJob:
         read = [*addition.source.checkpoints, *([addition.base_read] if addition.base_read else [])]
         return [
             *notes_on(addition.target, carried=True),
+            *addition.notes,
             *(line for model in read for line in notes_on(model, carried=False)),
         ]
 

@@ -131,6 +131,7 @@ class Apply:
             "lost_share": report.lost_share,
             **ancestry,
             "stops_at": " ".join(map(str, stops)),
+            **({"notes": "; ".join(addition.notes)} if addition.notes else {}),
         }
 
     def _ancestry(self, inputs: Mapping[str, ArtifactRef], ctx: RunContext) -> Metrics:

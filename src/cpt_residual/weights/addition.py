@@ -36,6 +36,27 @@ class Addition:
             if model is not None:  # the same model by the residual's names
                 object.__setattr__(self, role, spelled_like(own_names, model))
 
+    @cached_property
+    def untied(self) -> Mapping[str, str]:
+        """Tensors of the target that the residual's family ties and the target does not, to the
+        tensor of the residual that each gets: what a tied instruct differs by in both."""
+        name_of = {own: name for name, own in self.source.own_names.items()}
+        in_target = {own: name for name, own in self.target.own_names.items()}
+        return {
+            in_target[a]: name_of[b]
+            for a, b in self.source.tied.items()
+            if a in in_target and a not in name_of and b in name_of
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What records say about tensors that get the residual of another."""
+        return [
+            f"target: {name} is not tied to {owner} as in the residual's models, and gets the "
+            "same residual"
+            for name, owner in self.untied.items()
+        ]
+
     @property
     def rows(self) -> Mapping[str, RowPart]:
         """The target's tensors with one row per token; none where nothing depends on them. Raises
@@ -61,7 +82,7 @@ class Addition:
     def plan(self) -> RowPlan:
         """Which row goes where, from headers and tokenizers alone. Raises CompatibilityError when
         target and residual do not fit."""
-        source, target = self.source.side, side_of(self.target)
+        source, target = self.source.side.untied(self.untied), side_of(self.target)
         require_match(source, target, rows_may_differ=True)
         if self.recipe.vocab_policy != "equal" and not self.source.tokens.same_ids(
             self.target_tokens
@@ -81,17 +102,22 @@ class Addition:
             require_plain(self.recipe)
         return plan
 
+    def require_base(self) -> None:
+        """Raises CompatibilityError for a base that cannot be the target's."""
+        if self.base is not None:
+            require_match(side_of(self.base).untied(self.untied), side_of(self.target))
+
     def require_fit(self, *, threads: int) -> None:
         """Raises CompatibilityError unless all models belong together. Reads tensors that are
         stored twice."""
         _ = self.plan
+        self.require_base()
         base = self.base
-        if base is not None:
-            require_match(side_of(base), side_of(self.target))
-            if not TokenSide.read(base.path, like=self.source.tokens).same_ids(self.source.tokens):
-                chat_contract.require_same_tokens_as(
-                    base.path, self.target.path, labels=("base", "target")
-                )
+        tokens = self.source.tokens
+        if base is not None and not TokenSide.read(base.path, like=tokens).same_ids(tokens):
+            chat_contract.require_same_tokens_as(
+                base.path, self.target.path, labels=("base", "target")
+            )
         seen: list[Checkpoint] = []
         for model in self.checkpoints:
             if model not in seen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.class_names import RowPart
@@ -27,6 +27,17 @@ class Side:
         """Of the embedding and the head; 0 without either."""
         shapes = (self.shapes[name] for name in self.rows if name in self.shapes)
         return max((shape[0] for shape in shapes if shape), default=0)
+
+    def untied(self, repeated: Mapping[str, str]) -> Side:
+        """The same with its tied tensors (`repeated`: to those that they repeat) by themselves."""
+        if not repeated or not repeated.keys().isdisjoint(self.shapes):
+            return self
+        return replace(
+            self,
+            shapes={**self.shapes, **{a: self.shapes[b] for a, b in repeated.items()}},
+            config={**self.config, "tie_word_embeddings": False},
+            rows={**self.rows, **dict.fromkeys(repeated, "head")},
+        )
 
 
 def side_of(checkpoint: Checkpoint) -> Side:

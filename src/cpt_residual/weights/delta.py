@@ -38,10 +38,10 @@ class DeltaSource(Protocol):
     """A checked residual of which no weights are read yet.
 
     side: its shapes and facts, those of instruct; own_names: the class's name of every tensor;
-    instruct_side: a folder with instruct's tokenizer
-    and configs; tokens: instruct's; base_eos: what ends base's texts, ids of instruct's map or,
-    where base has another, tokens; instruct_only: rows that are instruct's own (see
-    vocabulary.PairPlan); recorded_norm: of all its elements, where it was written down; files:
+    tied: the class's names of tied tensors, to those that they repeat; instruct_side: a folder with
+    instruct's tokenizer and configs; tokens: instruct's; base_eos: what ends base's texts, ids of
+    instruct's map or, where base has another, tokens; instruct_only: rows that are instruct's own
+    (see vocabulary.PairPlan); recorded_norm: of all its elements, where it was written down; files:
     everything whose change changes it; left_out: what lies beside instruct's weights and is not in
     instruct_side, or will not be carried from there.
     """
@@ -50,6 +50,8 @@ class DeltaSource(Protocol):
     def side(self) -> Side: ...
     @property
     def own_names(self) -> Mapping[str, str]: ...
+    @property
+    def tied(self) -> Mapping[str, str]: ...
     def for_text(self, own_names: Mapping[str, str]) -> DeltaSource:
         """Its text part, if `own_names` are those of a text-only model that is a part of its own;
         else itself."""
@@ -92,6 +94,10 @@ class StoredDelta:
     @property
     def own_names(self) -> Mapping[str, str]:
         return self._class_names.names
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        return self._class_names.tied
 
     def for_text(self, own_names: Mapping[str, str]) -> StoredDelta:
         holds = self._class_names.holds_text_of(own_names.values())
@@ -179,6 +185,10 @@ class PairDelta:
     @property
     def own_names(self) -> Mapping[str, str]:
         return self.instruct.own_names
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        return self.instruct.class_names.tied
 
     def for_text(self, own_names: Mapping[str, str]) -> PairDelta:
         instruct = text_part_for(own_names, self.instruct)

@@ -55,7 +55,8 @@ def _equal(target: Checkpoint, instruct: Checkpoint) -> bool:
     one of them differs in any other model."""
     if target.path.resolve() == instruct.path.resolve():
         return True
-    entries = [_shorter(entry, instruct) for entry in target.unique_tensors.values()]
+    both = [entry for name, entry in target.unique_tensors.items() if name in instruct.tensors]
+    entries = [_shorter(entry, instruct) for entry in both]
     blocks = sorted(blocks_of(entries), key=lambda block: block.start)
     with ShardReader(target.shards) as left, ShardReader(instruct.shards) as right:
         return all(
@@ -77,7 +78,7 @@ def _has_norms(target: Checkpoint, manifest: ResidualManifest) -> bool:
     entries = [
         entry
         for name, entry in target.unique_tensors.items()
-        if entry.shape == manifest.tensors[name].shape
+        if name in manifest.tensors and entry.shape == manifest.tensors[name].shape
     ]
     entries.sort(key=lambda entry: entry.num_elements)
     with ShardReader(target.shards) as reader:

@@ -112,7 +112,15 @@ def merged_models(
     require_known_scales(target.unique_tensors, recipe.scales, addition.rows)
     require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
     begin(kernels.prepare)
-    inputs = Inputs(target, source, addition.base_read, addition.plan, addition.rows, files)
+    inputs = Inputs(
+        target,
+        source,
+        addition.base_read,
+        addition.plan,
+        addition.rows,
+        untied=addition.untied,
+        files=files,
+    )
     job = MergePass(inputs, recipe, streaming)
     with ExitStack() as stack:
         folders = [
@@ -129,7 +137,8 @@ def merged_models(
                 _write_side_files(folder.path, addition, index)
         job.write([output.alpha for output in outputs], folders)
         totals = [_total(folder.done.values()) for folder in folders]
-        _require_recorded_norm(source, recipe, outputs, totals)
+        recorded = None if addition.untied else source.recorded_norm  # the head is not in it
+        _require_recorded_norm(recorded, recipe, outputs, totals)
         yield [
             MergedModel(_report(output, sums, job.num_parameters, folder.path, source), folder.path)
             for output, sums, folder in zip(outputs, totals, folders, strict=True)
@@ -180,7 +189,7 @@ def _require_sense(outputs: Sequence[Output], addition: Addition) -> None:
 
 
 def _require_recorded_norm(
-    source: DeltaSource,
+    recorded: float | None,
     recipe: MergeRecipe,
     outputs: Sequence[Output],
     totals: Sequence[MergeSums],
@@ -197,9 +206,9 @@ def _require_recorded_norm(
                 problems=["base and instruct have the same weights"],
                 remedy="Nothing was published. Give the two different models of one release.",
             )
-        if source.recorded_norm is None:
+        if recorded is None:
             continue
-        wanted, found = abs(output.alpha) * source.recorded_norm, math.sqrt(total.move_squared)
+        wanted, found = abs(output.alpha) * recorded, math.sqrt(total.move_squared)
         if wanted > _SQUARES_HOLD and not math.isclose(wanted, found, rel_tol=1e-6):
             raise ArtifactError(
                 "The residual is not what was written",

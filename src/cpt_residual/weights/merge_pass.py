@@ -43,13 +43,15 @@ _VERSION = 2  # bump when the same inputs and recipe would give other bytes
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is read, and which row goes where; rows: the tensors with one row per token."""
+    """What is read, and which row goes where; rows: the tensors with one row per token; untied: see
+    Addition.untied."""
 
     target: Checkpoint
     source: DeltaSource
     base: Checkpoint | None
     plan: RowPlan
     rows: Mapping[str, RowPart]
+    untied: Mapping[str, str]
     files: InputFiles
 
 
@@ -68,7 +70,7 @@ class MergePass:
         self._target, self._source, self._base = inputs.target, inputs.source, inputs.base
         self._plan, self._recipe, self._streaming = inputs.plan, recipe, streaming
         self.files = inputs.files
-        self._rows = inputs.rows
+        self._rows, self._untied = inputs.rows, inputs.untied
         self._aligned = frozenset[str](() if inputs.plan.identity else inputs.rows)
         self.shards = output_shards(inputs.target, inputs.plan)
         self._scratches = [Scratch() for _ in range(ALPHAS_AT_ONCE)]
@@ -169,7 +171,7 @@ class MergePass:
         def read_base(block: Block) -> Raw:
             assert self._base is not None
             assert base is not None
-            entry = self._base.tensors[self._owner(block.name)]
+            entry = self._base.tensors[self._base_name(block.name)]
             return base.read_reusing(entry, block.start, block.stop)
 
         def fetch(block: Block) -> None:
@@ -177,7 +179,7 @@ class MergePass:
                 return  # its rows lie elsewhere
             target.fetch(self._target.tensors[block.name], block.start, block.stop)
             if self._base is not None and base is not None:
-                entry = self._base.tensors[self._owner(block.name)]
+                entry = self._base.tensors[self._base_name(block.name)]
                 base.fetch(entry, block.start, block.stop)
 
         return Sources(
@@ -186,13 +188,19 @@ class MergePass:
             fetch=fetch,
             delta=delta,
             owner=self._owner,
+            untied=self._untied,
             special_ids=self._source.tokens.special_ids,
             rows=self._rows,
             threads=self._streaming.threads,
         )
 
     def _owner(self, name: str) -> str:
-        return self._target.aliases.get(name, name)
+        """Its name in the residual."""
+        return self._target.aliases.get(name, self._untied.get(name, name))
+
+    def _base_name(self, name: str) -> str:
+        assert self._base is not None
+        return name if name in self._base.unique_tensors else self._owner(name)
 
     def _rule(self, entry: TensorEntry, sources: Sources) -> Rule:
         if entry.name not in self._aligned:
@@ -211,7 +219,7 @@ class MergePass:
             entry=entry,
             owner=self._owner(entry.name),
             plan=self._plan,
-            scale=scale_of(self._owner(entry.name), self._recipe.scales, self._rows),
+            scale=scale_of(sources.scaled_as(entry.name), self._recipe.scales, self._rows),
             moves=self._moving_rows(),
             means=means,
         )

@@ -40,18 +40,23 @@ ReadBlock = Callable[[Block], Raw]
 @dataclass(frozen=True)
 class Sources:
     """The opened inputs. `target` and `base` read raw blocks by the target's names; `fetch` reads a
-    run of both of which this thread then asks for the blocks; `owner` names the tensor that a
-    tied copy repeats; `special_ids` are those of the special tokens; `rows`: the tensors with one
-    row per token."""
+    run of both of which this thread then asks for the blocks; `owner` names the tensor whose
+    residual a tied copy or one of `untied` (see Addition.untied) gets; `special_ids` are those of
+    the special tokens; `rows`: the tensors with one row per token."""
 
     target: ReadBlock
     base: ReadBlock | None
     fetch: Callable[[Block], None]
     delta: OpenDelta
     owner: Callable[[str], str]
+    untied: Mapping[str, str]
     special_ids: Collection[int]
     rows: Mapping[str, RowPart]
     threads: int
+
+    def scaled_as(self, name: str) -> str:
+        """The name that decides a tensor's factor on alpha: equal for tied copies."""
+        return name if name in self.untied else self.owner(name)
 
     def base_values(self, block: Block) -> Exact:
         """The base's elements."""
@@ -143,7 +148,7 @@ class TensorRule:
 def rule_for(entry: TensorEntry, recipe: MergeRecipe, sources: Sources) -> TensorRule:
     """The rule of one tensor. Price: none for plain addition; a pass over the tensor for automatic
     strengths and factors, four for TIES' thresholds."""
-    scale = scale_of(sources.owner(entry.name), recipe.scales, sources.rows)
+    scale = scale_of(sources.scaled_as(entry.name), recipe.scales, sources.rows)
     rows: npt.NDArray[np.bool_] | None = None
     if recipe.embedding_rows != "all" and entry.name in sources.rows:
         ids = sources.special_ids if recipe.embedding_rows == "special_tokens" else ()

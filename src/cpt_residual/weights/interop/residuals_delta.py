@@ -63,6 +63,10 @@ class PackageDelta:
         aliases = _aliases(self.folder, self.target)
         return {n: own for n, own in self._class_names.names.items() if n not in aliases}
 
+    @property
+    def tied(self) -> Mapping[str, str]:
+        return self._class_names.tied
+
     def for_text(self, own_names: Mapping[str, str]) -> PackageDelta:
         del own_names  # its names are read as the target's
         return self
