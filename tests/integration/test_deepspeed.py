@@ -19,6 +19,7 @@ from cpt_residual.core.stage import Metrics
 from cpt_residual.errors import WorkerError
 from cpt_residual.train.job import TrainingInterruptedError, TrainJob
 from cpt_residual.train.worker import run
+from support.hub_family import write_hub_family
 from support.training import LENGTH, job, write_model, write_pack
 
 NUM_STEPS = 120
@@ -128,6 +129,24 @@ def test_zero_3_in_bf16_keeps_exact_masters(case: Case, tmp_path: Path) -> None:
     for name, tensor in start.items():  # rounding to bf16 would move them by 1e-4
         assert torch.allclose(out[name], tensor, rtol=0, atol=1e-29), name
     assert "lost_share" not in metrics  # the model is stored in fp32: nothing is rounded
+
+
+@pytest.mark.slow
+def test_experts_that_are_stored_one_by_one_are_trained_with_zero_2(tmp_path: Path) -> None:
+    start = write_hub_family(tmp_path, "mixtral").base
+    pack = write_pack(tmp_path / "pack", start, num_rows=40)
+    training = two_ranks(tmp_path, (start, pack), 2, precision="bf16", learning_rate=3e-2)
+    metrics = train(training)
+    found = losses(training.out)
+    assert min(found[1:]) < 0.9 * found[0]
+    assert "lost_share" not in metrics  # the experts would not be counted
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, training.out))
+    assert before.keys() == after.keys()
+    experts = [name for name in before if ".experts." in name]
+    assert len(experts) == 2 * 4 * 3
+    for name in experts:
+        assert before[name].dtype == after[name].dtype == torch.bfloat16
+        assert not torch.equal(before[name], after[name]), name
 
 
 def test_plain_data_parallelism_reports_the_error_of_a_rank(case: Case, tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def write_pack(
 
 def _books(*, num_rows: int, length: int, tokens: int) -> SourceLedger:
     """One source that gave all rows; what no training looks at is 0."""
-    counts = dict.fromkeys(SourceLedger.model_fields, 0)
+    fields = SourceLedger.model_fields.items()
+    counts = {name: 0 for name, field in fields if field.is_required()}
     named = {"corpus": "text", "format": "text", "packing": "concat_chunk", "share": 1.0}
     padding = num_rows * length - tokens
     given = {"rows": num_rows, "tokens": tokens, "loss_tokens": tokens, "padding": padding}

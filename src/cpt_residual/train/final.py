@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from transformers import (
 from cpt_residual.errors import WorkerError
 from cpt_residual.modeling.saving import carry_side_files, save_weights
 from cpt_residual.train.stored import open_start, verify_weights
+from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.reader import ShardReader
 from cpt_residual.weights.tensors import tensor_of
 
@@ -56,8 +57,9 @@ def write_model(
     is_first: bool,
 ) -> float | None:
     """Write the trained model in `dtype` with the small files of `start`; returns the share of
-    moved weights that rounding to `dtype` puts back (None for fp32, which rounds nothing, and on
-    other ranks). Collective: every rank calls it, the first one writes.
+    moved weights that rounding to `dtype` puts back (None for fp32, which rounds nothing, where
+    `start` stores parameters in parts, as the experts of most releases, and on other ranks).
+    Collective: every rank calls it, the first one writes.
 
     The fp32 values are taken from where they are exact: the module itself, or DeepSpeed's master
     copies (gathered one parameter at a time, so that a rank needs no second full model)."""
@@ -65,6 +67,7 @@ def write_model(
     weights = open_start(start)
     by_parameter: dict[int, torch.Tensor] = {}
     not_finite: list[str] = []
+    counted = dtype != torch.float32 and not _in_parts(weights, dict(model.named_parameters()))
     with ShardReader(weights.shards) as reader:
         for name, parameter, trained in _masters(model, deepspeed=deepspeed):
             if not is_first:
@@ -73,7 +76,7 @@ def write_model(
             by_parameter[id(parameter)] = stored
             if not math.isfinite(float(stored.float().sum())) and not stored.isfinite().all():
                 not_finite.append(name)
-            if dtype != torch.float32 and name in weights.tensors:
+            if counted:
                 before = tensor_of(reader.read_whole(weights.tensors[name]))
                 lost.add(before.float(), trained, stored)
     if not is_first:
@@ -87,7 +90,7 @@ def write_model(
     carry_side_files(start, out, dtype=dtype)
     expected = {name: entry.shape for name, entry in weights.unique_tensors.items()}
     verify_weights(out, expected, dtype)
-    return None if dtype == torch.float32 else lost.share
+    return lost.share if counted else None
 
 
 def _refuse(not_finite: list[str]) -> None:
@@ -117,13 +120,26 @@ def _gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
     return value.detach()
 
 
-def _require_stored(stored: Collection[str], parameters: Iterable[str]) -> None:
-    """Refuses a start model in which some parameters lie in parts, as the experts of most releases
-    do: their exact values are not read from one tensor."""
-    parts = [name for name in parameters if name not in stored]
-    if parts:
+def _in_parts(start: Checkpoint, parameters: Iterable[str]) -> list[str]:
+    """Parameters that `start` does not store as one tensor each."""
+    return [name for name in parameters if name not in start.tensors]
+
+
+def _exact_in_bf16(start: Checkpoint) -> set[str]:
+    """Parameters of which all that is stored is in bf16; parts are called `whole part`."""
+    is_exact: dict[str, bool] = {}
+    for name, entry in start.tensors.items():
+        whole = name.partition(" ")[0]
+        is_exact[whole] = is_exact.get(whole, True) and entry.dtype == "BF16"
+    return {name for name, exact in is_exact.items() if exact}
+
+
+def _require_whole(start: Checkpoint, parameters: Iterable[str]) -> None:
+    """Refuses a start model in which some of these parameters lie in parts: their exact values are
+    not read from one tensor."""
+    if parts := _in_parts(start, parameters):
         raise WorkerError(
-            f"the fp32 start model stores {len(parts)} parameter(s) in parts",
+            f"the start model stores {len(parts)} parameter(s) in parts that are not in bf16",
             problems=parts[:_NUM_SHOWN],
             remedy="DeepSpeed would train them from rounded values. Set deepspeed.zero_stage to "
             "off, or give a start model in bf16.",
@@ -133,8 +149,8 @@ def _require_stored(stored: Collection[str], parameters: Iterable[str]) -> None:
 class ExactMasters(TrainerCallback):
     """Gives DeepSpeed's fp32 master copies the exact start values before the first step.
 
-    DeepSpeed casts the module to bf16 first and makes its masters from that. For a start model
-    stored in fp32 they would begin rounded, and the rounding, which is larger than the updates,
+    DeepSpeed casts the module to bf16 first and makes its masters from that. What the start model
+    stores in fp32 or fp16 would begin rounded, and the rounding, which is larger than the updates,
     would pass for training."""
 
     def __init__(self, start: Path) -> None:
@@ -147,8 +163,13 @@ class ExactMasters(TrainerCallback):
         import deepspeed.utils
 
         weights = open_start(self._start)
-        named = dict(kwargs["model"].named_parameters())
-        _require_stored(weights.tensors, named)
+        exact = _exact_in_bf16(weights)
+        named = {
+            name: parameter
+            for name, parameter in kwargs["model"].named_parameters()
+            if name not in exact
+        }
+        _require_whole(weights, named)
         with ShardReader(weights.shards) as reader:
             for name, parameter in named.items():
                 start = tensor_of(reader.read_whole(weights.tensors[name])).float()

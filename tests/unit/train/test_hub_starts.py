@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cpt_residual.errors import WorkerError
 from cpt_residual.modeling.loading import load_causal_lm
@@ -44,8 +45,26 @@ def test_updates_are_counted_under_other_names(tmp_path: Path) -> None:
     assert lost > 0.0
 
 
-def test_exact_masters_need_whole_parameters(tmp_path: Path) -> None:
+def test_no_share_is_reported_where_a_part_of_the_model_would_not_count(tmp_path: Path) -> None:
+    """The experts, which are most of the model, are stored one by one and joined by the class."""
     start = write_hub_family(tmp_path, "mixtral").base
+    model = load_causal_lm(start, dtype=torch.float32)
+    out = tmp_path / "out"
+    lost = write_model(model, start, out, dtype=torch.bfloat16, deepspeed=False, is_first=True)
+    assert lost is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_exact_masters_need_whole_parameters(dtype: torch.dtype, tmp_path: Path) -> None:
+    start = write_hub_family(tmp_path, "mixtral").base
+    stored = load_file(start / "model.safetensors")
+    save_file({name: each.to(dtype) for name, each in stored.items()}, start / "model.safetensors")
     model = load_causal_lm(start, dtype=torch.float32)
     with pytest.raises(WorkerError, match=r"stores 4 parameter\(s\) in parts"):
         ExactMasters(start).on_train_begin(*cast("Any", (None, None, None)), model=model)
+
+
+def test_parts_in_bf16_are_exact_as_they_are(tmp_path: Path) -> None:
+    start = write_hub_family(tmp_path, "mixtral").base
+    model = load_causal_lm(start, dtype=torch.bfloat16)
+    ExactMasters(start).on_train_begin(*cast("Any", (None, None, None)), model=model)
