@@ -90,6 +90,11 @@ SPACES: Layout = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2
 PREPEND: Layout = {"type": "Prepend", "prepend": "\u2581"}
 
 
+def _metaspace(scheme: str, *, split: bool) -> Layout:
+    common = {"type": "Metaspace", "replacement": "\u2581"}
+    return common | {"prepend_scheme": scheme, "split": split}
+
+
 def _sequence(*steps: Layout, name: str = "pretokenizers") -> Layout:
     return {"type": "Sequence", name: list(steps)}
 
@@ -132,13 +137,25 @@ LAYOUTS: Mapping[str, tuple[str, Layout]] = {
     ),
     "Mistral": (
         "words",
+        {"pre_tokenizer": _metaspace("first", split=True), "normalizer": None},
+    ),
+    **{
+        f"Llama, {scheme}": (
+            "words",
+            {"pre_tokenizer": _metaspace(scheme, split=False), "normalizer": None},
+        )
+        for scheme in ("always", "first", "never")
+    },
+    "NFKC, undivided": (
+        "words",
+        {"pre_tokenizer": _metaspace("first", split=False), "normalizer": {"type": "NFKC"}},
+    ),
+    "T5": (
+        "words",
         {
-            "pre_tokenizer": {
-                "type": "Metaspace",
-                "replacement": "\u2581",
-                "prepend_scheme": "first",
-                "split": True,
-            },
+            "pre_tokenizer": _sequence(
+                {"type": "WhitespaceSplit"}, _metaspace("always", split=True)
+            ),
             "normalizer": None,
         },
     ),
@@ -211,6 +228,26 @@ SPLIT_ODD = _split(LLAMA3.replace(r"\s+(?!\S)", r"\s*\p{L}\s"))
         ("bytes", {"normalizer": {"type": "StripAccents"}}),
         ("bytes", {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}}),
         ("words", {"pre_tokenizer": None, "normalizer": None}),
+        (
+            "undivided",
+            {"pre_tokenizer": _metaspace("first", split=False), "normalizer": None},
+        ),
+        (
+            "words",
+            {
+                "pre_tokenizer": _metaspace("first", split=False) | {"replacement": "_"},
+                "normalizer": None,
+            },
+        ),
+        *(
+            ("bytes", {"pre_tokenizer": _sequence(step, _metaspace("first", split=split))})
+            for step in (BYTES | {"use_regex": True}, _split(LLAMA3))
+            for split in (True, False)
+        ),
+        (
+            "bytes",
+            {"pre_tokenizer": _sequence(BYTES | {"use_regex": True}, {"type": "UnicodeScripts"})},
+        ),
     ],
 )
 def test_what_is_not_known_has_no_rule(kind: str, changes: Layout) -> None:

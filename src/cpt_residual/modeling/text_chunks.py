@@ -9,7 +9,7 @@ it apart. That is decided here from the serialised tokenizer, for the layouts wh
   depend on the text after it alone, if no word can lie across. None of `_ALTERNATIVES` matches a
   non-space followed by U+0020, an ASCII letter followed by another ASCII character but a letter or
   an apostrophe, or an ideograph followed by a line feed or a full stop.
-* Where a byte-pair model gets the text undivided (Llama 2, Gemma), it never joins two symbols
+* Where a byte-pair model gets the text undivided (Llama, Gemma), it never joins two symbols
   across such a space when none of its merges ends one symbol without and begins the next with it.
 
 All else has no rule, and is encoded whole.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import dropwhile
 from typing import cast
 
 import tokenizers
@@ -73,9 +74,10 @@ def cut_rule(backend: tokenizers.Tokenizer) -> CutRule | None:
     normalizers = _steps(layout["normalizer"], "normalizers")
     if not all(_is_characterwise(each) for each in normalizers):
         return None
-    rule = _word_rule(normalizers, _steps(layout["pre_tokenizer"], "pretokenizers"))
+    steps = _steps(layout["pre_tokenizer"], "pretokenizers")
+    rule = _word_rule(normalizers, steps)
     model = cast("Section", layout["model"])
-    if rule is None and _keeps_spaces_first(model, normalizers, layout["pre_tokenizer"]):
+    if rule is None and _keeps_spaces_first(model, _undivided_mark(normalizers, steps)):
         rule = _AT_SPACES
     if rule is None or model.get("dropout"):
         return None
@@ -117,23 +119,31 @@ def _marks_spaces(step: Section) -> bool:
 
 def _word_rule(normalizers: Sequence[Section], steps: Sequence[Section]) -> CutRule | None:
     """Where the first step that divides at spaces divides; those before it may only tell digits
-    and punctuation from the rest. Steps after it work inside the words."""
+    and punctuation from the rest, and those after it must work inside the words."""
     marked = any(_marks_spaces(each) for each in normalizers)
-    for step in steps:
-        match step["type"]:
-            case "Digits" | "Punctuation":
-                continue
-            case "Metaspace":
-                return _AT_SPACES if step.get("split", True) else None
-            case "WhitespaceSplit" | "Whitespace" if not marked:
-                return _AT_SPACES
-            case "ByteLevel" if step.get("use_regex", True) and not marked:
-                return _AT_SPACES if step["add_prefix_space"] else _ANYWHERE
-            case "Split" if not marked and _divides_at_known_places(step):
-                return _ANYWHERE if not _adds_spaces(steps) else _AT_SPACES
-            case _:
-                return None
-    return None
+    dividing = list(dropwhile(lambda step: step["type"] in ("Digits", "Punctuation"), steps))
+    if not dividing or not all(_works_inside_words(step) for step in dividing[1:]):
+        return None
+    step = dividing[0]
+    match step["type"]:
+        case "Metaspace":
+            return _AT_SPACES if step.get("split", True) else None
+        case "WhitespaceSplit" | "Whitespace" if not marked:
+            return _AT_SPACES
+        case "ByteLevel" if step.get("use_regex", True) and not marked:
+            return _AT_SPACES if step["add_prefix_space"] else _ANYWHERE
+        case "Split" if not marked and _divides_at_known_places(step):
+            return _ANYWHERE if not _adds_spaces(steps) else _AT_SPACES
+        case _:
+            return None
+
+
+def _works_inside_words(step: Section) -> bool:
+    """Whether a word becomes the same wherever it stands. A Metaspace may open the first word of
+    all, and no other."""
+    if step["type"] == "Metaspace":
+        return step["prepend_scheme"] != "first"
+    return step["type"] in ("ByteLevel", "Digits", "Punctuation", "Split")
 
 
 def _adds_spaces(steps: Sequence[Section]) -> bool:
@@ -162,18 +172,9 @@ def _alternatives(expression: str) -> list[str]:
     return parts
 
 
-def _keeps_spaces_first(model: Section, normalizers: Sequence[Section], words: object) -> bool:
-    """Whether a byte-pair model that gets the text undivided joins nothing to a space after it."""
-    undivided = not _steps(words, "pretokenizers")
-    if any(_marks_spaces(each) for each in normalizers):
-        # Gemma divides at spaces when there are none any more.
-        undivided |= all(
-            step["type"] == "Split" and step.get("pattern") == {"String": " "}
-            for step in _steps(words, "pretokenizers")
-        )
-        mark = _MARK
-    else:
-        mark = " "
+def _keeps_spaces_first(model: Section, mark: str | None) -> bool:
+    """Whether a byte-pair model that gets the text undivided, with `mark` for every space, joins
+    nothing to a space after it."""
     vocab = cast("Mapping[str, int]", model.get("vocab") or {})
     plain = not any(
         model.get(name)
@@ -181,12 +182,30 @@ def _keeps_spaces_first(model: Section, normalizers: Sequence[Section], words: o
     )
     merges = cast("Sequence[str | Sequence[str]]", model.get("merges") or ())
     return (
-        undivided
+        mark is not None
         and model.get("type") == "BPE"
         and plain
         and mark in vocab
         and not any(_joins_across(each, mark) for each in merges)
     )
+
+
+def _undivided_mark(normalizers: Sequence[Section], steps: Sequence[Section]) -> str | None:
+    """What stands for a space where the model gets the text undivided; None where it does not."""
+    match [step["type"] for step in steps]:
+        case ["Metaspace"] if not steps[0]["split"]:
+            # Llama of transformers 5; nothing is put before a text that begins with a space.
+            return _MARK if steps[0]["replacement"] == _MARK else None
+        case _ if any(_marks_spaces(each) for each in normalizers):
+            # Gemma divides at spaces when there are none any more.
+            at_spaces = (
+                step["type"] == "Split" and step.get("pattern") == {"String": " "} for step in steps
+            )
+            return _MARK if all(at_spaces) else None
+        case []:
+            return " "
+        case _:
+            return None
 
 
 def _joins_across(merge: str | Sequence[str], mark: str) -> bool:
