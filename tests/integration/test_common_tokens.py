@@ -19,11 +19,11 @@ from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.weights import reader
-from cpt_residual.weights.chat_contract import verify_stops
 from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.residual import compute
 from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.stops import verify_stops
 from support.grown_family import grown_family
 from support.pico_family import opened, read_all
 

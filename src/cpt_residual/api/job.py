@@ -33,12 +33,6 @@ from cpt_residual.weights.sources import Input, Pair, open_source
 from cpt_residual.weights.staging import require_apart, require_free
 from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
 
-_GO_ON = (
-    "The merged weights are kept beside the output. Repair the files that are named and run the "
-    "same command again: only the last steps are repeated. With --no-verify the same command "
-    "publishes the model as it is."
-)
-
 
 @dataclass(frozen=True)
 class ApplyOptions:
@@ -185,7 +179,7 @@ class ApplyJob:
         stops: list[int] | None = None
         if self.options.verify:
             shards = verification.hashed_shards(written.shards, streaming)
-            stops = verification.final_stops(folder, report.folder, remedy=_GO_ON)
+            stops = verification.final_stops(folder, report.folder, in_store=False)
         record = MergeRecord(
             name=name_of(report.folder.resolve()),
             alpha=report.alpha,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cpt_residual.core.hashing import text_sha256
-from cpt_residual.errors import CompatibilityError, EvaluationError
+from cpt_residual.errors import CompatibilityError, CptResidualError, EvaluationError
 from cpt_residual.modeling.side_files import eos_ids_of, read_json_object
 from cpt_residual.modeling.templates import TEMPLATE_DATE, ChatTemplate
 
@@ -59,9 +59,11 @@ class ChatSide:
         try:
             text = chat_template_of(model_dir)
             template = ChatTemplate.of(text, named_tokens(tokenizer))
-        except CompatibilityError:
+            _require_lone_questions(template, folder)
+        except CptResidualError:
             if asks:
                 raise
+            template = None
         tokenizer.chat_template = template.source if template else None
         ids = {*eos_ids_of(folder), *eos_ids_of(model_dir)}
         return cls(tokenizer, template, text, turn_end, tuple(sorted(ids)))
@@ -86,6 +88,15 @@ class ChatSide:
                 remedy="It would read other prompts than the rest. Choose a chat_template_of "
                 "from its own family.",
             )
+
+
+def _require_lone_questions(template: ChatTemplate, folder: Path) -> None:
+    if template.needs_system:
+        raise CompatibilityError(
+            f"the chat template in {folder} refuses a dialogue without a system turn",
+            remedy="Evaluations ask a question alone. Choose another model in "
+            "evaluation.chat_template_of.",
+        )
 
 
 def _eos_token(folder: Path) -> str:

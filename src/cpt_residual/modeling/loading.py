@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import JsonValue
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -71,7 +72,7 @@ def config_of_fields(fields: Mapping[str, JsonValue], *, role: str) -> PreTraine
 def _does_not_load(file: str, error: Exception) -> CompatibilityError:
     return CompatibilityError(
         f"{file} does not load",
-        problems=[" ".join(str(error).split())[:_MAX_MESSAGE] or type(error).__name__],
+        problems=[_one_line(error) or type(error).__name__],
         remedy="Use a model of an architecture that the installed transformers knows, or "
         "download config.json again.",
     )
@@ -87,11 +88,12 @@ def load_causal_lm(
     Raises CompatibilityError naming every tensor that is missing, superfluous or of another
     shape: transformers would fill those with random numbers."""
     settle_vector_maths()
-    with _readable(folder):
+    attention = _attention_of(load_config(folder), attention)
+    with _loadable(folder):
         model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
-            attn_implementation=_attention_of(folder, attention),
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -101,10 +103,10 @@ def load_causal_lm(
     return cast("PreTrainedModel", model)
 
 
-def _attention_of(folder: Path, wanted: str | None) -> str | None:
+def _attention_of(config: PreTrainedConfig, wanted: str | None) -> str | None:
     if wanted != "sdpa":
         return wanted
-    kind = cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING).get(type(load_config(folder)), None)
+    kind = cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING).get(type(config), None)
     return wanted if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
@@ -113,10 +115,10 @@ def require_known_tensors(folder: Path, shapes: Mapping[str, Sequence[int]]) -> 
     are those of the model that config.json in `folder` describes. No weight is read or allocated.
     """
     config = load_config(folder)
-    with _readable(folder):
-        kind = type(build_on_meta(config))
-        with torch.device("meta"):
-            state = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
+    kind = type(build_on_meta(config))
+    with torch.device("meta"):
+        state = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
+    with _loadable(folder):
         _, report = cast("Any", kind).from_pretrained(
             None,
             config=config,
@@ -131,16 +133,42 @@ def require_known_tensors(folder: Path, shapes: Mapping[str, Sequence[int]]) -> 
 
 
 @contextmanager
-def _readable(folder: Path) -> Generator[None]:
+def _readable(folder: Path | None) -> Generator[None]:
     """What transformers says of a config.json that it cannot use, or of code that it may not run,
-    as a CompatibilityError."""
+    as a CompatibilityError. `folder` None: the configuration does not come from a directory."""
     try:
         yield
     except UNREADABLE as error:
-        code = code_named_in(folder)
-        if code and wants_code(error):
-            raise code_refusal(folder, code) from error
-        raise _does_not_load(str(folder / CONFIG_FILE), error) from error
+        file = CONFIG_FILE
+        if folder is not None:
+            _refuse_code(folder, error)
+            file = str(folder / CONFIG_FILE)
+        raise _does_not_load(file, error) from error
+
+
+@contextmanager
+def _loadable(folder: Path) -> Generator[None]:
+    """As `_readable`, for a model whose config.json has been read: its weights may be to blame."""
+    try:
+        yield
+    except (*UNREADABLE, SafetensorError) as error:
+        _refuse_code(folder, error)
+        raise CompatibilityError(
+            f"{folder}: the model does not load",
+            problems=[f"{type(error).__name__}: {_one_line(error)}"],
+            remedy="Its weights are missing or cannot be read, or config.json describes no model "
+            "that transformers can build. See to the directory, or download it again.",
+        ) from error
+
+
+def _refuse_code(folder: Path, error: Exception) -> None:
+    code = code_named_in(folder)
+    if code and wants_code(error):
+        raise code_refusal(folder, code) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MAX_MESSAGE]
 
 
 def _require_all_used(folder: Path, report: Mapping[str, Sequence[object]]) -> None:
@@ -171,7 +199,9 @@ def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
     Attention and experts are those whose matrix products torch's FLOP counter sees and that run
     without values: an expert is as many products as it has tokens."""
-    with torch.device("meta"), _readable(Path(str(config.name_or_path))):
+    folder = Path(str(config.name_or_path))  # "." for the text model of a nested configuration
+    known = bool(config.name_or_path) and (folder / CONFIG_FILE).is_file()
+    with torch.device("meta"), _readable(folder if known else None):
         model = cast("Any", AutoModelForCausalLM).from_config(
             config,
             dtype=torch.float32,

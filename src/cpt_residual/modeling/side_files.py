@@ -40,6 +40,7 @@ __all__ = [
     "leaves_folder",
     "left_out_files",
     "left_out_of",
+    "processor_files",
     "read_json_object",
     "text_fields",
     "with_vocab_size",
@@ -52,7 +53,8 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ROLES_FILE = "special_tokens_map.json"  # of older versions of transformers
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
-_CHAT_PATTERNS = (*TEMPLATE_FILES, NAMED_TEMPLATES, "*.jinja", "*processor_config.json")
+_PROCESSOR_PATTERN = "*processor_config.json"
+_CHAT_PATTERNS = (*TEMPLATE_FILES, NAMED_TEMPLATES, "*.jinja", _PROCESSOR_PATTERN)
 _TOKENIZER_PATTERNS = (
     *("tokenizer*.json", "tokenizer.model*", ROLES_FILE, "added_tokens.json", "tekken.json"),
     *("vocab*.json", "vocab*.txt", "vocab.bpe", "merges*.txt", "encoder.json", "normalizer.json"),
@@ -84,6 +86,11 @@ def carried_files(folder: Path, *, vocabulary: bool = True) -> list[str]:
 def is_chat_file(name: str) -> bool:
     """Whether a file of this name is a chat template or a processor config."""
     return _matches(name, _CHAT_PATTERNS)
+
+
+def processor_files(folder: Path) -> list[str]:
+    """Names of the files that say how images or sounds become inputs."""
+    return [name for name in _names_in(folder) if _matches(name, (_PROCESSOR_PATTERN,))]
 
 
 def left_out_files(folder: Path) -> list[str]:

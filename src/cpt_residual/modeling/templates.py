@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ any day. It is the date that Llama 3.2's template falls back to."""
 
 _CODES = "aAbBcdDeFgGhHIjmMnpSTuUVwWxXyYzZ"
 _HELLO = "Hello"
+_HELP = "You answer questions."
 _MAX_MESSAGE = 300
 
 
@@ -84,44 +86,61 @@ class ChatTemplate:
     """A template that has been shown to render what a user says (see `of`).
 
     source: its text, with a fixed date where it asks for one. has_date: it asks for one. in_parts:
-    it wants the content of a message as a list of parts, each with its type.
+    it wants the content of a message as a list of parts, each with its type. needs_system: it
+    refuses a dialogue without a system turn.
     """
 
     source: str
     special_tokens: Mapping[str, str]
     has_date: bool
     in_parts: bool
+    needs_system: bool = False
 
     @classmethod
     def unproven(
-        cls, text: str, special_tokens: Mapping[str, str], *, in_parts: bool = False
+        cls,
+        text: str,
+        special_tokens: Mapping[str, str],
+        *,
+        in_parts: bool = False,
+        needs_system: bool = False,
     ) -> ChatTemplate:
         """A template that nothing has been rendered with."""
         has_date = "strftime_now" in text
         source = _DATE_MACRO + text if has_date else text
-        return cls(source, special_tokens, has_date, in_parts)
+        return cls(source, special_tokens, has_date, in_parts, needs_system)
 
     @classmethod
     def of(cls, text: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
-        """Renders one question. `special_tokens`: by role (`eos_token`), as transformers names
-        them. Raises CompatibilityError for a template that fails, or leaves the question out."""
+        """Renders one question, behind a system turn where the template demands one.
+        `special_tokens`: by role (`eos_token`), as transformers names them. Raises
+        CompatibilityError for a template that fails, or leaves the question out."""
         problems: list[str] = []
-        for in_parts in (False, True):
-            template = cls.unproven(text, special_tokens, in_parts=in_parts)
+        for needs_system, in_parts in product((False, True), repeat=2):
+            template = cls.unproven(
+                text, special_tokens, in_parts=in_parts, needs_system=needs_system
+            )
             try:
-                (prompt,) = template.render([_question()], add_generation_prompt=True)
+                prompt = template.question()
             except CompatibilityError as error:
                 problems += [line for line in error.problems if line not in problems]
                 continue
             if _HELLO.casefold() in prompt.casefold():
                 return template
-            problems.append(f"the question {_HELLO!r} becomes {prompt[:60]!r}")
+            line = f"the question {_HELLO!r} becomes {prompt[:60]!r}"
+            problems += [line] if line not in problems else []
         raise CompatibilityError(
             "the chat template refuses a dialogue, or loses what the user says",
-            problems=problems[:1] if len(set(problems)) == 1 else problems,
-            remedy="It was asked one question, as text and in parts. Repair it, or take the "
-            "template of a release.",
+            problems=problems,
+            remedy="It was asked one question, as text and in parts, without and with a system "
+            "turn. Repair it, or take the template of a release.",
         )
+
+    def question(self) -> str:
+        """The prompt of one short question, in a dialogue that the template accepts."""
+        turns = [("system", _HELP)] if self.needs_system else []
+        messages = [{"role": role, "content": text} for role, text in [*turns, ("user", _HELLO)]]
+        return self.render([messages], add_generation_prompt=True)[0]
 
     def render(self, documents: Sequence[Messages], *, add_generation_prompt: bool) -> list[str]:
         """The text of each dialogue, as `apply_chat_template` of transformers renders it (ten times
@@ -165,10 +184,6 @@ def refused(error: Exception) -> CompatibilityError:
         problems=[f"{type(error).__name__}: {text}{where}"],
         remedy="Check the roles and their order, or use another template.",
     )
-
-
-def _question() -> Messages:
-    return [{"role": "user", "content": _HELLO}]
 
 
 def _date_macro() -> str:

@@ -22,12 +22,6 @@ _SECONDS_TO_VERIFY = 3.0
 _BYTES_PER_PARAMETER = 4  # at most; released models have 2
 
 
-_GO_ON = (
-    "The merged weights are kept in the store's scratch: run the same command again, and only the "
-    "last steps are repeated."
-)
-
-
 class ApplyRecipe(Frozen):
     """Target, residual and, where the recipe needs it, base are inputs."""
 
@@ -118,7 +112,7 @@ class Apply:
         streaming = Streaming(progress=ctx.progress, threads=ctx.threads)
         with merged_models(addition, outputs, streaming=streaming) as (model,):
             report = model.report
-            stops = final_stops(model.folder, work / "out", remedy=_GO_ON)
+            stops = final_stops(model.folder, work / "out", in_store=True)
         ancestry = self._ancestry(inputs, ctx)
         return {
             "alpha": report.alpha,

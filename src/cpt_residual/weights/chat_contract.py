@@ -2,9 +2,9 @@
 
 A merged directory gets instruct's tokenizer, chat template, special ids and generation config,
 with the *union* of the end-of-text ids of base, instruct and target in config.json and
-generation_config.json. `verify_stops` then loads the directory and shows that generation ends at
-every one of them. (Keeping the target's generation config is how merged models come to run on:
-measured 60 tokens instead of 6.) Where instruct and target number their tokens differently, the
+generation_config.json. `stops.verify_stops` then loads the directory and shows that generation
+ends at every one of them. (Keeping the target's generation config is how merged models come to run
+on: measured 60 tokens instead of 6.) Where instruct and target number their tokens differently, the
 target's ids stay (see vocabulary.RowPlan), and what instruct says in ids is said in tokens. No
 config of an output names code to run (auto_map).
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
 
@@ -31,6 +30,7 @@ from cpt_residual.modeling.side_files import (
     eos_ids_of,
     forget_code,
     left_out_of,
+    processor_files,
     read_json_object,
     text_fields,
     with_vocab_size,
@@ -39,15 +39,8 @@ from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights.compatibility import require_same_tokens
 from cpt_residual.weights.vocabulary import RowPlan
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cpt_residual.modeling.tokenizer import Tokenizer
-
 _SPECIAL_IDS = ("bos_token_id", "pad_token_id")
 _ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
-_NUM_BEFORE_EOS = 3  # tokens generated before the one that must stop
-_NUM_ROOM = 4  # tokens that generation could still make after it
 _NUM_SHOWN = 10
 
 
@@ -130,7 +123,7 @@ def install(
     if sides is None:
         instruct = TokenSide.read(instruct_side)
         sides = instruct, TokenSide.read(target, like=instruct)
-    _require_template(instruct_side, sides[0])
+    require_template(instruct_side, sides[0])
     moved = None if plan is None or plan.identity else plan
     ids_of = _InMerged(sides[0], moved)
     eos_ids = _union(
@@ -145,6 +138,8 @@ def install(
         carry_tokenizer(instruct_side, out)
     else:
         _write_tokenizer(out, instruct_side=instruct_side, target=target, tokens=moved.tokens)
+    if not processor_files(instruct_side):  # instruct reads text alone, the merged model may not
+        copy_files(target, out, processor_files(target))
     forget_code(out)
     if moved is not None:
         _require_written(out, moved.tokens, sides[0])
@@ -260,111 +255,8 @@ def _added_tokens(fields: dict[str, JsonValue]) -> list[dict[str, JsonValue]]:
     ]
 
 
-def verify_stops(model: Path) -> list[int]:
-    """Loads a model directory, renders its template, and shows that generation stops at every
-    end-of-text id. Returns the ids. Price: one load of the model, a few tokens per id.
-
-    Each id is forced after a few other tokens; the output must end right there although there is
-    room for more.
-    """
-    import torch
-    from transformers import GenerationConfig
-
-    from cpt_residual.modeling.loading import load_causal_lm
-    from cpt_residual.modeling.tokenizer import load_tokenizer
-
-    side = TokenSide.read(model)
-    ids = eos_token_ids(model, side)
-    _require_template(model, side)
-    tokenizer = load_tokenizer(model)
-    loaded = cast("Any", load_causal_lm(model, dtype=None, attention=None))
-    prompt_BT = _render(model, tokenizer)
-    num_prompt = int(prompt_BT.shape[1])
-    filler = next(token for token in range(len(ids) + 1) if token not in ids)
-    # The ids as transformers reads them from the directory; how it samples is not in question.
-    stopping = GenerationConfig(
-        eos_token_id=loaded.generation_config.eos_token_id, pad_token_id=filler
-    )
-    loaded.generation_config = stopping
-    num_rows = int(loaded.config.get_text_config().vocab_size)
-    problems: list[str] = [] if ids else ["no end-of-text id at all"]
-    for token in ids:
-        if token >= num_rows:
-            problems.append(f"id {token} is outside the vocabulary of {num_rows}")
-            continue
-        script = [filler] * _NUM_BEFORE_EOS + [token] + [filler] * _NUM_ROOM
-        forced = _Forced(script, num_prompt)
-        with cast("Any", torch.random).fork_rng(devices=[]):
-            output_BT = cast(
-                "Tensor",
-                loaded.generate(
-                    prompt_BT,
-                    attention_mask=torch.ones_like(prompt_BT),
-                    logits_processor=[forced],
-                    generation_config=stopping,
-                    max_new_tokens=len(script),
-                    trust_remote_code=False,
-                ),
-            )
-        if not forced.finite:
-            raise _not_finite(model)
-        num_new = int(output_BT.shape[1]) - num_prompt
-        if num_new != _NUM_BEFORE_EOS + 1:
-            problems.append(
-                f"id {token} ({tokenizer.convert_ids_to_tokens(token)}): {num_new} tokens came, "
-                f"{_NUM_BEFORE_EOS + 1} should have"
-            )
-    if problems:
-        raise CompatibilityError(
-            f"{model} does not stop at its end-of-text ids",
-            problems=problems,
-            remedy="Its answers would run on. The eos_token_id of its generation_config.json must "
-            "list all of them.",
-        )
-    return ids
-
-
-def _not_finite(model: Path) -> CompatibilityError:
-    return CompatibilityError(
-        f"{model}: the logits of the model are not finite",
-        problems=["NaN or Inf after its own chat template"],
-        remedy="Every answer and score of it would be a blind guess. Look for NaN or Inf in its "
-        "weights, or values that overflow their dtype.",
-    )
-
-
-class _Forced:
-    """Makes generation emit a script, whatever the model says; `finite`: it said something."""
-
-    def __init__(self, script: Sequence[int], num_prompt: int) -> None:
-        self._script = script
-        self._num_prompt = num_prompt
-        self.finite = True
-
-    def __call__(self, ids_BT: Tensor, scores_BV: Tensor) -> Tensor:
-        import torch
-
-        self.finite &= bool(torch.isfinite(scores_BV.amax(dim=-1)).all())  # -Inf is a mask
-        forced_BV = torch.full_like(scores_BV, -torch.inf)
-        forced_BV[:, self._script[int(ids_BT.shape[1]) - self._num_prompt]] = 0.0
-        return forced_BV
-
-
-def _render(model: Path, tokenizer: Tokenizer) -> Tensor:
-    """The ids of a short prompt."""
-    from cpt_residual.modeling.chat import chat_template_of
-    from cpt_residual.modeling.templates import ChatTemplate
-    from cpt_residual.modeling.tokenizer import named_tokens
-
-    template = ChatTemplate.of(chat_template_of(model), named_tokens(tokenizer))
-    (prompt,) = template.render(
-        [[{"role": "user", "content": "Hello"}]], add_generation_prompt=True
-    )
-    encoded = cast("Any", tokenizer)(prompt, add_special_tokens=False, return_tensors="pt")
-    return cast("Tensor", encoded["input_ids"])
-
-
-def _require_template(folder: Path, side: TokenSide) -> None:
+def require_template(folder: Path, side: TokenSide) -> None:
+    """CompatibilityError for a model that nobody knows how to ask."""
     if not side.has_template:
         raise CompatibilityError(
             f"instruct: the tokenizer in {folder} has no chat template",

@@ -85,7 +85,7 @@ def merge(
 ) -> list[MergeReport]:
     """Writes a merged model directory per output, with the chat contract (see chat_contract).
 
-    Raises as `merged_models` does; the outputs are then untouched. `chat_contract.verify_stops` is
+    Raises as `merged_models` does; the outputs are then untouched. `stops.verify_stops` is
     the caller's next step.
     """
     addition = Addition(target, source, recipe, base)
@@ -125,7 +125,12 @@ def merged_models(
     with ExitStack() as stack:
         folders = [
             stack.enter_context(
-                OutputFolder(output.folder, stamp=job.stamp(output.alpha), inputs=files.folders)
+                OutputFolder(
+                    output.folder,
+                    stamp=job.stamp(output.alpha),
+                    side_stamp=files.stamp(),
+                    inputs=files.folders,
+                )
             )
             for output in outputs
         ]

@@ -49,11 +49,13 @@ class _Done(Frozen):
 
 
 class _Journal(Frozen):
-    """stamp: what the work is for, None for work that nobody takes over. inode: of the directory
-    that is about to become the output, or has."""
+    """stamp: what the work is for, None for work that nobody takes over. side_stamp: what its files
+    besides the shards are made from. inode: of the directory that is about to become the output, or
+    has."""
 
     format: Literal["cpt_residual.staging"] = _FORMAT
     stamp: str | None = None
+    side_stamp: str | None = None
     files: dict[str, _Done] = Field(default_factory=dict)
     inode: int | None = None
 
@@ -64,17 +66,26 @@ class OutputFolder:
 
     An error of the user's to mend removes the work, unless the disk is full, or the work is
     complete and only its last check failed or its place is taken; a kill or an interrupt leaves it
-    for the next call. With `stamp` None nothing outlasts the block. `published`: it is the output
-    already; when the block begins, because a call that was killed came so far.
+    for the next call. With `stamp` None nothing outlasts the block. `side_stamp`: the identity of
+    what is written besides the shards; a later call with another one keeps the shards, but is not
+    satisfied by what was published. `published`: it is the output already; when the block begins,
+    because a call that was killed came so far.
 
     Raises ArtifactError when `out` holds anything, lies in one of `inputs` or cannot be written,
     and for files in its place that are not ours; BusyError when another process works on it.
     """
 
-    def __init__(self, out: Path, *, stamp: str | None, inputs: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        stamp: str | None,
+        side_stamp: str | None = None,
+        inputs: Iterable[Path] = (),
+    ) -> None:
         self.out = _resolved(out)
         self._place = _place_of(self.out)
-        self._journal: _Journal = _Journal(stamp=stamp)
+        self._journal: _Journal = _Journal(stamp=stamp, side_stamp=side_stamp)
         self._inputs = tuple(inputs)
         self._sealed = self.published = False
         self._lock = ExitStack()
@@ -163,7 +174,8 @@ class OutputFolder:
         if not _is_free(self.out):
             if found is None or not _is_of(found, self.out):
                 raise _taken(self.out)
-            if not same:  # only the journal is left, of a call that was killed at its very end
+            if not same or found.side_stamp != self._journal.side_stamp:
+                # only the journal is left, of a call that was killed at its very end
                 _remove(self._place)
                 raise _taken(self.out)
             self._journal, self.published = found, True

@@ -12,12 +12,16 @@ from typing import Any, cast
 import numpy as np
 
 from cpt_residual.config.frozen import Frozen
-from cpt_residual.errors import ArtifactError, CompatibilityError, FinalCheckError
+from cpt_residual.errors import (
+    ArtifactError,
+    CompatibilityError,
+    CptResidualError,
+    FinalCheckError,
+)
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
 from cpt_residual.weights.alignment import OutputShard
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, round_once, to_float64
-from cpt_residual.weights.chat_contract import verify_stops
 from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
 from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.file_hash import file_sha256
@@ -37,7 +41,19 @@ from cpt_residual.weights.residual_format import (
     require_intact,
 )
 from cpt_residual.weights.shard_header import DtypeName, Shard, TensorEntry
+from cpt_residual.weights.stops import verify_stops
 
+_IN_DIRECTORY = (
+    "Nothing was published; the merged weights are kept beside the output. Repair the files that "
+    "are named and run the same command again: after changes to generation_config.json, chat "
+    "templates and processor configs only the last steps are repeated, after any other the merge "
+    "is. With --no-verify the same command publishes the model as it is."
+)
+_IN_STORE = (
+    "Nothing was published; the merged weights are kept. Where the machine was at fault (memory, "
+    "versions), run the same command again: only the last steps are repeated. A repaired model is "
+    "another input: what depends on it is made again."
+)
 _NUM_LINES = 3  # of somebody else's message
 _TOLERANCE = 1e-9  # of norms: sums of squares, taken block by block in another order
 _FP32_ROUNDING = 2.0**-24  # relative, at most
@@ -154,23 +170,24 @@ def require_layout(expected: Sequence[OutputShard], output: Path) -> Checkpoint:
 
 
 def shown_stops(model: Path) -> list[int]:
-    """`chat_contract.verify_stops` without what transformers says meanwhile; what it cannot load
+    """`stops.verify_stops` without what transformers says meanwhile; what it cannot load
     becomes a CompatibilityError."""
     with _quietly_loading(model):
         return verify_stops(model)
 
 
-def final_stops(model: Path, out: Path, *, remedy: str) -> list[int]:
-    """`shown_stops` of a complete model that waits to become `out`.
+def final_stops(model: Path, out: Path, *, in_store: bool) -> list[int]:
+    """`shown_stops` of a complete model that waits to become `out`, a directory or an artifact of
+    the store.
 
-    Raises FinalCheckError, which keeps it; `remedy` says how to go on."""
+    Raises FinalCheckError, which keeps it."""
     try:
         return shown_stops(model)
-    except CompatibilityError as error:
+    except CptResidualError as error:  # whatever of its files is to blame, the weights are whole
         raise FinalCheckError(
             f"{out}: the weights are merged, but the model failed its last check",
             problems=[error.what, *error.problems],
-            remedy=f"Nothing was published. {remedy}",
+            remedy=_IN_STORE if in_store else _IN_DIRECTORY,
         ) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.evaluation.template import ChatSide
 from cpt_residual.modeling.chat import ChatEncoder
 from cpt_residual.modeling.chat_check import check_chat_side, require_chat_side
 from cpt_residual.modeling.templates import ChatTemplate, read_templates
@@ -205,3 +206,29 @@ def test_all_problems_at_once(folder: Path) -> None:
     lines = "\n".join(caught.value.problems)
     for expected in ("not UTF-8", "generation_config.json is not valid JSON"):
         assert expected in lines
+
+
+@pytest.mark.parametrize("text", [PLAIN, IN_PARTS])
+def test_a_template_that_demands_a_system_turn(folder: Path, text: str) -> None:
+    demand = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(demand + text)
+    require_chat_side(folder, "instruct")
+    assert ChatTemplate.of(demand + text, {}).needs_system
+    assert not ChatTemplate.of(text, {}).needs_system
+    encoder = ChatEncoder(load_tokenizer(folder), demand + text)
+    assert encoder([[{"role": "system", "content": "bread"}, *DIALOGUE]])
+    with pytest.raises(CompatibilityError, match="no system"):
+        encoder([DIALOGUE])
+    with pytest.raises(CompatibilityError, match="without a system turn"):
+        ChatSide.of(folder)
+    assert ChatSide.of(folder, asks=False).template is None
+
+
+def test_a_broken_template_is_no_obstacle_where_nothing_is_asked(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat").mkdir()
+    (folder / "tokenizer_config.json").rename(folder / "chat" / "tokenizer_config.json")
+    (folder / "chat" / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match="not UTF-8"):
+        ChatSide.of(folder)
+    assert ChatSide.of(folder, asks=False).template is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.errors import ArtifactError, CompatibilityError, FinalCheckError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
 from cpt_residual.weights.chat_contract import (
@@ -19,6 +19,7 @@ from cpt_residual.weights.chat_contract import (
     install,
     require_same_tokens_as,
 )
+from cpt_residual.weights.verification import final_stops
 from support.pico_family import Tensors, fake_model
 
 
@@ -147,3 +148,37 @@ def test_no_heavy_library_is_imported(side: Path, instruct: Path, tmp_path: Path
     command = [sys.executable, "-c", script, *map(str, (side, instruct, tmp_path / "out"))]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_target_that_reads_images_keeps_its_processor(
+    tmp_path: Path, instruct: Path, tensors: Tensors, own: bool
+) -> None:
+    if own:
+        (instruct / "processor_config.json").write_text('{"of": "instruct"}')
+    copy_instruct_side(instruct, tmp_path / "side")
+    target = fake_model(tmp_path / "target", tensors)
+    named = {"auto_map": {"A": "b.C"}}
+    (target / "preprocessor_config.json").write_text(json.dumps({"of": "target", **named}))
+    (tmp_path / "out").mkdir()
+    install(instruct_side=tmp_path / "side", base_eos=[], target=target, out=tmp_path / "out")
+    found = {
+        path.name: json.loads(path.read_text())["of"]
+        for path in (tmp_path / "out").glob("*processor_config.json")
+    }
+    wanted = (
+        {"processor_config.json": "instruct"} if own else {"preprocessor_config.json": "target"}
+    )
+    assert found == wanted
+    assert not any("auto_map" in path.read_text() for path in (tmp_path / "out").glob("*.json"))
+
+
+@pytest.mark.parametrize("in_store", [False, True])
+def test_a_last_check_that_fails_over_any_file_keeps_the_weights(
+    instruct: Path, in_store: bool
+) -> None:
+    (instruct / "generation_config.json").write_text("{")
+    with pytest.raises(FinalCheckError, match="is not valid JSON") as caught:
+        final_stops(instruct, instruct.parent / "out", in_store=in_store)
+    remedy = "another input" if in_store else "after any other the merge is"
+    assert remedy in caught.value.remedy

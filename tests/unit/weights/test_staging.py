@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from cpt_residual import api
-from cpt_residual.errors import ArtifactError, BusyError, CompatibilityError, DiskSpaceError
+from cpt_residual.errors import (
+    ArtifactError,
+    BusyError,
+    CompatibilityError,
+    DiskSpaceError,
+    FinalCheckError,
+)
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.merge import Output, merge
@@ -243,3 +249,32 @@ def test_an_output_that_only_looks_like_what_was_published(tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="exists and is not"), OutputFolder(out, stamp="a"):
         raise AssertionError
     assert contents(out) == {"precious": b"y"}
+
+
+def test_what_was_published_with_other_small_files_does_not_satisfy(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with OutputFolder(out, stamp="a", side_stamp="1") as folder:
+        folder.start("shard").write_text("x")
+        folder.complete("shard", MergeSums())
+        folder.publish()
+        shutil.copytree(tmp_path / ".out.partial", tmp_path / "kept")
+    (tmp_path / "kept").rename(tmp_path / ".out.partial")
+    with (
+        pytest.raises(ArtifactError, match="exists and is not"),
+        OutputFolder(out, stamp="a", side_stamp="2"),
+    ):
+        raise AssertionError
+    assert contents(tmp_path) == {"out/shard": b"x"}
+
+
+def test_shards_are_kept_for_other_small_files(tmp_path: Path) -> None:
+    def write() -> None:
+        with OutputFolder(tmp_path / "out", stamp="a", side_stamp="1") as folder:
+            folder.start("shard").write_text("x")
+            folder.complete("shard", MergeSums())
+            raise FinalCheckError("it does not stop")
+
+    with pytest.raises(FinalCheckError):
+        write()
+    with OutputFolder(tmp_path / "out", stamp="a", side_stamp="2") as folder:
+        assert list(folder.done) == ["shard"]
