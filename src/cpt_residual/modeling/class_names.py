@@ -16,7 +16,15 @@ from typing import Literal
 
 from cpt_residual.errors import CompatibilityError
 
-__all__ = ["PLAIN_TYPES", "ClassNames", "RowPart", "class_names", "is_left_over", "plain_name"]
+__all__ = [
+    "PLAIN_TYPES",
+    "ClassNames",
+    "RowPart",
+    "class_names",
+    "is_left_over",
+    "is_plain",
+    "plain_name",
+]
 
 RowPart = Literal["embeddings", "head"]
 
@@ -45,6 +53,7 @@ _PLAIN = re.compile(
 )
 
 
+_IS_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.weight$")
 _LEFT_OVER = re.compile(
     r"(?:attn|attention)\.(?:masked_bias|bias)$|\.causal_mask$|rotary_emb\.inv_freq$"
 )
@@ -120,6 +129,19 @@ class ClassNames:
                 "or install a transformers that knows the class.",
             )
 
+    def require_known_ties(self, role: str, *, tied: bool) -> None:
+        """Raises CompatibilityError where the class cannot be asked whether a stored head repeats
+        the embedding although config.json says `tied`."""
+        heads = [name for name in self.names if _IS_HEAD.search(name)]
+        if self.unknown and tied and heads:
+            raise CompatibilityError(
+                f"{role}: config.json says tie_word_embeddings, and {heads[0]} is stored",
+                problems=[self.unknown],
+                remedy="The model class says what it repeats, and it cannot be built: whether both "
+                "are the same cannot be proven. Save the model again without the head, or install "
+                "a transformers that knows the class.",
+            )
+
 
 def plain_name(name: str) -> bool:
     """Whether `name` is one that the classes of PLAIN_TYPES have or might have."""
@@ -132,18 +154,27 @@ def is_left_over(name: str) -> bool:
     return _LEFT_OVER.search(name) is not None
 
 
+def is_plain(model_type: str, names: Iterable[str]) -> bool:
+    """Whether the table says how the class reads tensors called `names`; transformers is not asked
+    then."""
+    return model_type in PLAIN_TYPES and all(
+        plain_name(name) or is_left_over(name) for name in names
+    )
+
+
 def class_names(
     folder: Path, names: Iterable[str], *, model_type: str, tied: bool | None
 ) -> ClassNames:
     """How the class that config.json in `folder` names reads tensors called `names`; `model_type`
-    and `tied` (tie_word_embeddings) are what that file says. Imports transformers unless the names
-    are plain ones of PLAIN_TYPES."""
+    and `tied` (tie_word_embeddings) are what that file says. Imports transformers unless
+    `is_plain`."""
     stored = tuple(names)
-    if model_type in PLAIN_TYPES and all(map(plain_name, stored)):
+    if is_plain(model_type, stored):
         is_tied = PLAIN_TYPES[model_type] if tied is None else tied
         return ClassNames(
             class_name=model_type,
-            names={name: name for name in stored},
+            names={name: name for name in stored if plain_name(name)},
+            unread=tuple(name for name in stored if not plain_name(name)),
             rows={_EMBEDDING: "embeddings", _HEAD: "head"},
             tied={_HEAD: _EMBEDDING} if is_tied else {},
         )

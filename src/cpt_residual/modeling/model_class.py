@@ -5,11 +5,12 @@ Names go through the same renamings, conversions and exceptions as in `from_pret
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -41,6 +42,7 @@ _NOT_BUILT = (
     ValueError,
 )
 """What transformers raises for a config.json that it cannot make a causal language model of."""
+_MAX_REASON = 200
 
 
 class _Class(NamedTuple):
@@ -50,6 +52,8 @@ class _Class(NamedTuple):
     state: dict[str, Any]
     renamings: list[WeightRenaming]
     converters: list[WeightConverter]
+    embeddings: nn.Module | None
+    head: nn.Module | None
 
     def paths(self) -> dict[str, nn.Module]:
         """Its modules by name."""
@@ -62,11 +66,8 @@ def ask_class(folder: Path, stored: Sequence[str]) -> ClassNames:
     try:
         found = (folder / "config.json").stat()
         built = _built(folder, (found.st_mtime_ns, found.st_size, found.st_ino))
-        rows = dict(_rows(built))
     except _NOT_BUILT as error:
-        lines = error.problems if isinstance(error, CompatibilityError) else str(error).splitlines()
-        reason = next(iter(lines), type(error).__name__)
-        return ClassNames("", {name: name for name in stored}, unknown=reason)
+        return ClassNames("", {name: name for name in stored}, unknown=_reason(error))
     names: dict[str, str] = {}
     unread: list[str] = []
     for name in stored:
@@ -79,10 +80,17 @@ def ask_class(folder: Path, stored: Sequence[str]) -> ClassNames:
         class_name=type(built.model).__name__,
         names=names,
         unread=tuple(unread),
-        rows=rows,
+        rows=dict(_rows(built)),
         tied=dict(built.model.all_tied_weights_keys),
         text=_text_names(built),
     )
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what transformers says: it goes on with advice."""
+    lines = error.problems if isinstance(error, CompatibilityError) else str(error).splitlines()
+    text = next(iter(lines), type(error).__name__)
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0][:_MAX_REASON]
 
 
 @lru_cache(maxsize=8)
@@ -112,6 +120,8 @@ def _class_of(config: PreTrainedConfig) -> _Class:
         state=model.state_dict(),
         renamings=[each for each in transforms if isinstance(each, WeightRenaming)],
         converters=[each for each in transforms if isinstance(each, WeightConverter)],
+        embeddings=cast("Any", model).get_input_embeddings(),
+        head=cast("Any", model).get_output_embeddings(),
     )
 
 
@@ -146,11 +156,10 @@ class _Report:
 def _rows(built: _Class) -> Iterator[tuple[str, RowPart]]:
     """The parameters of the input and output embeddings, and of embeddings that some classes keep
     per layer, by name."""
-    inputs, outputs = built.model.get_input_embeddings(), built.model.get_output_embeddings()
     for path, module in built.paths().items():
         per_layer = isinstance(module, nn.Embedding) and "embed_tokens" in path.split(".")[-1]
-        part: RowPart = "head" if module is outputs else "embeddings"
-        if module is inputs or module is outputs or per_layer:
+        part: RowPart = "head" if module is built.head else "embeddings"
+        if module is built.embeddings or module is built.head or per_layer:
             for name, _ in module.named_parameters():
                 yield f"{path}.{name}", part
 

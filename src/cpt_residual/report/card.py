@@ -50,6 +50,7 @@ def card_markdown(record: MergeRecord) -> str:
         _inputs(record),
         "## Numbers",
         _numbers(record),
+        *_notes(record),
         "## Make it again",
         "```bash\n" + _command(record) + "\n```",
         f"Made with {_versions(record)}. The same inputs and command give the same bytes.",
@@ -187,6 +188,12 @@ def _numbers(record: MergeRecord) -> str:
         ["end-of-text ids (union)", stops],
     ]
     return markdown_table(["whole model", "value"], rows)
+
+
+def _notes(record: MergeRecord) -> list[str]:
+    """What merge.json says of tensors that were left out, carried or renamed; often nothing."""
+    lines = ["* " + _plain(note).replace("*", r"\*") for note in record.notes]
+    return ["## Notes", "\n".join(lines)] if lines else []
 
 
 def _number(value: float | None) -> str:

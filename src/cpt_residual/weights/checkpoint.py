@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.modeling.class_names import PLAIN_TYPES, ClassNames, RowPart, class_names
+from cpt_residual.modeling.class_names import ClassNames, RowPart, class_names, is_plain
 from cpt_residual.modeling.side_files import CONFIG_FILE, leaves_folder, read_json_object
 from cpt_residual.weights.foreign_weights import (
     StoredDtype,
-    foreign_tensors,
+    refuse_foreign_files,
     refuse_foreign_weights,
+    refuse_quantised,
     require_plain_config,
 )
 from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
@@ -94,10 +95,12 @@ class Checkpoint:
     def class_names(self) -> ClassNames:
         """How the class reads the stored names. Raises CompatibilityError for tensors that it reads
         and that are no weights."""
-        stored = [tensor.name for shard in self.shards for tensor in stored_in(shard)]
         facts = self.facts
         found = class_names(
-            self.path, stored, model_type=facts.model_type, tied=facts.tie_word_embeddings
+            self.path,
+            self._stored_names,
+            model_type=facts.model_type,
+            tied=facts.tie_word_embeddings,
         )
         constants = [tensor for shard in self.shards for tensor in shard.constants]
         read = [StoredDtype(t.name, t.dtype) for t in constants if t.name in found.names]
@@ -105,6 +108,10 @@ class Checkpoint:
         if twice := found.stored_twice():
             raise _untrusted(self.role, self.path, twice)
         return found.text_part() if self.text_only else found
+
+    @property
+    def _stored_names(self) -> list[str]:
+        return [tensor.name for shard in self.shards for tensor in stored_in(shard)]
 
     @cached_property
     def _read(self) -> ClassNames:
@@ -167,9 +174,9 @@ class Checkpoint:
 
     @property
     def num_parameters_stored(self) -> int:
-        """As `num_parameters`, for plans: only the classes of PLAIN_TYPES are asked which tensors
-        repeat others, because the rest need transformers."""
-        if self.facts.model_type in PLAIN_TYPES:
+        """As `num_parameters`, for plans: all that is stored where transformers would have to say
+        which tensors repeat others."""
+        if is_plain(self.facts.model_type, self._stored_names):
             return self.num_parameters
         return sum(entry.num_elements for shard in self.shards for entry in shard.tensors)
 
@@ -178,12 +185,15 @@ class Checkpoint:
         return sum(shard.num_bytes for shard in self.shards)
 
 
-def open_checkpoint(path: Path, *, role: str, links_allowed: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, role: str, links_allowed: bool = False, to_look: bool = False
+) -> Checkpoint:
     """The checked layout of a model directory; `role` names it in messages.
 
     Raises ArtifactError for files that cannot be trusted, CompatibilityError for weights of a kind
     that is not supported. Links that leave the directory are refused unless `links_allowed`, which
-    is for directories that our own source stage has made.
+    is for directories that our own source stage has made. So is a config.json that says quantised
+    beside weights that are not, unless the model is opened `to_look` at it alone.
     """
     if not path.is_dir():
         raise ArtifactError(
@@ -206,11 +216,12 @@ def open_checkpoint(path: Path, *, role: str, links_allowed: bool = False) -> Ch
             problems.extend([error.what, *error.problems])
     problems.extend(_layout_problems(shards, weight_map, complete=len(shards) == len(names)))
     if problems:
-        foreign = [found for name in names for found in foreign_tensors(path / name)]
-        refuse_foreign_weights(role, path, config, foreign)
+        refuse_foreign_files(role, path, config, [path / name for name in names], problems)
         raise _untrusted(role, path, problems)
     constants = [StoredDtype(t.name, t.dtype) for shard in shards for t in shard.constants]
-    require_plain_config(role, path, config, constants)
+    refuse_quantised(role, path, config, constants)
+    if not to_look:
+        require_plain_config(role, path, config)
     return Checkpoint(role=role, path=path, shards=tuple(shards), index=index, facts=facts)
 
 

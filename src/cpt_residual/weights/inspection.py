@@ -13,6 +13,7 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import CONFIG_FILE, eos_ids_of, read_json_object
 from cpt_residual.weights.checkpoint import is_adapter, open_checkpoint
+from cpt_residual.weights.foreign_weights import stated_method
 from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.interop.residuals_package import (
     is_residuals_layout,
@@ -143,7 +144,10 @@ def _package(path: Path) -> Inspection:
 
 def _model(path: Path) -> Inspection:
     merged = (path / MERGE_FILE).is_file()
-    checkpoint = open_checkpoint(path, role="merged model" if merged else "model")
+    checkpoint = open_checkpoint(path, role="merged model" if merged else "model", to_look=True)
+    facts = _merge_facts(read_merge_record(path)) if merged else {}
+    if method := stated_method(checkpoint.config):
+        facts |= {"config_says_quantised": method}
     return Inspection(
         kind="merged model" if merged else "model",
         path=str(path),
@@ -155,7 +159,7 @@ def _model(path: Path) -> Inspection:
         tied=dict(checkpoint.aliases),
         eos_token_ids=eos_ids_of(path),
         headers=headers_hash(checkpoint.shards),
-        facts=_merge_facts(read_merge_record(path)) if merged else {},
+        facts=facts,
     )
 
 

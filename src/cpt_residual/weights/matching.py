@@ -51,6 +51,11 @@ def notes_on(model: Checkpoint, *, carried: bool) -> list[str]:
     """What records say about tensors that the class of `model` does not read or that go by another
     name here; often nothing. `carried`: whether what is not read is in the output all the same."""
     notes: list[str] = []
+    if unknown := model.class_names.unknown:
+        notes.append(
+            f"{model.role}: every tensor is taken as stored, none as tied to another: its class "
+            f"cannot be asked ({unknown})"
+        )
     if unread := model.class_names.unread:
         what = "carried as stored" if carried else "left out"
         notes.append(
@@ -64,7 +69,8 @@ def notes_on(model: Checkpoint, *, carried: bool) -> list[str]:
         )
     if renamed := model.spelling:
         pairs = patterns(f"{stored} as {name}" for stored, name in renamed.items())
-        notes.append(f"{model.role}: {len(renamed)} tensor(s) go by other names: {pairs[0]}, ...")
+        more = ", ..." if len(pairs) > 1 else ""
+        notes.append(f"{model.role}: {len(renamed)} tensor(s) go by other names: {pairs[0]}{more}")
     return notes
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.modeling.side_files import text_fields
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.direct import InputFile, Scratch
@@ -195,7 +196,10 @@ def require_finite(broken: Iterable[str]) -> None:
 
 
 def require_equal_aliases(checkpoint: Checkpoint, *, threads: int) -> None:
-    """Refuses a model whose config ties tensors that are stored with different values."""
+    """Refuses a model whose config ties tensors that are stored with different values, or that
+    cannot be told."""
+    tied = text_fields(checkpoint.config).get("tie_word_embeddings") is True
+    checkpoint.class_names.require_known_ties(checkpoint.role, tied=tied)
     problems: list[str] = []
     with ShardReader(checkpoint.shards if checkpoint.aliases else ()) as reader:
         for alias, owner in checkpoint.aliases.items():

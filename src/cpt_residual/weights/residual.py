@@ -76,24 +76,14 @@ def compute(
     base, instruct = delta.base, delta.instruct
     for checkpoint in (base, instruct):
         require_equal_aliases(checkpoint, threads=streaming.threads)
-    records = [
-        _model_record(base, delta.base_tokens, delta, streaming.threads),
-        _model_record(instruct, delta.tokens, delta, streaming.threads),
-    ]
+    records = _model_records(delta, streaming.threads)
     with fresh_directory(out, inputs=(base.path, instruct.path)) as folder, ExitStack() as stack:
         item_size = 2 if storage.dtype == "bf16" else 4
         check_free_space(folder, item_size * instruct.num_parameters)
         pair = stack.enter_context(delta.opened())
-        factored = (
-            factor_matrices(pair, folder, storage.low_rank, streaming=streaming)
-            if storage.low_rank is not None
-            else {}
-        )
-        tensors = _write_tensors(pair, folder, storage, factored, streaming=streaming)
+        tensors = _write_tensors(pair, folder, storage, streaming=streaming)
         left_out = copy_instruct_side(instruct.path, folder / INSTRUCT_FOLDER)
-        total = Tally()
-        for tally, _ in tensors.values():
-            total.add(tally)
+        total = Tally.total(tally for tally, _ in tensors.values())
         manifest = ResidualManifest(
             storage=storage,
             facts=instruct.facts,
@@ -124,6 +114,12 @@ def compute(
     return manifest
 
 
+def _model_records(delta: PairDelta, threads: int) -> list[ModelRecord]:
+    """Of base and instruct."""
+    sides = (delta.base, delta.base_tokens), (delta.instruct, delta.tokens)
+    return [_model_record(model, tokens, delta, threads) for model, tokens in sides]
+
+
 def _model_record(
     model: Checkpoint, tokens: TokenSide, delta: PairDelta, threads: int
 ) -> ModelRecord:
@@ -143,14 +139,11 @@ def _file_hashes(folder: Path, threads: int) -> dict[str, str]:
 
 
 def _write_tensors(
-    pair: OpenPair,
-    folder: Path,
-    storage: Storage,
-    factored: Mapping[str, Factored],
-    *,
-    streaming: Streaming,
+    pair: OpenPair, folder: Path, storage: Storage, *, streaming: Streaming
 ) -> dict[str, tuple[Tally, TensorRecord]]:
     """All shards of the residual; returns each tensor's sums and record."""
+    rule = storage.low_rank
+    factored = factor_matrices(pair, folder, rule, streaming=streaming) if rule else {}
     records = _planned_records(pair, storage, factored)
     tallies = {name: Tally() for name in records}
     starts: dict[str, int] = {}

@@ -19,6 +19,7 @@ CONSTANT_SIZES: Mapping[str, int] = {"BOOL": 1, "U8": 1, "I64": 8}
 _SIZES: Mapping[str, int] = {**ITEM_SIZES, **CONSTANT_SIZES}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 _MAX_SHOWN = 80
+IN_HEADER = "problem(s) in the header"
 
 Shape = tuple[int, ...]
 DtypeName = Literal["BF16", "F16", "F32"]
@@ -84,9 +85,7 @@ def read_shard(path: Path, *, with_constants: bool = False) -> Shard:
     if not problems:
         problems = _offset_problems(entries, shard=path.name, start=len(raw), end=num_bytes)
     if problems:
-        raise ArtifactError(
-            f"{path.name}: {len(problems)} problem(s) in the header", problems=problems
-        )
+        raise ArtifactError(f"{path.name}: {len(problems)} {IN_HEADER}", problems=problems)
     return Shard(
         name=path.name,
         path=path,

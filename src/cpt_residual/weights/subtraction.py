@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -42,6 +43,13 @@ class Tally:
             proof.num_zero_signs,
             proof.num_wrong,
         )
+
+    @classmethod
+    def total(cls, parts: Iterable[Tally]) -> Tally:
+        found = cls()
+        for part in parts:
+            found.add(part)
+        return found
 
     def add(self, other: Tally) -> None:
         max_ulps = max(self.max_ulps, other.max_ulps)

@@ -143,3 +143,14 @@ def test_a_name_cannot_change_the_page() -> None:
     assert "# a__b" in card
     body = card.split("---\n", 2)[2]
     assert "<b>" not in body.split("```bash")[0]
+
+
+def test_notes_are_printed_where_there_are_any() -> None:
+    assert "## Notes" not in card_markdown(RECORD)
+    notes = ["target: 2 tensor(s) are carried as stored: h.*.attn.bias, h.*.`x`", "base: one"]
+    card = card_markdown(RECORD.model_copy(update={"notes": notes}))
+    _, _, after = card.partition("## Notes\n\n")
+    assert after.splitlines()[:2] == [
+        r"* target: 2 tensor(s) are carried as stored: h.\*.attn.bias, h.\*._x_",
+        "* base: one",
+    ]

@@ -55,6 +55,26 @@ def test_opening_needs_no_torch(tmp_path: Path, tensors: Tensors) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], check=True, env=_env())
 
 
+@pytest.mark.parametrize(
+    ("left_over", "num_parameters"),
+    [("model.layers.0.self_attn.rotary_emb.inv_freq", 32), ("model.new.weight", 36)],
+)
+def test_a_plan_counts_parameters_without_torch(
+    tmp_path: Path, left_over: str, num_parameters: int
+) -> None:
+    tensors = {"model.embed_tokens.weight": torch.ones(8, 4), left_over: torch.ones(4)}
+    fake_model(tmp_path / "m", tensors)
+    code = (
+        "import sys; from pathlib import Path; "
+        "from cpt_residual.weights.checkpoint import open_checkpoint; "
+        "print(open_checkpoint(Path(sys.argv[1]), role='m').num_parameters_stored); "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m")]
+    done = subprocess.run(command, check=True, env=_env(), capture_output=True, text=True)
+    assert int(done.stdout) == num_parameters
+
+
 def _env() -> dict[str, str]:
     source = str(Path(sys.modules["cpt_residual"].__path__[0]).parent)
     return {**os.environ, "PYTHONPATH": source}

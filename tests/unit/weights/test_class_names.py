@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from transformers import AutoConfig
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ArtifactError, CompatibilityError
+from cpt_residual.modeling import model_class
 from cpt_residual.modeling.class_names import PLAIN_TYPES, class_names, plain_name
 from cpt_residual.modeling.loading import build_on_meta
 from cpt_residual.modeling.model_class import ask_class
@@ -22,7 +24,9 @@ from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.geometry import Family, measure
+from cpt_residual.weights.matching import notes_on
 from cpt_residual.weights.merge import Output, merge
+from cpt_residual.weights.reader import require_equal_aliases
 from cpt_residual.weights.residual import compute
 from cpt_residual.weights.residual_format import open_residual
 from support.hub_family import HubFamily, unread_tensors, write_hub_family
@@ -90,6 +94,8 @@ def test_the_table_says_what_the_classes_say(model_type: str, tmp_path: Path) ->
         config.layer_types = ["full_attention"]
     names = list(cast("Any", build_on_meta(config)).state_dict())
     assert [name for name in names if not plain_name(name)] == []
+    left_over = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    names.append(left_over)
     config.save_pretrained(tmp_path)
     stated = json.loads((tmp_path / "config.json").read_text())
     for tied in (None, True, False):
@@ -100,7 +106,7 @@ def test_the_table_says_what_the_classes_say(model_type: str, tmp_path: Path) ->
         asked = ask_class(tmp_path, names)
         assert (found.names, found.rows, found.tied) == (asked.names, asked.rows, asked.tied)
         assert not asked.unknown
-        assert not asked.unread
+        assert found.unread == asked.unread == (left_over,)
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -246,5 +252,52 @@ def test_an_unknown_class_is_refused_where_it_would_have_to_say(tmp_path: Path) 
     for recipe in (MergeRecipe(embedding_rows="none"), MergeRecipe(scales={"embeddings": 0.0})):
         with pytest.raises(CompatibilityError, match="one row per token cannot be told") as caught:
             merge(target, pair, [Output(1.0, tmp_path / "none")], recipe=recipe)
-        assert "of_the_future" in caught.value.problems[0]
+        (problem,) = caught.value.problems
+        assert "of_the_future" in problem
+        assert problem.count(". ") == 0, "no advice of transformers"
         assert not (tmp_path / "none").exists()
+
+
+def test_a_class_that_is_not_known_is_in_the_notes(tmp_path: Path) -> None:
+    config = {"model_type": "of_the_future"}
+    tensors = {"embed.weight": torch.ones(8, 4)}
+    for side in HubFamily._fields:
+        fake_model(tmp_path / side, tensors, config=config)
+    base, instruct = opened(tmp_path / "base", "base"), opened(tmp_path / "instruct", "instruct")
+    notes = compute(base, instruct, tmp_path / "residual").notes
+    assert [note.partition(":")[0] for note in notes] == ["base", "instruct"]
+    assert all("its class cannot be asked" in note and "of_the_future" in note for note in notes)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_head_beside_a_tie_that_no_class_explains_is_refused(
+    tmp_path: Path, nested: bool
+) -> None:
+    tie: dict[str, object] = {"tie_word_embeddings": True}
+    config = {**({"text_config": tie} if nested else tie), "model_type": "of_the_future"}
+    tensors = {"embed.weight": torch.ones(8, 4), "lm_head.weight": torch.zeros(8, 4)}
+    model = opened(fake_model(tmp_path / "m", tensors, config=config))
+    with pytest.raises(CompatibilityError, match=r"lm_head\.weight is stored") as caught:
+        require_equal_aliases(model, threads=1)
+    assert "of_the_future" in caught.value.problems[0]
+    del tensors["lm_head.weight"]
+    require_equal_aliases(opened(fake_model(tmp_path / "one", tensors, config=config)), threads=1)
+
+
+def test_faults_of_our_code_are_no_unknown_class(
+    families: dict[str, HubFamily], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> dict[str, str]:
+        raise TypeError("ours")
+
+    monkeypatch.setattr(model_class, "_rows", broken)
+    with pytest.raises(TypeError, match="ours"):
+        ask_class(families["gpt2"].base, ["wte.weight"])
+
+
+def test_one_pattern_of_names_is_told_without_dots(families: dict[str, HubFamily]) -> None:
+    model = opened(families["gpt2"].base)
+    one = replace(model, spelling={"h.0.ln_1.weight": "a", "h.1.ln_1.weight": "a"})
+    assert notes_on(one, carried=True)[-1].endswith(": h.*.ln_1.weight as a")
+    two = replace(model, spelling={"h.0.ln_1.weight": "a", "h.1.ln_2.weight": "a"})
+    assert notes_on(two, carried=True)[-1].endswith(": h.*.ln_1.weight as a, ...")

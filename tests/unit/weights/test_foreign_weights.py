@@ -11,6 +11,7 @@ import torch
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.weights.checkpoint import open_checkpoint
+from cpt_residual.weights.inspection import inspect
 from support.pico_family import Tensors, fake_model, raw_shard
 
 SIZES = {"I64": 8, "F64": 8, "I32": 4, "BF16": 2, "F16": 2}
@@ -91,6 +92,55 @@ def test_a_truncated_file_of_plain_weights_is_still_not_trusted(
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match="cannot be trusted"):
         open_checkpoint(folder, role="base")
+
+
+@pytest.mark.parametrize("dtype", ["BOOL", "U8", "I64"])
+def test_masks_do_not_hide_that_a_file_is_cut(tmp_path: Path, tensors: Tensors, dtype: str) -> None:
+    folder = stored(tmp_path / "m", tensors, {"gpt_neox.layers.0.attention.bias": dtype}, {})
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ArtifactError) as caught:
+        open_checkpoint(folder, role="base")
+    assert [line for line in caught.value.problems if "is truncated" in line]
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "a.safetensors", "b": "b.st"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    file.unlink()
+    (folder / "a.safetensors").write_bytes(whole)
+    with pytest.raises(ArtifactError) as caught:
+        open_checkpoint(folder, role="base")
+    assert "b.st: the file is missing" in caught.value.problems
+
+
+def test_what_else_is_wrong_with_quantised_files_is_said(tmp_path: Path, tensors: Tensors) -> None:
+    folder = stored(tmp_path / "m", tensors, {"q_proj.qweight": "I32"}, GPTQ)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = {"weight_map": {"model.norm.weight": "a.safetensors", "b": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CompatibilityError, match=r"quantised \(gptq 4-bit\)") as caught:
+        open_checkpoint(folder, role="base")
+    assert caught.value.problems == ("q_proj.qweight: I32", "b.safetensors: the file is missing")
+
+
+@pytest.mark.parametrize("part", ["text_config", "thinker_config"])
+def test_a_quantisation_section_of_a_part(tmp_path: Path, tensors: Tensors, part: str) -> None:
+    nested = {part: {**FP8, "model_type": "llama"}}
+    folder = fake_model(tmp_path / "m", tensors, config=nested)
+    with pytest.raises(CompatibilityError, match=r"says quantised \(fp8\)") as caught:
+        open_checkpoint(folder, role="base")
+    assert caught.value.problems[0].startswith(f"{part}.quantization_config: ")
+
+
+def test_what_config_json_says_of_quantising_can_be_looked_at(
+    tmp_path: Path, tensors: Tensors
+) -> None:
+    found = inspect(fake_model(tmp_path / "m", tensors, config=FP8))
+    assert found.facts == {"config_says_quantised": "fp8"}
+    assert found.dtypes == {"BF16": len(tensors)}
+    assert inspect(fake_model(tmp_path / "plain", tensors)).facts == {}
+    quantised = stored(tmp_path / "q", tensors, {MATRIX: "U8", f"{MATRIX}.absmax": "U8"}, NF4)
+    with pytest.raises(CompatibilityError, match="are quantised"):
+        inspect(quantised)
 
 
 def test_a_quantisation_section_over_plain_tensors(tmp_path: Path, tensors: Tensors) -> None:
