@@ -7,6 +7,7 @@ import pickle
 import unicodedata
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from cpt_residual.errors import CorpusError
 from cpt_residual.modeling import text_encoder
-from cpt_residual.modeling.text_chunks import chunks, cut_rule
+from cpt_residual.modeling.text_chunks import chunks, cut_rule, together
 from cpt_residual.modeling.text_encoder import FastTextEncoder
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -201,6 +202,16 @@ def test_parts_are_short(name: str) -> None:
     parts = list(chunks(text, rule, 10))
     assert "".join(parts) == text
     assert len(parts) > len(text) / 40
+
+
+@given(st.lists(st.integers(1, 30).map("a".__mul__)), st.integers(1, 40))
+def test_what_is_encoded_together_is_bounded(parts: list[str], size: int) -> None:
+    groups = list(together(parts, size))
+    assert [part for group in groups for part in group] == parts
+    assert [len(group) for group in groups[:1]] == [1] * bool(parts)
+    assert all(sum(map(len, group)) <= size for group in groups if len(group) > 1)
+    later = pairwise(groups[1:])
+    assert all(sum(map(len, group)) + len(after[0]) > size for group, after in later)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile
 from typing import cast
 
 import tokenizers
 
-__all__ = ["CutRule", "chunks", "cut_rule", "without_prefix"]
+__all__ = ["CutRule", "chunks", "cut_rule", "together", "without_prefix"]
 
 CutRule = re.Pattern[str]
 """Matches, without width, where a text may be cut."""
@@ -65,6 +65,21 @@ def chunks(text: str, rule: CutRule | None, size: int) -> Iterator[str]:
         last = found.start() if found else len(text)
         yield text[first:last]
         first = last
+
+
+def together(parts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Consecutive parts of at most `size` characters in all; only a longer part is alone in more.
+    The first part comes alone."""
+    group: list[str] = []
+    num_characters = size  # so that nothing joins the first
+    for part in parts:
+        if group and num_characters + len(part) > size:
+            yield group
+            group, num_characters = [], 0
+        group.append(part)
+        num_characters += len(part)
+    if group:
+        yield group
 
 
 def cut_rule(backend: tokenizers.Tokenizer) -> CutRule | None:

@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 import tokenizers
@@ -15,9 +14,15 @@ import tokenizers
 from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.added_tokens import NO_ADDED_TOKENS, AddedTokens
 from cpt_residual.modeling.encoded import EncodedDocuments, Ids
-from cpt_residual.modeling.text_chunks import CutRule, chunks, cut_rule, without_prefix
+from cpt_residual.modeling.text_chunks import CutRule, chunks, cut_rule, together, without_prefix
 
-__all__ = ["CACHED_WORDS", "MAX_UNDIVIDED_CHARACTERS", "FastTextEncoder", "require_room"]
+__all__ = [
+    "CACHED_WORDS",
+    "ENCODING_BYTES_PER_CHARACTER",
+    "MAX_UNDIVIDED_CHARACTERS",
+    "FastTextEncoder",
+    "require_room",
+]
 
 CACHED_WORDS = 2000
 """Of which a byte-pair model remembers the ids, the first it meets. The library's 10,000 leave the
@@ -25,7 +30,11 @@ processor's own cache, which costs 3 to 10 % of the speed, and 50,000 cost a thi
 
 
 MAX_UNDIVIDED_CHARACTERS = 4_000_000
-"""Of a text, or of a part of one, that cannot be cut: encodings take some 200 bytes a character."""
+"""Of a text, or of a part of one, that cannot be cut."""
+
+ENCODING_BYTES_PER_CHARACTER = 400
+"""Memory while a text is encoded at once: 150 to 200 for Latin letters, 400 for ideographs and for
+dialogues, whose offsets are asked for. Emoji, four bytes each, take up to twice as much."""
 
 _CHUNK_CHARACTERS = 1 << 17
 _CHUNKS_AT_ONCE = 4
@@ -40,9 +49,9 @@ class FastTextEncoder:
     `bos_id` is None when the tokenizer names none. Loss is on every token but the first.
 
     Texts longer than `chunk_characters` are encoded part by part where that is known to give the
-    same ids (`text_chunks`), so a call holds the ids and some 100 MB whatever their length. Raises
-    CorpusError for a text of more than MAX_UNDIVIDED_CHARACTERS that cannot be cut, and
-    CompatibilityError when plain text becomes EOS.
+    same ids (`text_chunks`), so a call holds the ids and some 200 MB whatever their length, or what
+    the longest part without a place to cut takes. Raises CorpusError for a text of more than
+    MAX_UNDIVIDED_CHARACTERS that cannot be cut, and CompatibilityError when plain text becomes EOS.
     """
 
     backend: tokenizers.Tokenizer
@@ -83,13 +92,13 @@ class FastTextEncoder:
         before, after = self._added_ids
         ids = array("I", before)
         parts = chunks(text, self._rule, self.chunk_characters)
-        backend, num_parts = self.backend, 1
-        while some := list(islice(parts, num_parts)):
+        backend = self.backend
+        for some in together(parts, _CHUNKS_AT_ONCE * self.chunk_characters):
             for part in some:
                 require_room(part, text)
             for encoding in backend.encode_batch_fast(some, add_special_tokens=False):
                 ids.fromlist(encoding.ids)
-            backend, num_parts = self._later, _CHUNKS_AT_ONCE
+            backend = self._later
         ids.extend(after)
         return ids
 

@@ -14,6 +14,7 @@ from cpt_residual.config.packs import Pack
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.stages.inputs import CorpusInput
+from cpt_residual.stages.world import World
 
 if TYPE_CHECKING:
     from cpt_residual.data.packing import PackLedger, PackPlan, Source
@@ -27,7 +28,7 @@ _TOKENS_PER_SECOND_AND_CORE = 600_000
 _PARALLEL_TOKENS = 4_000_000
 """From here on it pays to have processes that encode; to begin anew takes longer than seconds."""
 _PADDED_ROWS = 1.1
-_MEMORY_BYTES = 500 * 2**20  # interpreter, libraries, what one process encodes at a time
+_MEMORY_BYTES = 500 * 2**20  # interpreter, libraries, short documents that are encoded together
 
 
 class PackSourceRecipe(Frozen):
@@ -127,11 +128,20 @@ class PackStage:
         return Cost(
             tokens=tokens,
             seconds=tokens / (_TOKENS_PER_SECOND_AND_CORE * cores),
-            memory_bytes=_MEMORY_BYTES,
+            memory_bytes=_MEMORY_BYTES + self._memory_of_a_long_document(),
             disk_bytes=int(tokens * _BYTES_PER_TOKEN * (_PADDED_ROWS if pads else 1.0)),
             scratch_bytes=_SCRATCH_BYTES_PER_TOKEN * tokens if self.is_large else 0,
             cores=cores,
         )
+
+    def _memory_of_a_long_document(self) -> int:
+        """The most that a document takes that is encoded at once, as far as it is known before its
+        corpus is built; those of the generated world are short."""
+        from cpt_residual.modeling import text_encoder as limits
+
+        if all(isinstance(given.stage, World) for given in self.sources):
+            return 0
+        return limits.MAX_UNDIVIDED_CHARACTERS * limits.ENCODING_BYTES_PER_CHARACTER
 
     def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
         """The tokenizer can encode documents, and the template dialogues."""

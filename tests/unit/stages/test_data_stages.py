@@ -24,6 +24,7 @@ from cpt_residual.data.files import resolve_files
 from cpt_residual.data.packing import open_pack
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE
+from cpt_residual.modeling.text_encoder import MAX_UNDIVIDED_CHARACTERS
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.pack import PackStage
@@ -316,7 +317,15 @@ class TestPack:
         cost = packing.stage.cost()
         assert cost.tokens == 5000
         assert 25_000 <= cost.disk_bytes <= 30_000
-        assert cost.memory_bytes > 0
+        assert cost.memory_bytes == 500 * 2**20
+
+    def test_memory_allows_for_long_documents_of_users(self, packing: Packing) -> None:
+        """Such a one is encoded at once where the tokenizer has no place to cut it."""
+        corpus = CorpusInput(Corpus("hub", hub(Path("x/y")), {}, 0), "documents.jsonl")
+        given = (*packing.stage.sources[:2], corpus)
+        mixed = dataclasses.replace(packing.stage, sources=given)
+        more = mixed.cost().memory_bytes - packing.stage.cost().memory_bytes
+        assert more == 400 * MAX_UNDIVIDED_CHARACTERS
 
     def test_one_threshold_says_who_encodes(self, packing: Packing, tmp_path: Path) -> None:
         build(packing.stage, tmp_path / "small", packing.inputs)
