@@ -73,24 +73,26 @@ def test_said_before_anything_is_written(models: Path, message: str) -> None:
     assert {path.name for path in models.iterdir()} == {"base", "instruct", "base_cpt"}
 
 
-@pytest.mark.parametrize("strings", ["stop", ["stop", "bread"]])
-def test_stop_strings_are_carried_and_no_obstacle(models: Path, strings: object) -> None:
+DATED = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+IN_PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("text", "strings"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}" + IN_PARTS, ["stop", "bread"]),
+        pytest.param(DATED, "stop", marks=pytest.mark.slow),
+        pytest.param(IN_PARTS, ["stop"], marks=pytest.mark.slow),
+    ],
+)
+def test_dates_parts_and_stop_strings_are_carried_and_no_obstacle(
+    models: Path, text: str, strings: object
+) -> None:
+    (models / "instruct" / "chat_template.jinja").write_text(text)
     generation(models / "instruct", stop_strings=strings)
     apply(models)
     found = json.loads((models / "out" / "generation_config.json").read_text())
     assert found["stop_strings"] == strings
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}",
-        "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}",
-    ],
-)
-def test_templates_with_a_date_or_parts_are_carried_as_they_are(models: Path, text: str) -> None:
-    (models / "instruct" / "chat_template.jinja").write_text(text)
-    apply(models)
     assert (models / "out" / "chat_template.jinja").read_text() == text
 
 

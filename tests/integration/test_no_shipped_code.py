@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import pty
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling import loading
 from cpt_residual.modeling.tokenizer import load_tokenizer
 from support.commands import REPOSITORY, environment
+from support.every_verb import every_verb
 from support.pico_family import real_family
 from support.shipped_code import CODE_FILE, NOT_CAUSAL, TOKENIZER, UNKNOWN, ship_code
 
@@ -73,79 +76,57 @@ def _named(error: CompatibilityError, model: Path) -> None:
     assert "trust_remote_code" not in error.remedy
 
 
-_VERBS = """
-import sys
-from pathlib import Path
-from cpt_residual.cli.app import app
-from cpt_residual.errors import CptResidualError
-
-root, bad = Path(sys.argv[1]), sys.argv[2]
-pair = ["--base", str(root / "base"), "--instruct", str(root / "instruct")]
-target = ["--target", str(root / "base_cpt")]
-verbs = [
-    ["compute", *pair, "--out", str(root / "residual")],
-    ["apply", *target, *pair, "--out", str(root / "merged")],
-    ["apply", *target, *pair, "--out", str(root / "dry"), "--dry-run"],
-    ["geometry", *pair, "--base-cpt", str(root / "base_cpt"), "--out", str(root / "geometry")],
-    ["export", "--to", "mergekit", *target, *pair, "--out", str(root / "merge.yaml")],
-    ["inspect", bad],
-    ["verify", bad],
-    ["card", bad],
-]
-for verb in verbs:
-    try:
-        app(verb, standalone_mode=False)
-        print("RIGHT", verb[0])
-    except CptResidualError as error:
-        print("REFUSED", verb[0], error)
-
-from cpt_residual.evaluation.template import ChatSide
-from cpt_residual.modeling import loading
-from cpt_residual.modeling.tokenizer import load_tokenizer
-from cpt_residual.stages.source import _check_loads
-
-for name, function in {
-    "source": _check_loads,
-    "evaluate": ChatSide.of,
-    "train": lambda path: loading.build_on_meta(loading.load_config(path)),
-    "load": lambda path: loading.load_causal_lm(path, dtype=None),
-    "tokenizer": load_tokenizer,
-}.items():
-    try:
-        function(Path(bad))
-        print("RIGHT", name)
-    except CptResidualError as error:
-        print("REFUSED", name, error)
-print("THE END")
-"""
+Bad = tuple[str, dict[str, object], str]
+NO_MODEL: Bad = ("base_cpt", UNKNOWN, "config.json")
+NO_TOKENIZER: Bad = ("instruct", TOKENIZER, "tokenizer_config.json")
 
 
 @pytest.mark.parametrize(
-    ("role", "fields", "name"),
-    [
-        ("base_cpt", UNKNOWN, "config.json"),
-        pytest.param("instruct", TOKENIZER, "tokenizer_config.json", marks=pytest.mark.slow),
-    ],
+    "bad", [NO_MODEL, pytest.param(NO_TOKENIZER, marks=pytest.mark.slow)], ids=lambda bad: bad[2]
 )
-def test_every_verb_on_a_terminal_that_answers_yes(
-    tmp_path: Path, family: dict[str, Path], role: str, fields: dict[str, object], name: str
+def test_every_verb_when_asked_hears_yes(
+    tmp_path: Path,
+    family: dict[str, Path],
+    bad: Bad,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    mark = _family_with_code(tmp_path, family, bad)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 40))
+    every_verb(tmp_path, tmp_path / bad[0])
+    _nothing_ran("".join(capfd.readouterr()), mark)
+    assert sys.stdin.tell() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", [NO_MODEL, NO_TOKENIZER], ids=lambda bad: bad[2])
+def test_every_verb_on_a_terminal_that_answers_yes(
+    tmp_path: Path, family: dict[str, Path], bad: Bad
+) -> None:
+    mark = _family_with_code(tmp_path, family, bad)
+    _nothing_ran(_on_a_terminal(str(tmp_path), str(tmp_path / bad[0])), mark)
+
+
+def _family_with_code(root: Path, family: dict[str, Path], bad: Bad) -> Path:
+    role, fields, name = bad
     for key, folder in family.items():
-        shutil.copytree(folder, tmp_path / key)
-    mark = ship_code(tmp_path / role, fields, name)
-    text = _on_a_terminal(_VERBS, str(tmp_path), str(tmp_path / role))
+        shutil.copytree(folder, root / key)
+    return ship_code(root / role, fields, name)
+
+
+def _nothing_ran(text: str, mark: Path) -> None:
     assert "THE END" in text, text
     assert "Do you wish to run" not in text
     assert "Traceback" not in text
     assert not mark.exists(), text
 
 
-def _on_a_terminal(code: str, *arguments: str) -> str:
-    """What a program writes whose terminal holds many answers of yes."""
+def _on_a_terminal(*arguments: str) -> str:
+    """What `support/every_verb.py` writes on a terminal that holds many answers of yes."""
     ours, theirs = pty.openpty()
     os.write(ours, b"y\n" * 40)
     with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, str(REPOSITORY / "tests/support/every_verb.py"), *arguments],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -167,7 +148,10 @@ def test_every_call_says_that_no_code_may_run() -> None:
 
 def _uses(path: Path) -> Iterator[tuple[str, ast.Call | None]]:
     """Calls of methods that can run a model's code, and None for a mention that is no call."""
-    tree = ast.parse(path.read_text())
+    text = path.read_text()
+    if not any(name in text for name in _ASKING):
+        return
+    tree = ast.parse(text)
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in _ASKING:
@@ -186,8 +170,9 @@ def _forbids(call: ast.Call) -> bool:
 
 def test_data_sets_have_no_loading_scripts() -> None:
     """The installed `datasets` runs no script of a data set, whatever it is told."""
-    from datasets import load
-
-    text = Path(load.__file__).read_text()
+    installed = find_spec("datasets")
+    assert installed is not None
+    assert installed.origin is not None
+    text = (Path(installed.origin).parent / "load.py").read_text()
     assert "`trust_remote_code` is not supported anymore" in text
     assert "Dataset scripts are no longer supported" in text

@@ -4,6 +4,7 @@ leaves nothing behind."""
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -71,6 +72,12 @@ def _change(document: JsonValue, rng: random.Random) -> None:
         return
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the time, and nothing here is about a crash of the machine."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make(tmp_path_factory.mktemp("models"))
@@ -97,7 +104,11 @@ def verbs(root: Path, out: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def fuzz(models: Path, out: Path, seeds: range) -> None:
+WRITING = ("compute", "apply")
+
+
+def fuzz(models: Path, out: Path, seeds: range, *, writes: int) -> None:
+    """`writes`: how many of the verbs that write are run for each seed, in turn."""
     wrong: list[str] = []
     original = {name: (models / "instruct" / name).read_bytes() for name in FILES}
     for seed in seeds:
@@ -105,7 +116,10 @@ def fuzz(models: Path, out: Path, seeds: range) -> None:
         name = rng.choice(FILES)
         path = models / "instruct" / name
         path.write_bytes(mutate(original[name], rng))
+        passed_over = {WRITING[(seed + number) % 2] for number in range(2 - writes)}
         for verb, call in verbs(models, out).items():
+            if verb in passed_over:
+                continue
             before = {entry.name for entry in out.iterdir()}
             try:
                 call()
@@ -121,9 +135,9 @@ def fuzz(models: Path, out: Path, seeds: range) -> None:
 
 
 def test_a_hundred_mutations(models: Path, tmp_path: Path) -> None:
-    fuzz(models, tmp_path, range(100))
+    fuzz(models, tmp_path, range(100), writes=1)
 
 
 @pytest.mark.slow
 def test_many_mutations(models: Path, tmp_path: Path) -> None:
-    fuzz(models, tmp_path, range(100, 700))
+    fuzz(models, tmp_path, range(700), writes=2)
