@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,12 @@ def output_index(target: Checkpoint, shards: list[OutputShard]) -> bytes | None:
     if target.index is None or not grown:
         return target.index
     fields = json.loads(target.index)
+    fields["weight_map"] |= {
+        entry.name: shard.name
+        for shard in shards
+        for entry in shard.tensors
+        if entry.name not in target.tensors
+    }
     entries = [entry for shard in shards for entry in shard.tensors]
     carried = [entry for shard in shards for _, entry in shard.carried]
     totals: dict[str, JsonValue] = fields.get("metadata") or {}
@@ -99,6 +106,28 @@ def output_shard(target: Checkpoint, shard: Shard, *, num_rows: int | None) -> O
     )
     carried = tuple((entry, place_of[entry.name]) for entry in unread)
     return OutputShard(shard.name, header, num_bytes, merged, shard.path, carried)
+
+
+def with_copy(shard: OutputShard, name: str, owner: str) -> OutputShard:
+    """The shard with room for one more tensor, `name`, of the dtype and shape of its `owner`."""
+    fields: dict[str, dict[str, Any]] = json.loads(shard.header[8:])
+    metadata = fields.pop("__metadata__", None) or {}
+    (like,) = (entry for entry in shard.tensors if entry.name == owner)
+    stored = sorted(fields.items(), key=lambda item: item[1]["data_offsets"])
+    tensors = [(key, each["dtype"], tuple(each["shape"])) for key, each in stored]
+    header, placed = layout(shard.name, [*tensors, (name, like.dtype, like.shape)], metadata)
+    shift = len(header) - len(shard.header)
+
+    def moved(entry: TensorEntry) -> TensorEntry:
+        return replace(entry, offset=entry.offset + shift)
+
+    return replace(
+        shard,
+        header=header,
+        num_bytes=shard.num_bytes + shift + like.num_bytes,
+        tensors=(*map(moved, shard.tensors), placed[-1]),
+        carried=tuple((source, moved(entry)) for source, entry in shard.carried),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ rounds the product, its scaled value and the sum, each to the dtype that the mod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,12 @@ from cpt_residual.modeling.side_files import (
 )
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import arithmetic
-from cpt_residual.weights.alignment import OutputShard, output_index, output_shard
+from cpt_residual.weights.alignment import (
+    OutputShard,
+    output_index,
+    output_shard,
+    with_copy,
+)
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
 from cpt_residual.weights.checkpoint import INDEX_FILE, Checkpoint
 from cpt_residual.weights.interop.adapter_config import AdapterConfig, read_adapter_config
@@ -45,7 +51,7 @@ from cpt_residual.weights.reader import (
     require_equal_aliases,
     require_finite,
 )
-from cpt_residual.weights.shard_header import Shape, Shard, TensorEntry, read_shard
+from cpt_residual.weights.shard_header import Shard, TensorEntry, read_shard
 from cpt_residual.weights.shard_work import carry
 from cpt_residual.weights.staging import fresh_directory
 from cpt_residual.weights.writer import ShardWriter
@@ -60,6 +66,9 @@ def merge_adapter(
     adapter: Path, base: Checkpoint, out: Path, *, streaming: Streaming = DEFAULT_STREAMING
 ) -> Path:
     """Writes the model directory `out`: `base` with the LoRA of the folder `adapter` merged in.
+
+    A tied base whose embedding and head it has trained apart, which is how peft trains them without
+    ensure_weight_tying, becomes an untied model: each is what the adapter computes with.
 
     Every element is float64 base + scale * B @ A rounded once to base's dtype; elements that the
     adapter does not move keep base's bits. Tensors that the adapter stores whole (modules_to_save)
@@ -80,7 +89,6 @@ def merge_adapter(
     tokenizer = adapter if any((adapter / name).is_file() for name in _VOCABULARY_FILES) else None
     _require_rows_for_tokens(tokenizer, tensors, base)
     with fresh_directory(out, inputs=(adapter, base.path)) as folder, ExitStack() as stack:
-        check_free_space(folder, base.num_bytes)
         merged = _Merged(
             base,
             tensors,
@@ -88,7 +96,7 @@ def merge_adapter(
             stack.enter_context(ShardReader(base.shards)),
             stack.enter_context(ShardReader([shard])),
         )
-        merged.require_equal_ties()
+        check_free_space(folder, sum(shard.num_bytes for shard in merged.shards))
         merged.write(folder, streaming)
         _write_side_files(base, tokenizer, merged, folder)
     return out
@@ -118,13 +126,8 @@ class _Merged:
         self._base, self._tensors, self._config = base, tensors, config
         self._base_reader, self._reader = base_reader, adapter_reader
 
-    def shape(self, entry: TensorEntry) -> Shape:
-        """The merged tensor's shape: base's, or that of the tensor that replaces it."""
-        whole = self._tensors.whole.get(self._owner(entry.name))
-        return entry.shape if whole is None else whole.shape
-
     def write(self, folder: Path, streaming: Streaming) -> None:
-        num_all = sum(entry.num_elements for entry in self._base.tensors.values())
+        num_all = sum(entry.num_elements for shard in self.shards for entry in shard.tensors)
         num_done, broken = 0, list[str]()
         for shard in self.shards:
             path = folder / shard.name
@@ -149,23 +152,40 @@ class _Merged:
                 writer.flush()
         require_finite(broken)
 
-    def require_equal_ties(self) -> None:
-        """Refuses a head and an embedding that differ while config.json ties them."""
-        for alias, owner in self._tensors.tied.items():
-            left, right = (self._tensors.whole[name] for name in (alias, owner))
-            same = left.shape == right.shape and all(
-                np.array_equal(
-                    to_float32(self._reader.read(left, block.start, block.stop)),
-                    to_float32(self._reader.read(right, block.start, block.stop)),
-                )
-                for block in blocks_of([left])
-            )
-            if not same:
+    @cached_property
+    def untied(self) -> Mapping[str, str]:
+        """Heads that the adapter has made other than the embedding that the base ties them to.
+        Raises CompatibilityError for two values of what it has not trained."""
+        tied = self._tensors.tied.items()
+        untied = {alias: owner for alias, owner in tied if not self._equal(alias, owner)}
+        for alias, owner in untied.items():
+            names = (alias, owner)
+            trained = any(self._config.saves(name.rpartition(".")[0]) for name in names)
+            if not trained and self._tensors.pairs.keys().isdisjoint(names):
                 raise CompatibilityError(
                     f"adapter: {alias} is stored with other values than {owner}",
-                    remedy="The base ties them (tie_word_embeddings), so no model of its kind "
-                    "holds both. Merge with peft into a model that is not tied.",
+                    remedy="The base ties them (tie_word_embeddings), and the adapter has trained "
+                    "neither. Nothing was written. Save it again from the model it was trained on.",
                 )
+        return untied
+
+    def _equal(self, alias: str, owner: str) -> bool:
+        """Whether both are the same tensor with the same factors."""
+        whole = self._tensors.whole
+        left, right = (self._tensors.stored(name) for name in (alias, owner))
+        if (alias in whole) != (owner in whole) or left.shape != right.shape:
+            return False
+        factors = zip(self._factors(alias), self._factors(owner), strict=True)
+        return all(
+            np.array_equal(one, other) if one is not None and other is not None else one is other
+            for one, other in factors
+        ) and all(
+            np.array_equal(
+                to_float32(self._reader.read(left, block.start, block.stop)),
+                to_float32(self._reader.read(right, block.start, block.stop)),
+            )
+            for block in blocks_of([left] if alias in whole else [])
+        )
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -174,33 +194,44 @@ class _Merged:
         grown = {
             shape[0]
             for entry in base.tensors.values()
-            if (shape := self.shape(entry)) != entry.shape
+            if (shape := self._tensors.stored(self._owner(entry.name)).shape) != entry.shape
         }
         return grown.pop() if grown else None
 
     @cached_property
     def shards(self) -> list[OutputShard]:
-        """Base's shards, with room for the rows that the adapter stores."""
+        """Base's shards, with room for the rows that the adapter stores, and for a head of its own
+        beside the embedding."""
         base = self._base
-        return [output_shard(base, shard, num_rows=self.num_rows) for shard in base.shards]
+        shards = [output_shard(base, shard, num_rows=self.num_rows) for shard in base.shards]
+        for alias, owner in self.untied.items():
+            shards = [
+                with_copy(shard, alias, owner)
+                if alias not in base.tensors and owner in {entry.name for entry in shard.tensors}
+                else shard
+                for shard in shards
+            ]
+        return shards
 
     def _source(self, entry: TensorEntry) -> _Source:
         name = self._owner(entry.name)
-        whole = self._tensors.whole.get(name)
-        reader = self._base_reader if whole is None else self._reader
-        stored = self._base.tensors[entry.name] if whole is None else whole
+        reader = self._reader if name in self._tensors.whole else self._base_reader
+        return _Source(reader, self._tensors.stored(name), *self._factors(name))
+
+    def _factors(self, name: str) -> tuple[Factor | None, Factor | None, float]:
+        """What is added: scale * left @ right."""
         pair = self._tensors.pairs.get(name)
         if pair is None:
-            return _Source(reader, stored)
+            return None, None, 0.0
         left, right = (
             to_float32(self._reader.read_whole(part)) for part in (pair.left, pair.right)
         )
         if pair.embedding or self._config.fan_in_fan_out:  # the weight is (B @ A) transposed
             left, right = right.T, left.T
-        return _Source(reader, stored, left, right, self._config.scale(pair.module))
+        return left, right, self._config.scale(pair.module)
 
     def _owner(self, name: str) -> str:
-        return self._base.aliases.get(name, name)
+        return name if name in self.untied else self._base.aliases.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -235,8 +266,8 @@ def _require_rows_for_tokens(
     num_ids = max(TokenSide.read(tokenizer).ids.values(), default=-1) + 1
     problems = [
         f"{name}: {shape[0]} rows"
-        for name, shape in tensors.merged_shapes(base).items()
-        if name in base.rows and shape[0] < num_ids
+        for name in tensors.start
+        if name in base.rows and (shape := tensors.stored(name).shape)[0] < num_ids
     ]
     if problems:
         raise CompatibilityError(
@@ -259,6 +290,10 @@ def _write_side_files(
     index = output_index(base, merged.shards)
     if index is not None:
         (folder / INDEX_FILE).write_bytes(index)
+    config = read_json_object(base.path / CONFIG_FILE, "base")
     if merged.num_rows is not None:
-        config = read_json_object(base.path / CONFIG_FILE, "base")
-        write_json_atomic(folder / CONFIG_FILE, with_vocab_size(config, merged.num_rows))
+        config = with_vocab_size(config, merged.num_rows)
+    if merged.untied:
+        config = {**config, "tie_word_embeddings": False}
+    if merged.num_rows is not None or merged.untied:
+        write_json_atomic(folder / CONFIG_FILE, config)

@@ -24,7 +24,7 @@ _HARMLESS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
-        "ensure_weight_tying",  # how it trained; what it has trained is compared where it is stored
+        "ensure_weight_tying",  # how it trained; what it stores for both of a tied pair is compared
         "eva_config",
         "inference_mode",
         "layers_pattern",  # which modules have a LoRA is read from the weights themselves
@@ -130,9 +130,14 @@ def read_adapter_config(adapter: Path) -> AdapterConfig:
     return config
 
 
+MERGE_WITH_PEFT = (
+    "merge with peft (merge_and_unload, save_pretrained) and give the merged directory. Not where "
+    "the adapter has a LoRA on a tied embedding or head: peft adds it to both, which is another "
+    "model than was trained; train it without these target_modules."
+)
 _REMEDY = (
-    "Nothing was written: leaving it out would give other weights. Merge the adapter with peft "
-    "(merge_and_unload, save_pretrained) and give the merged directory."
+    "Nothing was written: leaving it out would give other weights. Save the adapter without it, or "
+    + MERGE_WITH_PEFT
 )
 
 
