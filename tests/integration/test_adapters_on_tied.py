@@ -120,7 +120,7 @@ def test_a_grown_vocabulary_and_a_head_apart(
     tensors = read_all(base)
     (base / "model.safetensors").unlink()
     write_weights(base, tensors, num_shards=num_shards)
-    how = {"modules_to_save": ["lm_head"]} if saved else {"target_modules": ["lm_head"]}
+    how: dict[str, Any] = {"modules_to_save" if saved else "target_modules": ["lm_head"]}
     expected = logits(trained(base, tmp_path / "adapter", num_rows=num_rows, **how))
     merge_adapter(tmp_path / "adapter", opened(base, "base"), tmp_path / "ours")
     merged = opened(tmp_path / "ours")
