@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ __all__ = [
     "UNREADABLE",
     "build_on_meta",
     "config_of_fields",
+    "declared_fields",
     "load_causal_lm",
     "load_config",
     "require_known_tensors",
@@ -67,6 +69,15 @@ def config_of_fields(fields: Mapping[str, JsonValue], *, role: str) -> PreTraine
         )  # it writes into them
     except UNREADABLE as error:
         raise _does_not_load(f"{role}: {CONFIG_FILE}", error) from error
+
+
+def declared_fields(config: PreTrainedConfig) -> dict[str, object]:
+    """The fields that the class of `config` has beside those of all classes, by the names that
+    most classes have for them (`hidden_size` for `n_embd`)."""
+    common = {field.name for field in fields_of(PreTrainedConfig)}
+    usual = {own: name for name, own in type(config).attribute_map.items()}
+    names = [field.name for field in fields_of(type(config)) if field.name not in common]
+    return {usual.get(name, name): getattr(config, name, None) for name in names}
 
 
 def _does_not_load(file: str, error: Exception) -> CompatibilityError:

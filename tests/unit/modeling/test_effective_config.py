@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from copy import deepcopy
+from itertools import combinations
 from typing import Any, cast
 
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.modeling import effective_config
 from cpt_residual.modeling.effective_config import Config, Difference, differences
 from support.hub_releases import RELEASES, config_of
 
@@ -96,6 +98,110 @@ def test_what_decides_the_meaning_of_weights(
     assert [found.field for found in compared(base, {**base, **changes})] == [field]
 
 
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 288,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "fields"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 1]}, {"no_rope_layers"}),
+        ("smollm3", {"no_rope_layer_interval": 1}, {"no_rope_layers", "no_rope_layer_interval"}),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            {"layer_types"},
+        ),
+        (
+            "qwen2",
+            {"max_window_layers": 1, "sliding_window": 8, "use_sliding_window": True},
+            {"layer_types"},
+        ),
+        ("falcon", {"alibi": True}, {"alibi"}),
+        ("olmo", {"clip_qkv": 8.0}, {"clip_qkv"}),
+        ("deepseek_v3", {"routed_scaling_factor": 1.0}, {"routed_scaling_factor"}),
+        ("deepseek_v3", {"n_group": 4}, {"n_group"}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_by_inverse_layer_idx"}),
+        ("gpt_neox", {"hidden_act": "relu"}, {"hidden_act"}),
+    ],
+)
+def test_every_field_of_a_class_that_decides_is_compared(
+    model_type: str, changes: dict[str, object], fields: set[str]
+) -> None:
+    base = {"model_type": model_type, **SMALL}
+    if model_type == "smollm3":
+        base["no_rope_layers"] = [1, 0]
+    if "no_rope_layer_interval" in changes:
+        base.pop("no_rope_layers")
+    assert {found.field for found in compared(base, {**base, **changes})} == fields
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("gemma", {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
+        ("gemma", {"hidden_activation": None}),
+        ("llama", {"partial_rotary_factor": 1.0}),
+        ("gpt2", {"attn_pdrop": 0.0, "summary_type": "last", "reorder_and_upcast_attn": True}),
+        ("mixtral", {"router_aux_loss_coef": 0.5, "router_jitter_noise": 0.1}),
+        ("qwen2", {"max_window_layers": 1, "sliding_window": 8, "use_sliding_window": False}),
+        ("llama", {"num_experts_per_tok": 3}),
+    ],
+)
+def test_what_a_class_does_not_read_or_only_training_reads_may_differ(
+    model_type: str, changes: dict[str, object]
+) -> None:
+    base = {"model_type": model_type, **SMALL}
+    assert compared(base, {**base, **changes}) == []
+
+
+SPELLED: list[dict[str, object]] = [
+    {},
+    {"head_dim": 8},
+    {"head_dim": None},
+    {"head_dim": 16},
+    {"num_key_value_heads": 4},
+    {"num_key_value_heads": None},
+    {"num_key_value_heads": 2},
+    {"tie_word_embeddings": False},
+    {"tie_word_embeddings": True},
+    {"rope_theta": 10000},
+    {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+    {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}},
+    {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}, "rope_theta": 10000.0},
+    {"rope_scaling": {"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}},
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 5000.0},
+    {"partial_rotary_factor": 0.5},
+    {"partial_rotary_factor": 1.0},
+    {"layer_types": ["full_attention", "full_attention"]},
+    {"layer_types": ["sliding_attention", "full_attention"]},
+    {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 1},
+]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_known_defaults_are_those_of_the_class(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every spelling against every other: with the table and by asking the class."""
+    refused = {"mistral": {"num_key_value_heads": None}}.get(model_type)
+    spellings = [spelled for spelled in SPELLED if spelled != refused]
+    configs = [{"model_type": model_type, **SMALL, **spelled} for spelled in spellings]
+    pairs = list(combinations(configs, 2))
+    quick = [compared(*pair) for pair in pairs]
+    monkeypatch.setattr(effective_config, "_relevant", lambda _: object())
+    for pair, found in zip(pairs, quick, strict=True):
+        assert found == compared(*pair), pair
+    assert sum(not found for found in quick) > 20
+
+
 @pytest.mark.parametrize(
     "scaling", [{"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}]
 )
@@ -131,11 +237,21 @@ def test_a_config_that_its_class_refuses_is_one_line_that_names_the_model() -> N
 @pytest.mark.parametrize("name", ["llama3", "llama32", "smollm2", "qwen2", "qwen25", "qwen3"])
 def test_texts_that_agree_need_no_class(name: str) -> None:
     """A merge of a plain family must start without importing transformers."""
+    assert_no_class_is_asked(config_of(name), config_of(name, "instruct"))
+
+
+@pytest.mark.parametrize("name", ["llama1", "llama2", "llama3", "llama31", "mistral", "qwen25"])
+def test_a_model_that_was_saved_again_needs_no_class(name: str) -> None:
+    """As most targets are: by today's transformers, which states what the release does not."""
+    assert_no_class_is_asked(config_of(name), saved_today(config_of(name)))
+
+
+def assert_no_class_is_asked(left: object, right: object) -> None:
     code = (
         "import json, sys; from cpt_residual.modeling.effective_config import differences;"
         "left, right = json.loads(sys.stdin.read());"
         "assert differences(left, right, roles=('a', 'b')) == [];"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
-    texts = json.dumps([config_of(name), config_of(name, "instruct")])
+    texts = json.dumps([left, right])
     subprocess.run([sys.executable, "-c", code], input=texts, text=True, check=True)
