@@ -99,7 +99,8 @@ def _with_defaults(fields: Config) -> Config:
         known["num_key_value_heads"] = heads
     layers = fields.get("num_hidden_layers")
     if fields["model_type"] == "qwen2" and not _has_windows(fields) and isinstance(layers, int):
-        known["layer_types"] = ["full_attention"] * layers
+        full: list[JsonValue] = ["full_attention"]
+        known["layer_types"] = full * layers
     stated = {name: value for name, value in fields.items() if value is not None}
     rotary = {name: rope[name] for name in _ROTARY if name in rope}
     kept = {name: None for name in fields if name not in known}
