@@ -120,7 +120,7 @@ def test_a_grown_vocabulary_and_a_head_apart(
     tensors = read_all(base)
     (base / "model.safetensors").unlink()
     write_weights(base, tensors, num_shards=num_shards)
-    how: dict[str, Any] = {"modules_to_save" if saved else "target_modules": ["lm_head"]}
+    how = SAVED["head"] if saved else LORA["LoRA on the head"]
     expected = logits(trained(base, tmp_path / "adapter", num_rows=num_rows, **how))
     merge_adapter(tmp_path / "adapter", opened(base, "base"), tmp_path / "ours")
     merged = opened(tmp_path / "ours")
@@ -139,7 +139,7 @@ def test_a_base_that_spells_its_tensors_otherwise(tmp_path: Path) -> None:
     """GPT-2's release has `wte.weight`; the head goes by the name of the class."""
     base = write_hub_family(tmp_path, "gpt2").base
     assert "wte.weight" in read_all(base)
-    config = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "modules_to_save": ["lm_head"]}
+    config: dict[str, Any] = {**SAVED["head"], "target_modules": ["c_attn"], "fan_in_fan_out": True}
     expected = logits(trained(base, tmp_path / "adapter", **config))
     merge_adapter(tmp_path / "adapter", opened(base, "base"), tmp_path / "ours")
     assert {HEAD, "wte.weight"} <= read_all(tmp_path / "ours").keys()

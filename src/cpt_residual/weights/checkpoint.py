@@ -32,6 +32,7 @@ from cpt_residual.weights.shard_header import Shard, TensorEntry, read_shard, st
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _MAX_FILE_NAME, _MAX_SHOWN = 255, 80
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -249,6 +250,13 @@ def _read_config(path: Path, role: str) -> dict[str, JsonValue]:
         raise CompatibilityError(
             f"{role}: {path} is a LoRA adapter, not a model",
             remedy="Merge the adapter into its base model first and give the merged directory.",
+        )
+    if beside := [name for name in _ADAPTER_FILES if (path / name).is_file()]:
+        raise CompatibilityError(
+            f"{role}: {path} holds the weights of a model and those of an adapter",
+            problems=beside,
+            remedy="Whether the adapter is merged into the model cannot be told. Move adapter_* "
+            "elsewhere if it is; if it is not, the model's weights.",
         )
     return read_json_object(path / CONFIG_FILE, role)
 

@@ -182,6 +182,11 @@ def test_a_tied_base_takes_both_or_neither(tmp_path: Path) -> None:
     assert same_bits(read_all(tmp_path / "tied")[EMBEDDING], merged[EMBEDDING])
     shutil.copy(base.path / "model.safetensors", made)
     assert not is_adapter(made)
+    with pytest.raises(CompatibilityError, match="of a model and those of an adapter") as two:
+        opened(made)
+    assert two.value.problems == ("adapter_model.safetensors",)
+    (made / "adapter_model.safetensors").unlink()
+    assert opened(made).tensors.keys() == base.tensors.keys(), "its config alone decides nothing"
 
     one = adapter(tmp_path / "one", {PREFIX + EMBEDDING: new})
     with pytest.raises(CompatibilityError, match=f"{EMBEDDING}: stored whole without {HEAD}") as no:
