@@ -132,6 +132,17 @@ def test_zero_3_in_bf16_keeps_exact_masters(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_names_that_the_class_decides_are_known_under_zero_3(tmp_path: Path) -> None:
+    """Every rank asks the class while transformers shards whatever model is built."""
+    start = write_hub_family(tmp_path, "pythia").base
+    pack = write_pack(tmp_path / "pack", start, num_rows=40)
+    training = two_ranks(tmp_path, (start, pack), 3, precision="bf16", learning_rate=3e-2)
+    train(training)
+    found = losses(training.out)
+    assert min(found[1:]) < 0.9 * found[0]
+
+
+@pytest.mark.slow
 def test_experts_that_are_stored_one_by_one_are_trained_with_zero_2(tmp_path: Path) -> None:
     start = write_hub_family(tmp_path, "mixtral").base
     pack = write_pack(tmp_path / "pack", start, num_rows=40)

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cpt_residual.errors import CompatibilityError
@@ -205,6 +206,19 @@ def _told(found: object) -> str:
     return f"{name}: {tuple(stored)} stored, {tuple(wanted)} by config.json"
 
 
+@contextmanager
+def _unsharded() -> Generator[None]:
+    """In a rank of ZeRO-3, transformers would shard whatever model is made."""
+    reference = cast("Any", hf_deepspeed)._hf_deepspeed_config_weak_ref  # noqa: SLF001 - no getter
+    active = reference() if reference is not None else None
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if active is not None:
+            hf_deepspeed.set_hf_deepspeed_config(active)
+
+
 def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The model without storage: names, shapes and FLOPs can be asked, nothing is allocated.
 
@@ -212,7 +226,7 @@ def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     without values: an expert is as many products as it has tokens."""
     folder = Path(str(config.name_or_path))  # "." for the text model of a nested configuration
     known = bool(config.name_or_path) and (folder / CONFIG_FILE).is_file()
-    with torch.device("meta"), _readable(folder if known else None):
+    with torch.device("meta"), _unsharded(), _readable(folder if known else None):
         model = cast("Any", AutoModelForCausalLM).from_config(
             config,
             dtype=torch.float32,

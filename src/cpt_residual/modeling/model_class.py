@@ -65,9 +65,19 @@ def ask_class(folder: Path, stored: Sequence[str]) -> ClassNames:
     allocated. A class that cannot be built is reported in `unknown`."""
     try:
         found = (folder / "config.json").stat()
-        built = _built(folder, (found.st_mtime_ns, found.st_size, found.st_ino))
+    except OSError as error:
+        return _unknown(stored, error)
+    return _answer(folder, (found.st_mtime_ns, found.st_size, found.st_ino), tuple(stored))
+
+
+@lru_cache(maxsize=8)
+def _answer(folder: Path, state: tuple[int, ...], stored: tuple[str, ...]) -> ClassNames:
+    """`state` tells two versions of config.json apart. What is kept is names, not the model."""
+    del state
+    try:
+        built = _built(folder)
     except _NOT_BUILT as error:
-        return ClassNames("", {name: name for name in stored}, unknown=_reason(error))
+        return _unknown(stored, error)
     names: dict[str, str] = {}
     unread: list[str] = []
     for name in stored:
@@ -86,6 +96,10 @@ def ask_class(folder: Path, stored: Sequence[str]) -> ClassNames:
     )
 
 
+def _unknown(stored: Sequence[str], error: Exception) -> ClassNames:
+    return ClassNames("", {name: name for name in stored}, unknown=_reason(error))
+
+
 def _reason(error: Exception) -> str:
     """The first sentence of what transformers says: it goes on with advice."""
     lines = error.problems if isinstance(error, CompatibilityError) else str(error).splitlines()
@@ -93,10 +107,8 @@ def _reason(error: Exception) -> str:
     return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0][:_MAX_REASON]
 
 
-@lru_cache(maxsize=8)
-def _built(folder: Path, state: tuple[int, ...]) -> _Class:
-    """The class of config.json in `folder`; `state` tells two versions of that file apart."""
-    del state
+def _built(folder: Path) -> _Class:
+    """The class of config.json in `folder`."""
     with _quietly():
         return _class_of(load_config(folder))
 
