@@ -112,7 +112,7 @@ def test_ranks_that_were_stopped_resume_bit_for_bit(
     assert (checkpoint / "COMPLETE.json").exists()
     sink = Sink()
     train(training, sink)
-    assert sink.steps[0] == int(checkpoint.name.removeprefix("checkpoint-")) + 1
+    assert sink.steps == list(range(1, NUM_STEPS + 1)), "what came before is reported again"
     for path in zero_2.iterdir():
         if path.is_file():
             assert (training.out / path.name).read_bytes() == path.read_bytes(), path.name
@@ -123,7 +123,9 @@ def test_zero_3_in_bf16_keeps_exact_masters(case: Case, tmp_path: Path) -> None:
     computes in bf16, and it comes out whole, although no rank ever held all of it."""
     model, _ = case
     pack = write_pack(tmp_path / "pack", model, num_rows=8)
-    metrics = train(two_ranks(tmp_path, (model, pack), 3, precision="bf16", learning_rate=1e-30))
+    metrics = train(
+        two_ranks(tmp_path, (model, pack), 3, precision="bf16", learning_rate=1e-30, warmup_steps=1)
+    )
     start, out = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
     assert start.keys() == out.keys()
     for name, tensor in start.items():  # rounding to bf16 would move them by 1e-4

@@ -14,27 +14,12 @@ import tokenizers
 from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.added_tokens import NO_ADDED_TOKENS, AddedTokens
 from cpt_residual.modeling.encoded import EncodedDocuments, Ids
+from cpt_residual.modeling.encoding_limits import MAX_UNDIVIDED_CHARACTERS
 from cpt_residual.modeling.text_chunks import CutRule, chunks, cut_rule, together, without_prefix
-
-__all__ = [
-    "CACHED_WORDS",
-    "ENCODING_BYTES_PER_CHARACTER",
-    "MAX_UNDIVIDED_CHARACTERS",
-    "FastTextEncoder",
-    "require_room",
-]
 
 CACHED_WORDS = 2000
 """Of which a byte-pair model remembers the ids, the first it meets. The library's 10,000 leave the
 processor's own cache, which costs 3 to 10 % of the speed, and 50,000 cost a third."""
-
-
-MAX_UNDIVIDED_CHARACTERS = 4_000_000
-"""Of a text, or of a part of one, that cannot be cut."""
-
-ENCODING_BYTES_PER_CHARACTER = 400
-"""Memory while a text is encoded at once: 150 to 200 for Latin letters, 400 for ideographs and for
-dialogues, whose offsets are asked for. Emoji, four bytes each, take up to twice as much."""
 
 _CHUNK_CHARACTERS = 1 << 17
 _CHUNKS_AT_ONCE = 4

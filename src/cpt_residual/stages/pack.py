@@ -13,6 +13,10 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.packs import Pack
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.errors import ConfigError, CorpusError
+from cpt_residual.modeling.encoding_limits import (
+    ENCODING_BYTES_PER_CHARACTER,
+    MAX_UNDIVIDED_CHARACTERS,
+)
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.world import World
 
@@ -137,11 +141,9 @@ class PackStage:
     def _memory_of_a_long_document(self) -> int:
         """The most that a document takes that is encoded at once, as far as it is known before its
         corpus is built; those of the generated world are short."""
-        from cpt_residual.modeling import text_encoder as limits
-
         if all(isinstance(given.stage, World) for given in self.sources):
             return 0
-        return limits.MAX_UNDIVIDED_CHARACTERS * limits.ENCODING_BYTES_PER_CHARACTER
+        return MAX_UNDIVIDED_CHARACTERS * ENCODING_BYTES_PER_CHARACTER
 
     def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
         """The tokenizer can encode documents, and the template dialogues."""

@@ -24,7 +24,7 @@ from cpt_residual.data.files import resolve_files
 from cpt_residual.data.packing import open_pack
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE
-from cpt_residual.modeling.text_encoder import MAX_UNDIVIDED_CHARACTERS
+from cpt_residual.modeling.encoding_limits import MAX_UNDIVIDED_CHARACTERS
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.pack import PackStage
