@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpt_residual.errors import ConfigError
-from cpt_residual.launch.console import BuildConsole, UserConsole, duration
+from cpt_residual.launch.console import BuildConsole, UserConsole, duration, paragraph
 from cpt_residual.launch.door import Parser, enter
 from cpt_residual.launch.environment import set_maths_defaults
 from cpt_residual.launch.stopping import terminable
@@ -53,14 +53,20 @@ def _build(path: Path, index: int) -> None:
             remedy="The code, a local source or the plan file itself was changed since. Nothing "
             "was built. Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
         )
-    if builder.graph[row.node].stage.name in GPU_STAGES:
-        check_tracking(plan.config.tracking)
     screen = UserConsole()
+    if _will_be_tracked(builder, row.node) and (tracked := check_tracking(plan.config.tracking)):
+        paragraph(screen, tracked)
     try:
         with BuildConsole(screen, total_stages=1) as console:
             _build_row(builder, BuildRequest(plan.config, row.node, run_dir), console)
     finally:
         say_uploads(run_dir, screen, row.node)
+
+
+def _will_be_tracked(builder: Builder, name: str) -> bool:
+    node = builder.graph[name]
+    tracked = node.stage.name in GPU_STAGES
+    return tracked and builder.store.status(builder.graph, node).state != "ready"
 
 
 def _build_row(builder: Builder, request: BuildRequest, console: BuildConsole) -> None:

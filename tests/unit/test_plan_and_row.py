@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,22 @@ def test_a_row_that_would_be_tracked_refuses_a_variable_of_wandb_first(
     (index,) = [n for n, row in enumerate(frozen["rows"]) if row["node"] == "pretrain:base"]
     assert row(["plan.json", str(index)]) == 2
     assert "  WANDB_RUN_ID=mine: every stage is a run with its own\n" in errors()
+
+
+def test_a_row_says_where_its_run_goes_and_a_ready_one_asks_nothing_of_wandb(
+    frozen: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skipped = SimpleNamespace(skipped=True, reason="ready")
+    monkeypatch.setattr(Builder, "build", lambda *_: skipped)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (index,) = [n for n, row in enumerate(frozen["rows"]) if row["node"] == "pretrain:base"]
+    assert row(["plan.json", str(index)]) == 0
+    said = capsys.readouterr()
+    assert "W&B is off: WANDB_MODE=disabled" in said.out + said.err
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(Store, "status", lambda *_: SimpleNamespace(state="ready"))
+    assert row(["plan.json", str(index)]) == 0
 
 
 # --- plans that cannot be used -------------------------------------------------------------------

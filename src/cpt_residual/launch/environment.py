@@ -199,10 +199,15 @@ def wandb_variables() -> dict[str, str]:
 @contextlib.contextmanager
 def without_wandb_service() -> Generator[None]:
     """Inside, W&B starts a service process of its own: one that another process has started, and
-    named in WANDB_SERVICE, may be gone or go."""
-    with preserved_environment():
-        os.environ.pop("WANDB_SERVICE", None)
+    named in WANDB_SERVICE, may be gone or go. No other variable is restored: this runs in a thread
+    that may be left behind and end at any time."""
+    before = os.environ.pop("WANDB_SERVICE", None)
+    try:
         yield
+    finally:
+        os.environ.pop("WANDB_SERVICE", None)
+        if before is not None:
+            os.environ["WANDB_SERVICE"] = before
 
 
 def child_environment(*, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
-__all__ = ["Boundary", "brief"]
+__all__ = ["Boundary", "brief", "without_user"]
 
 T = TypeVar("T")
 _TEARDOWN_SECONDS = 20.0
+_USER_OF_A_URL = re.compile(r"//[^/\s]*@")
 _LOG = logging.getLogger(__name__)
 
 
@@ -53,9 +56,14 @@ class Boundary:
 
 def brief(error: BaseException) -> str:
     """The first line of what W&B says, with the kind where that alone would be a riddle."""
-    lines = str(error).strip().splitlines()
+    lines = without_user(str(error)).strip().splitlines()
     kind = type(error).__name__
     return f"{kind}: {lines[0]}" if lines and len(lines[0]) < 20 else lines[0] if lines else kind
+
+
+def without_user(text: str) -> str:
+    """The text without the users and passwords of its URLs."""
+    return _USER_OF_A_URL.sub("//", text)
 
 
 class _Attempt(Generic[T]):
@@ -80,16 +88,15 @@ class _Attempt(Generic[T]):
 
 
 def _teardown() -> None:
-    import wandb
-
-    wandb.teardown()
+    found: Any = sys.modules.get("wandb")
+    if found is not None:
+        found.teardown()
 
 
 def _service() -> subprocess.Popen[bytes] | None:
-    """The service process that W&B has started in this process, if it has."""
-    from wandb.sdk import wandb_setup
-
-    found: Any = wandb_setup
+    """The service process that W&B has started in this process, if it has. Imports nothing: that
+    may raise, or wait for a thread that was left behind in the middle of an import."""
+    found: Any = sys.modules.get("wandb.sdk.wandb_setup")
     for name in ("_singleton", "_connection", "_proc", "_process"):
         found = getattr(found, name, None)
     return cast("subprocess.Popen[bytes] | None", found)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cpt_residual.config.schema import Tracking
 from cpt_residual.config.wandb_names import MAX_TAG_CHARACTERS, problem_of_name
 from cpt_residual.errors import LaunchError
-from cpt_residual.tracking.boundary import brief
+from cpt_residual.tracking.boundary import brief, without_user
 
 __all__ = ["Destination", "destination_of", "require_wandb", "why_off"]
 
@@ -41,7 +41,19 @@ _OURS = (
 )
 """What each stage's run has of its own: one value for all of them would make them one run."""
 
-_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+_PUBLIC = frozenset(
+    {
+        "WANDB_MODE",
+        "WANDB_PROJECT",
+        "WANDB_ENTITY",
+        "WANDB_DIR",
+        "WANDB_TAGS",
+        "WANDB_INIT_TIMEOUT",
+        "WANDB_FINISH_TIMEOUT",
+        "WANDB_HTTP_TIMEOUT",
+    }
+)
+"""The variables whose value is shown; any other may hold a secret (proxies, headers, keys)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ def require_wandb(destination: Destination, variables: Mapping[str, str]) -> Non
             remedy="Nothing was run. Install it again, or use tracking.wandb=off.",
         ) from error
     problems = [
-        f"{_shown(name, value)}: {problem}"
+        _shown(name, value, problem)
         for name, value in sorted(variables.items())
         if (problem := _raised(lambda n=name, v=value: Settings().update_from_env_vars({n: v})))
     ]
@@ -211,11 +223,12 @@ def _problems_of_server() -> Iterator[str]:
     problem = _raised(ask)
     wandb_setup.teardown()  # what it has read of the environment is not for keeps
     if problem:
-        yield f"{host}: {problem}" if host else problem
+        yield f"{without_user(host)}: {problem}" if host else problem
     elif found == [None]:
         yield (
-            f"no W&B API key was found for {host}: looked in WANDB_API_KEY and in ~/.netrc. Run "
-            "`wandb login`, or use tracking.wandb=offline and upload later with `wandb sync`"
+            f"no W&B API key was found for {without_user(host)}: looked in WANDB_API_KEY and in "
+            "~/.netrc. Run `wandb login`, or use tracking.wandb=offline and upload later with "
+            "`wandb sync`"
         )
 
 
@@ -224,11 +237,13 @@ def _raised(act: Callable[[], object]) -> str | None:
     try:
         act()
     except ValidationError as error:
-        return error.errors()[0]["msg"]
+        return without_user(error.errors()[0]["msg"])
     except Exception as error:  # noqa: BLE001  it becomes an error that names the variable
         return brief(error)
     return None
 
 
-def _shown(name: str, value: str) -> str:
-    return name if any(word in name for word in _SECRETS) else f"{name}={value}"
+def _shown(name: str, value: str, problem: str) -> str:
+    if name in _PUBLIC:
+        return f"{name}={value}: {problem}"
+    return f"{name}: {problem.replace(value, '...') if value.strip() else problem}"

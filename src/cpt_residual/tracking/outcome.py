@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cpt_residual.core.files import append_line
+from cpt_residual.tracking.series import series_path
 
 __all__ = ["Outcome", "record", "upload_lines"]
 
-_FILE = "wandb-runs.jsonl"
+_FOLDER = "wandb-runs"
+"""One file per node: tasks of an array on several machines must not append to the same one."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,17 @@ class Outcome:
 
 def record(run_dir: Path, outcome: Outcome) -> None:
     """For `upload_lines`, which another process calls. Best effort, as on a full disk."""
-    append_line(run_dir / _FILE, json.dumps(asdict(outcome)))
+    folder = run_dir / _FOLDER
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    append_line(folder / series_path(run_dir, outcome.node).name, json.dumps(asdict(outcome)))
 
 
 def upload_lines(run_dir: Path, node: str | None = None) -> list[str]:
     """What to say at the end, of one stage or of all; nothing when all runs have arrived."""
     latest = {
         outcome.name: outcome
-        for outcome in _read(run_dir / _FILE)
+        for outcome in _read(run_dir / _FOLDER)
         if node is None or outcome.node == node
     }
     missing = [outcome for outcome in latest.values() if not outcome.arrived]
@@ -58,10 +64,13 @@ def upload_lines(run_dir: Path, node: str | None = None) -> list[str]:
     return lines
 
 
-def _read(path: Path) -> Iterator[Outcome]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield Outcome(**json.loads(line))
+def _read(folder: Path) -> Iterator[Outcome]:
+    """All that can be read: a file or a line that cannot must not fail a stage that was built."""
+    for path in sorted(folder.glob("*.jsonl")):
+        with contextlib.suppress(OSError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, TypeError):
+                    yield Outcome(**json.loads(line))
 
 
 def _paths(folders: Sequence[Path]) -> str:

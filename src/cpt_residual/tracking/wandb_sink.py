@@ -39,8 +39,11 @@ class WandbSink:
     """One W&B run. After a failure of W&B the sink stays usable and does nothing; `finish` says
     how it went."""
 
-    def __init__(self, identity: RunIdentity, destination: Destination, run_id: str) -> None:
+    def __init__(
+        self, identity: RunIdentity, destination: Destination, run_dir: Path, run_id: str
+    ) -> None:
         self._identity, self._destination, self._run_id = identity, destination, run_id
+        self._run_dir = run_dir
         self._boundary = Boundary()
         self._run: Any = None
         self._folder = self._log = ""
@@ -58,13 +61,13 @@ class WandbSink:
         """Start or resume the run; its files go to `wandb` below the destination's folder or
         `run_dir`. The next id is tried where the run was deleted from the server."""
         placed = replace(destination, folder=destination.folder or run_dir)
-        sink = cls(identity, placed, _unused_id(identity, placed))
+        sink = cls(identity, placed, run_dir, identity.run_id)
         sink._start(config)
         for run_id in identity.other_ids:
             if _DELETED not in (sink.failure or ""):
                 break
             Boundary.reset()
-            sink = cls(identity, placed, run_id)
+            sink = cls(identity, placed, run_dir, run_id)
             sink._start(config)
         return sink
 
@@ -76,7 +79,7 @@ class WandbSink:
     def again_offline(self, *, config: Mapping[str, object]) -> WandbSink:
         """A new offline run, for what did not get through."""
         offline = replace(self._destination, mode="offline")
-        sink = WandbSink(self._identity, offline, _unused_id(self._identity, offline))
+        sink = WandbSink(self._identity, offline, self._run_dir, self._identity.run_id)
         sink._start(config)
         return sink
 
@@ -98,7 +101,9 @@ class WandbSink:
         service process."""
         seconds = self._destination.finish_seconds + _GRACE_SECONDS
         self._call("finish", lambda: self._run.finish(exit_code=int(failed)), seconds=seconds)
-        problem = _upload_problem(Path(self._log)) if self._log else None
+        problem = self._boundary.call(
+            "log of the upload", lambda: _upload_problem(Path(self._log)), seconds=_CALL_SECONDS
+        )
         if problem:
             self._boundary.fail(f"upload: {problem}")
         self._boundary.reset()
@@ -123,6 +128,8 @@ class WandbSink:
 
         destination, identity = self._destination, self._identity
         online = destination.mode == "online"
+        if not online:
+            self._run_id = _unused_id(identity, Path(destination.folder or "."), self._run_dir)
         Path(destination.folder or ".").mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
             console="off",
@@ -161,18 +168,15 @@ class WandbSink:
         run.define_metric("*", step_metric=_X_AXIS)
 
 
-def _unused_id(identity: RunIdentity, destination: Destination) -> str:
-    """The run's id; offline, the first one that no folder of an earlier attempt has, also in the
-    folders of other runs beside this one's."""
-    folder, attempt = Path(destination.folder or "."), 0
-    if destination.mode == "offline":
-        while any(
-            found
-            for place in (folder.glob("wandb"), folder.parent.glob("*/wandb"))
-            for wandb in place
-            for found in wandb.glob(f"*run-*-{identity.attempt_id(attempt)}")
-        ):
-            attempt += 1
+def _unused_id(identity: RunIdentity, folder: Path, run_dir: Path) -> str:
+    """The first id of the run that no folder of an earlier attempt has; where W&B's files are in
+    the folder of the run, also in the folders of other runs beside it."""
+    places = folder.parent.glob("*/wandb") if folder == run_dir else folder.glob("wandb")
+    used, attempt = [*places], 0
+    while any(
+        found for place in used for found in place.glob(f"*run-*-{identity.attempt_id(attempt)}")
+    ):
+        attempt += 1
     return identity.attempt_id(attempt)
 
 
@@ -212,6 +216,9 @@ def _upload_problem(log: Path) -> str | None:
     problem = None
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         if '"level":"ERROR' in line:
-            entry: dict[str, object] = json.loads(line)
+            try:
+                entry: dict[str, object] = json.loads(line)
+            except ValueError:  # torn: the service process may have been killed
+                continue
             problem = " ".join(str(entry[name]) for name in ("msg", "error") if name in entry)
     return problem.splitlines()[0] if problem else None
