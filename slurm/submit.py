@@ -10,6 +10,7 @@ Needs nothing but the standard library and `sbatch`. Prints one line per array.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -115,26 +116,50 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+def submit(levels: Sequence[Level], options: Options) -> int:
+    """Submit all levels; where that ends early, say which jobs are queued by then."""
+    jobs: list[str] = []
+    try:
+        for level in levels:
+            command = sbatch_command(level, options, jobs[-1] if jobs else None)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                problem = f"level {level.number}: sbatch failed: {done.stderr.strip()}"
+                sys.stderr.write(problem + "\n")
+                _say_queued(jobs, levels)
+                return 1
+            jobs.append(done.stdout.strip().split(";")[0])
+            rows = f"rows {level.first}-{level.last}"
+            _say(
+                f"level {level.number}: job {jobs[-1]}, {rows} ({', '.join(sorted(level.stages))})"
+            )
+    except (OSError, KeyboardInterrupt):
+        _say_queued(jobs, levels)
+        raise
+    return 0
+
+
+def _say_queued(jobs: Sequence[str], levels: Sequence[Level]) -> None:
+    if jobs:
+        line = f"{len(jobs)} of {len(levels)} levels are queued; cancel with: scancel"
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{line} {' '.join(jobs)}\n")
+
+
 def main(arguments: Sequence[str]) -> int:
-    options, dry_run = parse(arguments)
-    levels = levels_of(json.loads(options.plan.read_text(encoding="utf-8")))
+    try:
+        options, dry_run = parse(arguments)
+        levels = levels_of(json.loads(options.plan.read_text(encoding="utf-8")))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.stderr.write(f"an option or the plan cannot be read: {error!r}\n")
+        return 2
     (options.plan.parent / "slurm").mkdir(exist_ok=True)
+    if not dry_run:
+        return submit(levels, options)
     after: str | None = None
     for level in levels:
-        command = sbatch_command(level, options, after)
-        if dry_run:
-            _say(shlex.join(command))
-            after = f"LEVEL{level.number}"
-            continue
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            sent = f" Levels before it are queued; cancel with: scancel {after}" if after else ""
-            problem = f"level {level.number}: sbatch failed: {done.stderr.strip()}{sent}"
-            sys.stderr.write(problem + "\n")
-            return 1
-        after = done.stdout.strip().split(";")[0]
-        rows = f"rows {level.first}-{level.last}"
-        _say(f"level {level.number}: job {after}, {rows} ({', '.join(sorted(level.stages))})")
+        _say(shlex.join(sbatch_command(level, options, after)))
+        after = f"LEVEL{level.number}"
     return 0
 
 
@@ -155,9 +180,9 @@ def enter(arguments: Sequence[str]) -> int:
         _drop_output()
         sys.stderr.write(f"{error.filename or 'the output'}: {error.strerror or error}\n")
         return 2
-    except (KeyError, TypeError, ValueError) as error:
-        sys.stderr.write(f"an option or the plan cannot be read: {error!r}\n")
-        return 2
+    except KeyboardInterrupt:
+        _drop_output()
+        return 130
     return status
 
 

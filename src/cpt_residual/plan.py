@@ -85,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="also check whether the released models fit together and can be asked (as `run` does "
-        "before it builds anything); reads headers, tokenizers and templates",
+        "before it builds anything); reads headers, tokenizers and templates, and loads the data "
+        "of the evaluation's tasks, which is downloaded where it is not cached",
     )
     return parser
 

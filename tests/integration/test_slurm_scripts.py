@@ -192,7 +192,46 @@ def test_a_refused_submission_names_the_level_and_what_is_queued(
     done = submit(bin_dir, str(plan(tmp_path)))
     assert done.returncode == 1
     assert "level 2: sbatch failed: no such account" in done.stderr
-    assert "scancel 41" in done.stderr
+    assert "2 of 6 levels are queued; cancel with: scancel 41 41" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_ends_early_leaves_the_names_of_the_queued_jobs(
+    bin_dir: Path, tmp_path: Path
+) -> None:
+    stand_in(bin_dir, "sbatch", "echo 41")
+    command = [sys.executable, str(SUBMIT), str(plan(tmp_path))]
+    reader, writer = os.pipe()
+    os.close(reader)
+    for out, status in ((os.open("/dev/full", os.O_WRONLY), 2), (writer, 141)):
+        done = subprocess.run(
+            command, env=environment(bin_dir), stdout=out, stderr=subprocess.PIPE, check=False
+        )
+        os.close(out)
+        assert done.returncode == status
+        assert b"1 of 6 levels are queued; cancel with: scancel 41\n" in done.stderr
+
+
+def test_sbatch_that_is_gone_leaves_the_names_of_the_queued_jobs(
+    bin_dir: Path, tmp_path: Path
+) -> None:
+    stand_in(bin_dir, "sbatch", f"echo 41; rm {bin_dir}/sbatch")
+    done = submit(bin_dir, str(plan(tmp_path)))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "1 of 6 levels are queued; cancel with: scancel 41",
+        "sbatch: No such file or directory",
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"schema": 1}', '{"schema": 1, "rows": [{}]}'])
+def test_what_is_no_plan_is_refused_in_one_line(bin_dir: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    done = submit(bin_dir, str(path))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot be read" in done.stderr
 
 
 def test_a_plan_of_another_version_is_refused(bin_dir: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cpt_residual.errors import CorpusError
+from cpt_residual.launch.visible import visible
 
 __all__ = ["MAX_BAD_LINES", "MAX_PROBLEMS", "BadDocumentError", "Problems"]
 
@@ -79,14 +80,5 @@ class Problems:
     def _raise(self, last: list[str]) -> None:
         if self._groups:
             texts = (group.text(file, what) for (file, what), group in self._groups.items())
-            lines = [_one_line(text) for text in texts]
+            lines = [visible(text) for text in texts]
             raise CorpusError(self._what, problems=[*lines, *last], remedy=self._remedy)
-
-
-def _one_line(text: str) -> str:
-    """`text` with what would break the line, or a terminal, as escapes: names may hold anything."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )

@@ -12,7 +12,8 @@ from cpt_residual.evaluation.template import ChatSide
 
 def require_tasks(tasks: Sequence[HarnessTask]) -> None:
     """EvaluationError for a stock task that lm-eval does not know, or whose data or scorer's data
-    is not here. Cost: loads the data of all tasks, as the evaluation does."""
+    cannot be loaded. Cost: loads the data of all tasks as the evaluation does, which downloads
+    what is not cached where there is a network."""
     for _ in fetch_task_data(tasks):
         pass
 

@@ -56,12 +56,15 @@ def enter(work: Callable[[], int], *, resumes: str) -> int:
         except SystemExit as end:  # of argparse and typer: help, usage, a verb's own status
             if end.code and any(map(_reader_is_gone, (1, 2))):
                 raise BrokenPipeError from None
+            if isinstance(end.code, str):
+                say(end.code, stream=sys.stderr)
             status = end.code if isinstance(end.code, int) else 2 * bool(end.code)
         _flush()
     except CptResidualError as error:
         return _ended(error)
     except KeyboardInterrupt as stop:
-        return say_stopped(stop, remedy=resumes)
+        status = say_stopped(stop, remedy=resumes)
+        _drop_output()
     except OSError as error:
         return _ended_by(error)
     except UnicodeEncodeError as error:
@@ -134,10 +137,13 @@ def _ended_by(error: OSError) -> int:
     if isinstance(error, BrokenPipeError) and any(map(_reader_is_gone, (1, 2))):
         _drop_output()
         return PIPE_CLOSED
-    named = ArtifactError(
-        f"{error.filename or 'the output, or a file'}: {error.strerror or error}",
-        remedy="No output was made. See to the file and its disk, then run it again.",
-    )
+    if error.filename is None:  # perhaps stdout itself, after the work was done
+        place = "the output, or a file"
+        remedy = "It could not be written; what was published stays. See to the disk or the output."
+    else:
+        place = error.filename
+        remedy = "No output was made. See to the file and its disk, then run it again."
+    named = ArtifactError(f"{place}: {error.strerror or error}", remedy=remedy)
     _drop_output()
     with contextlib.suppress(OSError):  # of stderr itself: nobody can be told
         say_error(named)

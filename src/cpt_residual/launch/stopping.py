@@ -36,7 +36,8 @@ def terminable() -> Generator[None]:
 def say_stopped(stop: KeyboardInterrupt, *, remedy: str) -> int:
     """Says on stderr what ended the program and how to go on; returns the exit status."""
     terminated = isinstance(stop, TerminatedError)
-    sys.stderr.write(f"{'terminated' if terminated else 'interrupted'}: {remedy}\n")
+    with contextlib.suppress(OSError):  # the status counts, also where stderr cannot be written
+        sys.stderr.write(f"{'terminated' if terminated else 'interrupted'}: {remedy}\n")
     return _TERMINATED if terminated else _INTERRUPTED
 
 

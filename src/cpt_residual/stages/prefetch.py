@@ -14,6 +14,7 @@ from cpt_residual.core.graph import Graph
 from cpt_residual.core.stage import Node
 from cpt_residual.errors import CptResidualError
 from cpt_residual.launch.console import paragraph
+from cpt_residual.launch.door import say_error
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.overview import Overview
 from cpt_residual.stages.session import (
@@ -62,11 +63,13 @@ def prefetch_experiment(experiment: Experiment, console: Console) -> tuple[CptRe
             errors = build_all(builder, overview, run_dir, console)
             if errors:
                 tell_unfinished(errors, run_dir, console)
-        return (
-            *errors.values(),
-            *_fetch_evaluation(experiment, console),
-            *_check(builder, console),
-        )
+        missing = _fetch_evaluation(experiment, console)
+        faults = _check(builder, console)
+    listed = [line for fault in faults for line in fault.problems]
+    new = [each for each in missing if not any(line.endswith(each.what) for line in listed)]
+    for error in (*new, *faults):
+        say_error(error)
+    return (*errors.values(), *new, *faults)
 
 
 def _check(builder: Builder, console: Console) -> tuple[CptResidualError, ...]:
@@ -74,7 +77,6 @@ def _check(builder: Builder, console: Console) -> tuple[CptResidualError, ...]:
     try:
         check_released(builder, Overview.of(builder.graph, builder.store), console)
     except CptResidualError as error:
-        paragraph(console, f"{type(error).__name__}: {error}", style="bold red")
         return (error,)
     return ()
 
@@ -87,6 +89,5 @@ def _fetch_evaluation(experiment: Experiment, console: Console) -> tuple[CptResi
         for name in fetch_task_data(tasks):
             paragraph(console, f"data of task {name}: ready")
     except CptResidualError as error:
-        paragraph(console, f"{type(error).__name__}: {error}", style="bold red")
         return (error,)
     return ()

@@ -18,7 +18,8 @@ from cpt_residual.config.schema import Experiment
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.stage import Node, Stage
 from cpt_residual.core.store import Store
-from cpt_residual.errors import CompatibilityError, CptResidualError
+from cpt_residual.errors import CompatibilityError, CptResidualError, WorkerError
+from cpt_residual.launch.endings import MEMORY_HINT
 from cpt_residual.launch.pool import Event, Job, Report, run_jobs
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.overview import Overview
@@ -29,6 +30,7 @@ Check = partial[object]
 check, which runs once for all stages that ask for it."""
 
 _NUM_NODES_SHOWN = 3
+_NUM_LINES_SHOWN = 20
 
 
 FolderOf = Callable[[Stage], Path | None]
@@ -83,7 +85,8 @@ def preflight(builder: Builder, overview: Overview) -> Preflight:
     """Check all released models that are here, then all stages that are not built yet.
 
     Nothing is asked of models that have failed their own check. Cost: some ten seconds, in a
-    process that ends with it, since torch and transformers are imported; reads headers, configs and
+    process that ends with it, since torch and transformers are imported, and what it takes to load
+    the data of stock tasks, which is downloaded where it is not cached; reads headers, configs and
     tokenizers, and weights only of tensors that are stored twice. Without released models, or with
     nothing to build, it does nothing.
     """
@@ -94,9 +97,21 @@ def preflight(builder: Builder, overview: Overview) -> Preflight:
     with tempfile.TemporaryDirectory(prefix="cpt-residual-") as folder:
         log = Path(folder) / "log"
         run_jobs({job.name: job}, check_all, cores=1, log=log, on_event=ended.append)
-    if ended[-1].error is not None:
-        raise ended[-1].error
+        if ended[-1].error is not None:
+            raise _with_output(ended[-1].error, log)
     return cast("Preflight", ended[-1].result)
+
+
+def _with_output(error: CptResidualError, log: Path) -> CptResidualError:
+    """Where `error` refers to the log, which is deleted, one that shows its last lines."""
+    if not any(str(log) in problem for problem in error.problems):
+        return error
+    printed = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return WorkerError(
+        f"the checks of the released models did not end: {error.what}",
+        problems=printed[-_NUM_LINES_SHOWN:],
+        remedy=f"Nothing was built. {MEMORY_HINT}: free some, then run the same command again.",
+    )
 
 
 def check_all(experiment: Experiment, report: Report) -> Preflight:

@@ -138,7 +138,9 @@ def test_a_folder_that_is_not_utf8(tmp_path: Path) -> None:
         (FileNotFoundError(2, "No such file", EVIL), 2, f"{SHOWN}: No such file"),
         (KeyboardInterrupt(), 130, "interrupted: go on"),
         (TerminatedError(), 143, "terminated: go on"),
+        (OSError(28, "No space left on device"), 2, "what was published stays"),
         (SystemExit(2), 2, ""),
+        (SystemExit("no such thing"), 2, "no such thing"),
         (SystemExit(None), 0, ""),
     ],
 )
@@ -150,6 +152,15 @@ def test_what_ends_a_command_in_one_line(
 
     assert enter(work, resumes="go on") == status
     assert words in capsys.readouterr().err
+
+
+@full
+def test_an_interrupt_has_its_status_also_where_stderr_is_full() -> None:
+    code = "import sys; from cpt_residual.launch.door import enter; sys.exit(enter(lambda: "
+    code += "(_ for _ in ()).throw(KeyboardInterrupt), resumes='go on'))"
+    with Path("/dev/full").open("wb") as errors:
+        done = subprocess.run([sys.executable, "-c", code], stderr=errors, timeout=60, check=False)
+    assert done.returncode == 130
 
 
 def test_defects_are_not_hidden() -> None:

@@ -11,8 +11,9 @@ from rich.console import Console
 from cpt_residual.config.compose import compose
 from cpt_residual.core.store import Store
 from cpt_residual.data.files import content_sha256
-from cpt_residual.errors import CorpusError, EvaluationError
+from cpt_residual.errors import CompatibilityError, CorpusError, EvaluationError
 from cpt_residual.evaluation import prefetch as evaluation_prefetch
+from cpt_residual.stages import prefetch
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.prefetch import network_nodes, prefetch_experiment
 from cpt_residual.stages.registry import build_graph, localised
@@ -50,7 +51,7 @@ def test_what_a_download_is_made_from_is_built_too(tmp_path: Path) -> None:
 
 
 def test_without_anything_to_build_the_evaluation_is_still_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = EvaluationError("The data of task x cannot be loaded.")
 
@@ -61,9 +62,31 @@ def test_without_anything_to_build_the_evaluation_is_still_looked_at(
     experiment = localised(compose(["+experiment=smoke", f"paths.root={tmp_path}"]))
     console = Console(file=StringIO(), soft_wrap=True)
     assert prefetch_experiment(experiment, console) == (missing,)
-    assert isinstance(console.file, StringIO)
-    assert "cannot be loaded" in console.file.getvalue()
+    assert "cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_task_is_said_once_and_each_fault_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = EvaluationError("The data of task x cannot be loaded.")
+    listed = CompatibilityError("2 faults", problems=[f"evaluate: {missing.what}", "base: bad"])
+
+    def fetch(tasks: object) -> list[str]:
+        raise missing
+
+    def check(*_: object) -> None:
+        raise listed
+
+    monkeypatch.setattr(evaluation_prefetch, "fetch_task_data", fetch)
+    monkeypatch.setattr(prefetch, "check_released", check)
+    experiment = localised(compose(["+experiment=smoke", f"paths.root={tmp_path}"]))
+    assert prefetch_experiment(experiment, Console(file=StringIO())) == (listed,)
+    assert capsys.readouterr().err.splitlines() == [
+        "CompatibilityError: 2 faults",
+        "  evaluate: The data of task x cannot be loaded.",
+        "  base: bad",
+    ]
 
 
 def test_pinned_files_are_compared_when_the_run_is_planned(tmp_path: Path) -> None:
