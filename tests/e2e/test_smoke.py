@@ -86,6 +86,7 @@ def test_the_plan_sees_what_is_ready(finished: tuple[Path, str]) -> None:
     assert "└─ residual:family" in done.stdout
 
 
+@pytest.mark.slow
 def test_rows_in_level_order_give_the_same_bytes(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
