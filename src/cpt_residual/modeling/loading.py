@@ -65,11 +65,16 @@ def config_of_fields(fields: Mapping[str, JsonValue], *, role: str) -> PreTraine
     if model_type not in CONFIG_MAPPING:
         return None
     try:
-        return cast("Any", CONFIG_MAPPING[model_type]).from_dict(
+        config = cast("Any", CONFIG_MAPPING[model_type]).from_dict(
             deepcopy(dict(fields))
         )  # it writes into them
+        text = config.get_text_config(decoder=True)
     except UNREADABLE as error:
         raise _does_not_load(f"{role}: {CONFIG_FILE}", error) from error
+    if not isinstance(text, PreTrainedConfig):
+        problem = TypeError(f"its text part is {text!r}, not an object")
+        raise _does_not_load(f"{role}: {CONFIG_FILE}", problem)
+    return cast("PreTrainedConfig", config)
 
 
 def declared_fields(config: PreTrainedConfig) -> dict[str, object]:
