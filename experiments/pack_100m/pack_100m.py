@@ -36,7 +36,7 @@ from cpt_residual.core.store import Store
 from cpt_residual.data.file_names import DOCUMENTS_FILE, LEDGER_FILE
 from cpt_residual.data.files import resolve_files
 from cpt_residual.data.nesting import check_rows, is_beginning, rows_sha256
-from cpt_residual.data.packing import PackView, open_pack
+from cpt_residual.data.pack_format import PackView, open_pack
 from cpt_residual.errors import ArtifactError, CptResidualError
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.init import Init

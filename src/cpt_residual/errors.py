@@ -9,23 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-__all__ = [
-    "ArtifactError",
-    "BusyError",
-    "CompatibilityError",
-    "ConfigError",
-    "CorpusError",
-    "CorruptArtifactError",
-    "CptResidualError",
-    "DiskSpaceError",
-    "EvaluationError",
-    "FinalCheckError",
-    "LaunchError",
-    "StaleArtifactError",
-    "WorkerError",
-    "did_you_mean",
-]
-
 
 class CptResidualError(Exception):
     """Base of all errors that are the user's to mend; printed without a traceback.

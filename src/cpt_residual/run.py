@@ -22,7 +22,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cpt_residual.config.compose import compose_with_files, expand_sweep
+from cpt_residual.config.compose import compose_with_files
+from cpt_residual.config.overrides import expand_sweep
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.files import copy_files
 from cpt_residual.errors import CptResidualError

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from cpt_residual.config.checks import check
-from cpt_residual.config.compose import compose, conf_dir, experiment_names
+from cpt_residual.config.compose import compose, experiment_names
+from cpt_residual.config.folders import conf_dir
 from cpt_residual.config.overrides import expand_sweep
 from cpt_residual.config.schema import Experiment
 from cpt_residual.config.validate import validate

@@ -18,7 +18,8 @@ from cpt_residual.data.index import seeded_order
 from cpt_residual.data.inspection.lengths import Lengths, LengthSummary
 from cpt_residual.data.inspection.recount import Recount, recount
 from cpt_residual.data.inspection.samples import Decoder, SampleRow, sample_row
-from cpt_residual.data.packing import PackView, Source, open_pack
+from cpt_residual.data.pack_format import PackView, open_pack
+from cpt_residual.data.packing import Source
 from support.packs import (
     BOS,
     EOS,

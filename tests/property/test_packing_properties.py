@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 from cpt_residual.data.document_source import TextPacking
 from cpt_residual.data.index import seeded_order
 from cpt_residual.data.nesting import check_rows, is_beginning, rows_sha256
-from cpt_residual.data.packing import (
-    IGNORED_LABEL,
-    PackLedger,
-    PackView,
-    PhasePlan,
-    Source,
-    open_pack,
-)
+from cpt_residual.data.pack_format import IGNORED_LABEL, PackView, open_pack
+from cpt_residual.data.packing import PackLedger, PhasePlan, Source
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START
 from support.packs import (
     EOS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cpt_residual.core.stage import no_progress
-from cpt_residual.data.document_source import TextPacking
+from cpt_residual.data.document_source import TextPacking, chat_source, text_source
 from cpt_residual.data.documents import Messages
 from cpt_residual.data.packing import (
     PackLedger,
@@ -18,8 +18,6 @@ from cpt_residual.data.packing import (
     Source,
     Tokenising,
     build_pack,
-    chat_source,
-    text_source,
 )
 from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 

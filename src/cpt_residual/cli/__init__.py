@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 
-__all__ = ["main"]
-
 _NUM_NEW_OBJECTS = 200_000
 """Python's own, 700, looks again at every class and every token of a vocabulary: 0.05 s."""
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.errors import ConfigError, did_you_mean
 
-__all__ = ["find_artifact"]
-
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _MOST_LISTED = 12
 

@@ -17,8 +17,6 @@ from cpt_residual.data.inspection.pack import PackInspection
 from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.launch.visible import visible
 
-__all__ = ["show_corpus", "show_pack"]
-
 _BAR = 40
 _FILES = 10
 _STYLES = {"agrees": "green", "differs": "bold red", "not checked": "dim"}

@@ -12,8 +12,6 @@ from cpt_residual.data.inspection.corpus import SampleDocument
 from cpt_residual.data.inspection.samples import Run, RunKind, SampleRow, Segment
 from cpt_residual.launch.visible import visible
 
-__all__ = ["show_documents", "show_rows"]
-
 _HEAD, _TAIL = 300, 100  # characters shown of a long segment
 _FIRST, _LAST = 5, 2  # segments shown of a row with many
 _STYLES: dict[RunKind, str] = {

@@ -26,8 +26,6 @@ from cpt_residual.config.validate import invalid
 from cpt_residual.config.wandb_names import problem_of_name
 from cpt_residual.errors import did_you_mean
 
-__all__ = ["check"]
-
 NUM_RESERVED_TOKENS = 256 + 5
 """Smallest byte-level vocabulary: every byte, and the special tokens of an init model."""
 

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from cpt_residual.config.frozen import Frozen, Name, PositiveInt
 
-__all__ = ["ClozeSuite", "SpanKind"]
-
 SpanKind = Literal["name", "number", "date"]
 
 

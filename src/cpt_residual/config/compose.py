@@ -14,23 +14,13 @@ from pathlib import Path
 from typing import cast
 
 from cpt_residual.config.checks import check
-from cpt_residual.config.folders import Folders, conf_dir
+from cpt_residual.config.folders import Folders
 from cpt_residual.config.kinds import without_former_kinds
 from cpt_residual.config.layers import Composition, compose_layers
-from cpt_residual.config.overrides import Setting, expand_sweep, read_settings
+from cpt_residual.config.overrides import Setting, read_settings
 from cpt_residual.config.schema import Experiment
 from cpt_residual.config.validate import Location, dotted, invalid, problems_of, shown
 from cpt_residual.errors import did_you_mean
-
-__all__ = [
-    "DEFAULT_EXPERIMENT",
-    "Composed",
-    "compose",
-    "compose_with_files",
-    "conf_dir",
-    "expand_sweep",
-    "experiment_names",
-]
 
 DEFAULT_EXPERIMENT = "tiny"
 """What is composed when no experiment is named."""

@@ -9,8 +9,6 @@ from pydantic import Field
 from cpt_residual.config.frozen import Count, Frozen, Line, PositiveInt
 from cpt_residual.config.passes import Passes
 
-__all__ = ["BadLines", "Corpus", "HubCorpus", "LocalCorpus", "World", "WorldCorpus"]
-
 BadLines = Literal["fail", "skip"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

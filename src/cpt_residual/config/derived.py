@@ -7,15 +7,6 @@ from collections.abc import Iterable
 from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import Architecture, HarnessSuite, Suite, TrainRecipe, WorldSuite
 
-__all__ = [
-    "accumulation_steps",
-    "asks_through_chat",
-    "micro_batch_rows_used",
-    "num_parameters",
-    "num_steps",
-    "rows_per_step",
-]
-
 
 def rows_per_step(recipe: TrainRecipe, pack: Pack) -> int:
     """Rows of one optimizer step over all ranks and accumulation (the checks make it exact)."""

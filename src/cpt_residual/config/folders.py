@@ -8,8 +8,6 @@ from pathlib import Path, PurePosixPath
 
 from cpt_residual.errors import ConfigError
 
-__all__ = ["Folders", "conf_dir"]
-
 _MAX_NAME = 200
 
 

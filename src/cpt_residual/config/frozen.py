@@ -6,19 +6,6 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = [
-    "PRINTABLE",
-    "PRINTABLE_LINE",
-    "Count",
-    "FolderName",
-    "Frozen",
-    "Line",
-    "Name",
-    "PositiveInt",
-    "Share",
-    "Text",
-]
-
 PRINTABLE = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
 PRINTABLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["expanded"]
-
 
 def expanded(text: str | Path) -> Path:
     """A path with `~` and `~user` replaced by the home, unless there is no such user, or something

@@ -25,8 +25,6 @@ from omegaconf import OmegaConf
 from cpt_residual.config.folders import Folders
 from cpt_residual.config.yaml_files import ConfigFile
 
-__all__ = ["defaults_of"]
-
 
 def defaults_of(
     choices: Sequence[str], folders: Folders, read: Callable[[Path], ConfigFile]

@@ -10,8 +10,6 @@ from cpt_residual.config.overrides import Setting
 from cpt_residual.config.yaml_files import read_file
 from cpt_residual.errors import ConfigError
 
-__all__ = ["cycle_of"]
-
 
 def cycle_of(settings: Sequence[Setting], folders: Folders) -> ConfigError:
     """The error that names the files which include each other without an end."""

@@ -14,8 +14,6 @@ from typing import cast
 from cpt_residual.config.schema import Experiment
 from cpt_residual.config.structure import below, tagged
 
-__all__ = ["Layers", "without_former_kinds"]
-
 _Place = tuple[str, ...]
 Layers = Callable[[], Sequence[Mapping[str, object]]]
 """What was merged, in order: one mapping per file, then one of all overrides."""

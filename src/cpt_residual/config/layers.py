@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from hydra.core.default_element import ResultDefault
     from omegaconf import DictConfig
 
-__all__ = ["Composition", "Layer", "compose_layers"]
-
 _GROUP_REMEDY = "A group is chosen with group=name, a value set with path.to.key=value."
 
 

@@ -16,8 +16,6 @@ from cpt_residual.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-__all__ = ["Setting", "expand_sweep", "read_settings"]
-
 _MAX_LENGTH = 20_000
 _MAX_RUNS = 10_000
 

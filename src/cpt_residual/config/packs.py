@@ -11,8 +11,6 @@ from pydantic import Field
 
 from cpt_residual.config.frozen import Frozen, Name, PositiveInt, Share
 
-__all__ = ["MAX_SOURCES", "Pack", "PackPhase", "PackSource", "problems_of_pack"]
-
 MAX_SOURCES = 256
 """A source's number is one byte."""
 

@@ -15,18 +15,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cpt_residual.config.frozen import Frozen, Line, PositiveInt, Share
 
-__all__ = [
-    "LANGUAGES",
-    "Contamination",
-    "DateRange",
-    "ExactDedup",
-    "Language",
-    "Length",
-    "NearDedup",
-    "Normalise",
-    "Passes",
-]
-
 
 def _written_date(value: object) -> object:
     """Only what is written as a date is one; pydantic would take numbers for seconds since 1970."""

@@ -8,8 +8,6 @@ from typing import Annotated, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-__all__ = ["Location", "below", "location_of", "model_of", "tagged", "union_of"]
-
 Location = tuple[str | int, ...]
 
 

@@ -19,18 +19,6 @@ from cpt_residual.config.structure import (
 )
 from cpt_residual.errors import ConfigError, did_you_mean
 
-__all__ = [
-    "MISSING",
-    "Location",
-    "dotted",
-    "invalid",
-    "marked",
-    "problems_in",
-    "problems_of",
-    "shown",
-    "validate",
-]
-
 MISSING = "???"
 """OmegaConf's mark of a value that has to be given."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_NAME_CHARACTERS", "MAX_TAG_CHARACTERS", "problem_of_name"]
-
 MAX_NAME_CHARACTERS = 128
 """Of a project, an entity, a run's id, its name, its group and its job type."""
 

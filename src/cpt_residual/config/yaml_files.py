@@ -17,8 +17,6 @@ from typing import cast
 
 from cpt_residual.errors import ConfigError
 
-__all__ = ["GLOBAL", "PACKAGE_LINE", "ConfigFile", "read_file"]
-
 GLOBAL = "_global_"
 PACKAGE_LINE = f"# @package {GLOBAL}"
 _MAX_BYTES = 1_000_000

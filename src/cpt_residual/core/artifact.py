@@ -13,17 +13,6 @@ from cpt_residual.core.hashing import FileRecord, canonical_json, file_sha256, t
 from cpt_residual.core.stage import Metric
 from cpt_residual.core.validation import field_problems
 
-__all__ = [
-    "MANIFEST",
-    "RECEIPT",
-    "FileStamp",
-    "InputRecord",
-    "Manifest",
-    "Receipt",
-    "check_files",
-    "stamp_of",
-]
-
 MANIFEST = "manifest.json"
 RECEIPT = "receipt.json"
 

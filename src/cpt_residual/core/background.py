@@ -6,8 +6,6 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-__all__ = ["begin"]
-
 
 def begin(*works: Callable[[], object]) -> None:
     """Calls cached functions one after the other in the background, so that their next caller need

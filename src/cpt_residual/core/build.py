@@ -16,8 +16,6 @@ from cpt_residual.core.publish import publish
 from cpt_residual.core.stage import ArtifactRef, Node, RunContext
 from cpt_residual.core.store import NodeStatus, Store
 
-__all__ = ["BuildOutcome", "build_node"]
-
 _INPUTS = "inputs.json"
 
 

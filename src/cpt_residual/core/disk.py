@@ -12,15 +12,6 @@ from types import TracebackType
 
 from cpt_residual.errors import ArtifactError, DiskSpaceError
 
-__all__ = [
-    "FullDiskReport",
-    "check_free_space",
-    "format_bytes",
-    "free_bytes",
-    "require_writable",
-    "writing",
-]
-
 _REMEDY = (
     "Nothing was published; checkpoints are kept. Free some space (python -m cpt_residual.cli gc "
     "--root DIR lists what no run refers to; add --delete to remove it) or set paths.root to "

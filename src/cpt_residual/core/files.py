@@ -11,21 +11,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, JsonValue
 
-__all__ = [
-    "FileState",
-    "Listing",
-    "append_line",
-    "copy_files",
-    "file_state",
-    "list_files",
-    "remove_tree",
-    "sync_directory",
-    "sync_file",
-    "unique_name",
-    "write_json_atomic",
-]
-
-
 FileState = tuple[int, int, int, int]
 """Size, both times of change (ns), inode."""
 

@@ -15,8 +15,6 @@ from cpt_residual.core.store import Store
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, BusyError
 
-__all__ = ["GarbageItem", "collect", "delete"]
-
 
 @dataclass(frozen=True)
 class GarbageItem:

@@ -10,8 +10,6 @@ from cpt_residual.core.hashing import canonical_json, fingerprint, text_sha256
 from cpt_residual.core.stage import Node, Stage
 from cpt_residual.errors import ConfigError, did_you_mean
 
-__all__ = ["Describes", "Graph"]
-
 
 @runtime_checkable
 class Describes(Protocol):

@@ -18,17 +18,6 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from cpt_residual.core.kept import keep, recall
 
-__all__ = [
-    "FileRecord",
-    "HashCache",
-    "canonical_json",
-    "content_hash",
-    "file_sha256",
-    "fingerprint",
-    "plain",
-    "text_sha256",
-]
-
 _BLOCK_BYTES = 4 * 1024 * 1024
 _SETTLED_SECONDS = 2.0
 """A file younger than this may change again without a new time stamp (coarse clocks)."""

@@ -15,8 +15,6 @@ from pathlib import Path
 
 from cpt_residual.core.files import unique_name
 
-__all__ = ["keep", "recall", "user_folder"]
-
 _DIGEST_BYTES = 32
 _MOST_BYTES = 64 << 20
 

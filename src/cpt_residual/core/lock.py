@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cpt_residual.errors import ArtifactError, BusyError
 
-__all__ = ["Holder", "describe_holder", "hold"]
-
 _TRIES = 15
 _PAUSE_SECONDS = 0.01
 _UNUSABLE = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EROFS}

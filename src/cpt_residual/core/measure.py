@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from cpt_residual.core.artifact import FileStamp, Receipt
 from cpt_residual.core.run_record import code_version, library_versions
 
-__all__ = ["Stopwatch", "usable_cores"]
-
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -31,8 +31,6 @@ from cpt_residual.core.stage import ArtifactRef, Metrics, Node
 from cpt_residual.core.store import Store
 from cpt_residual.errors import ArtifactError, WorkerError
 
-__all__ = ["publish"]
-
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 

@@ -10,18 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import cpt_residual
-from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.hashing import file_sha256, text_sha256
-
-__all__ = [
-    "LIBRARIES",
-    "GitState",
-    "code_version",
-    "git_state",
-    "library_versions",
-    "new_run_dir",
-    "write_json_atomic",
-]
 
 LIBRARIES = (
     "accelerate",

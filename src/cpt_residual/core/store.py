@@ -30,8 +30,6 @@ from cpt_residual.core.lock import describe_holder, hold
 from cpt_residual.core.stage import ArtifactRef, Node
 from cpt_residual.errors import ArtifactError, CorruptArtifactError, StaleArtifactError
 
-__all__ = ["NodeStatus", "State", "Store"]
-
 State = Literal["ready", "missing", "stale", "corrupt", "busy"]
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _ERRORS: Mapping[State, type[ArtifactError]] = {

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-__all__ = ["field_problems"]
-
 
 def field_problems(error: ValidationError) -> list[str]:
     """`files.a.size: Input should be a valid integer`, a line for each finding."""

@@ -7,8 +7,6 @@ from pydantic import BaseModel, ConfigDict
 from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
 
-__all__ = ["CorpusLedger", "SplitLedger"]
-
 
 class SplitLedger(BaseModel):
     """The documents that were given = documents + heldout_documents + heldout_copies_dropped, and

@@ -10,8 +10,6 @@ from typing import Generic, Literal, TypeVar
 from cpt_residual.data.documents import Messages, chat_characters, parse_messages, parse_text
 from cpt_residual.modeling.encoded import EncodedDocuments
 
-__all__ = ["DocumentSource", "Packing", "Source", "TextPacking", "chat_source", "text_source"]
-
 Document = TypeVar("Document")
 
 TextPacking = Literal["concat_chunk", "best_fit"]

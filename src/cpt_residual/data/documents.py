@@ -14,19 +14,6 @@ from typing import cast
 from cpt_residual.data.problems import BadDocumentError
 from cpt_residual.errors import did_you_mean
 
-__all__ = [
-    "Message",
-    "Messages",
-    "chat_characters",
-    "document_line",
-    "field_of",
-    "not_utf8",
-    "parse_messages",
-    "parse_object",
-    "parse_text",
-    "text_of",
-]
-
 Message = Mapping[str, str]
 """One turn of a dialogue: exactly `role` and `content`."""
 

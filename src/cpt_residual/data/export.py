@@ -33,8 +33,6 @@ from cpt_residual.data.pack_format import SOURCES_FILE, PackView, hashed_bytes, 
 from cpt_residual.data.pack_ledger import LEDGER_FILE
 from cpt_residual.errors import ConfigError, CorruptArtifactError
 
-__all__ = ["ExportLayout", "export_pack"]
-
 # Neither library is typed well enough; this is the one place here that calls them.
 _arrow = cast("Any", importlib.import_module("pyarrow"))
 _parquet = cast("Any", importlib.import_module("pyarrow.parquet"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["DOCUMENTS_FILE", "HELDOUT_FILE", "LEDGER_FILE"]
-
 DOCUMENTS_FILE = "documents.jsonl"
 """Of a corpus: what is trained on, one JSON object a line."""
 

@@ -15,17 +15,6 @@ from cpt_residual.data.folders import FolderSearch
 from cpt_residual.data.problems import Problems
 from cpt_residual.errors import CorpusError, did_you_mean
 
-__all__ = [
-    "COMPRESSIONS",
-    "SUFFIXES",
-    "check_pin",
-    "check_unchanged",
-    "content_sha256",
-    "hash_files",
-    "resolve_files",
-    "suffix_of",
-]
-
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _COMPRESSIBLE = (".jsonl", ".csv", ".txt")
 SUFFIXES = (

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from cpt_residual.config.home import expanded
 
-__all__ = ["FolderSearch"]
-
 
 class FolderSearch:
     """One search. `refused`: a line for everything that could not be looked at, in that order."""

@@ -18,8 +18,6 @@ from cpt_residual.data.documents import document_line
 from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE
 from cpt_residual.errors import CorpusError
 
-__all__ = ["write_corpus"]
-
 
 def write_corpus(
     out: Path,

@@ -14,8 +14,6 @@ from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 from cpt_residual.launch.hub import connection_errors, network_errors
 
-__all__ = ["HubReader"]
-
 _FETCH_FIRST = (
     "This machine does not reach the hub. On one that does, with the same paths.root, run the same "
     "command with --prefetch: it builds what needs the network, and nothing else."

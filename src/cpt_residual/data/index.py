@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from cpt_residual.errors import CorpusError
 
-__all__ = ["LineIndex", "Offsets", "seeded_order"]
-
 Offsets = npt.NDArray[np.int64]
 
 _BLOCK_BYTES = 1 << 22

@@ -18,8 +18,6 @@ from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
-__all__ = ["LocalReader"]
-
 Reader = Callable[[SourceFile, Fields, BadRows], Iterator[Record]]
 
 _READERS: Mapping[str, Reader] = {

@@ -9,8 +9,6 @@ from math import lcm
 
 from cpt_residual.errors import ConfigError
 
-__all__ = ["Curriculum", "Mixture", "PhasePlan"]
-
 
 class Mixture:
     """Interleaves sources evenly by their shares of the tokens.

@@ -11,8 +11,6 @@ from cpt_residual.data.pack_format import PackView, hashed_bytes
 from cpt_residual.data.rows import PADDING
 from cpt_residual.errors import CorruptArtifactError
 
-__all__ = ["check_rows", "is_beginning", "require_rows", "row_hashes", "rows_sha256"]
-
 _TOKENS_AT_ONCE = 1 << 20
 
 

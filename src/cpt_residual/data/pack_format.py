@@ -41,15 +41,6 @@ from cpt_residual.data.row_counts import RowCounts, SpecialIds
 from cpt_residual.data.rows import LOSS, PADDING, START, Flags, Ids, Row
 from cpt_residual.errors import CorruptArtifactError
 
-__all__ = [
-    "IGNORED_LABEL",
-    "SOURCES_FILE",
-    "PackView",
-    "PackWriter",
-    "hashed_bytes",
-    "open_pack",
-]
-
 Int64s = npt.NDArray[np.int64]
 
 IGNORED_LABEL = -100

@@ -12,19 +12,6 @@ from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError, CorruptArtifactError
 
-__all__ = [
-    "FORMAT_VERSION",
-    "LEDGER_FILE",
-    "AddedToken",
-    "AddedTokenUse",
-    "PackLedger",
-    "PhaseLedger",
-    "RowMark",
-    "SourceLedger",
-    "read_ledger",
-    "write_ledger",
-]
-
 FORMAT_VERSION = 2
 """Of the files of a pack. 2: `sources.npy`, marks and phases in the ledger, continuations in any
 column."""

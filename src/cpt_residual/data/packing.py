@@ -19,14 +19,11 @@ from pathlib import Path
 
 from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.stage import ProgressReport
-from cpt_residual.data.document_source import DocumentSource, Source, chat_source, text_source
+from cpt_residual.data.document_source import Source
 from cpt_residual.data.index import LineIndex
 from cpt_residual.data.mixture import Curriculum, PhasePlan
 from cpt_residual.data.pack_format import (
-    IGNORED_LABEL,
-    PackView,
     PackWriter,
-    open_pack,
 )
 from cpt_residual.data.pack_ledger import (
     FORMAT_VERSION,
@@ -44,27 +41,9 @@ from cpt_residual.data.supply import (
     Reading,
     Supplier,
     Tokenising,
-    encoding_crew,
 )
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.added_tokens import NO_ADDED_TOKENS, AddedTokens
-
-__all__ = [
-    "IGNORED_LABEL",
-    "DocumentSource",
-    "PackLedger",
-    "PackPlan",
-    "PackView",
-    "PhasePlan",
-    "Source",
-    "SourceLedger",
-    "Tokenising",
-    "build_pack",
-    "chat_source",
-    "encoding_crew",
-    "open_pack",
-    "text_source",
-]
 
 _REPORT_EVERY_ROWS = 256
 

@@ -41,13 +41,6 @@ from cpt_residual.data.questions import (
 from cpt_residual.data.spans import Span, SpanIndex, find_spans, key_of
 from cpt_residual.errors import CorpusError
 
-__all__ = [
-    "ProbeLedger",
-    "Reference",
-    "ReferenceLedger",
-    "build_probe",
-]
-
 _REPORT_EVERY = 1000
 
 Progress = Callable[[int, int, str], None]

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from cpt_residual.errors import CorpusError
 from cpt_residual.launch.visible import visible
 
-__all__ = ["MAX_BAD_LINES", "MAX_PROBLEMS", "BadDocumentError", "Problems"]
-
 MAX_PROBLEMS = 20
 """Reading stops once so many different problems are known."""
 

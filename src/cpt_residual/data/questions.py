@@ -12,16 +12,6 @@ from pydantic import BaseModel, ConfigDict
 from cpt_residual.config.cloze import ClozeSuite, SpanKind
 from cpt_residual.data.spans import Span, lower_words, shape_of, starts_sentence, telling_words
 
-__all__ = [
-    "QUESTIONS_FILE",
-    "SPANS_PER_DOCUMENT",
-    "Candidate",
-    "Question",
-    "choose_questions",
-    "context_before",
-    "why_unusable",
-]
-
 QUESTIONS_FILE = "questions.jsonl"
 SPANS_PER_DOCUMENT = 16
 """At most so many spans of one document are kept in memory while a probe is built."""

@@ -8,8 +8,6 @@ import numpy as np
 
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START, Flags, Ids
 
-__all__ = ["RowCounts", "SpecialIds"]
-
 
 @dataclass(frozen=True)
 class SpecialIds:

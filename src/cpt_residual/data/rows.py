@@ -16,22 +16,6 @@ import numpy.typing as npt
 
 from cpt_residual.modeling.encoded import EncodedDocuments, Ids, Lengths
 
-__all__ = [
-    "CONTINUATION",
-    "LOSS",
-    "PADDING",
-    "START",
-    "BestFit",
-    "ConcatChunk",
-    "DocumentTooLongError",
-    "Flags",
-    "Ids",
-    "Row",
-    "RowPacker",
-    "WholeDocuments",
-    "cut_row",
-]
-
 Flags = npt.NDArray[np.uint8]
 
 START = 1

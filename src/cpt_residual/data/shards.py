@@ -22,8 +22,6 @@ from cpt_residual.data.index import LineIndex, Offsets
 from cpt_residual.data.problems import BadDocumentError
 from cpt_residual.data.tokens import TokenBlock, tokens_are_whole, write_tokens
 
-__all__ = ["Shard", "ShardEncoder", "cut_into_shards"]
-
 _ENCODING_VERSION = 2
 """Raise it when the same documents give other token files: old ones are then not used again."""
 

@@ -23,8 +23,6 @@ from cpt_residual.data.supply import Blocks
 from cpt_residual.data.tokens import TokenBlock
 from cpt_residual.errors import CorpusError
 
-__all__ = ["RowShape", "SourceRows"]
-
 _ENCODED_AT_ONCE = 256
 
 _PACKERS: dict[Packing, type[ConcatChunk | BestFit]] = {

@@ -11,17 +11,6 @@ from dataclasses import dataclass
 
 from cpt_residual.config.cloze import SpanKind
 
-__all__ = [
-    "Span",
-    "SpanIndex",
-    "find_spans",
-    "key_of",
-    "lower_words",
-    "shape_of",
-    "starts_sentence",
-    "telling_words",
-]
-
 _MONTHS = (
     "January|February|March|April|May|June|July|August|September|October|November|December"
     "|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov|Dec"

@@ -25,8 +25,6 @@ from cpt_residual.data.shards import Shard, ShardEncoder, cut_into_shards
 from cpt_residual.data.tokens import TokenBlock, read_tokens
 from cpt_residual.launch.crew import Crew
 
-__all__ = ["Blocks", "EncodingCrew", "Reading", "Supplier", "Tokenising", "encoding_crew"]
-
 _THREADS_PER_PROCESS = 2
 """Two threads that share one tokenizer are a tenth faster than two processes with one each; many
 would wait for Python's lock."""

@@ -21,8 +21,6 @@ import numpy.typing as npt
 from cpt_residual.core.files import unique_name
 from cpt_residual.modeling.encoded import EncodedDocuments, Lengths
 
-__all__ = ["TokenBlock", "read_tokens", "tokens_are_whole", "write_tokens"]
-
 _HASHED_BYTES = 1 << 20
 
 

@@ -11,8 +11,6 @@ from cpt_residual.evaluation.results import ResultRow, Sample, SampleValue
 from cpt_residual.evaluation.statistics import mean_stderr, ratio_stderr
 from cpt_residual.evaluation.tasks import scoring
 
-__all__ = ["HarnessAnswer"]
-
 _TRANSFORMS = {"bits_per_byte": scoring.bits_of_nats, "token_perplexity": scoring.exp_of_nats}
 _TRANSFORMS["word_perplexity"] = scoring.exp_of_nats
 _TRANSFORMS["target_bits_per_byte"] = scoring.bits_of_nats

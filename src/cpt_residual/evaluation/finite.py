@@ -17,8 +17,6 @@ from transformers import LogitsProcessor
 from cpt_residual.errors import EvaluationError
 from cpt_residual.launch.visible import visible
 
-__all__ = ["FiniteScores", "NotFiniteError", "NotFiniteRowError", "first_bad", "named_request"]
-
 _SHOWN = 60
 
 

@@ -31,8 +31,6 @@ from cpt_residual.evaluation.template import ChatSide
 from cpt_residual.evaluation.untyped import untyped
 from cpt_residual.modeling.tokenizer import token_map_hash
 
-__all__ = ["EvaluationInputs", "EvaluationSettings", "evaluate"]
-
 Progress = Callable[[int, int, str], None]
 
 

@@ -33,8 +33,6 @@ from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.templates import refused
 from cpt_residual.modeling.tokenizer import backend_of, special_tokens_of
 
-__all__ = ["ModelSettings", "PromptCounter", "RecordingLM"]
-
 _HFLM = untyped("lm_eval.models.huggingface").HFLM
 _likelihood_of_tokens = _HFLM._loglikelihood_tokens  # noqa: SLF001 (extended below)
 _call_model = _HFLM._model_call  # noqa: SLF001 (extended below)

@@ -9,8 +9,6 @@ from cpt_residual.config.schema import HarnessSuite, HarnessTask, Suite
 from cpt_residual.evaluation.quiet import quiet_harness
 from cpt_residual.evaluation.stock import find_stock_task, load_tasks
 
-__all__ = ["fetch_task_data", "stock_tasks"]
-
 
 def stock_tasks(suites: Iterable[Suite]) -> list[HarnessTask]:
     """The tasks whose data comes from the hub, each once."""

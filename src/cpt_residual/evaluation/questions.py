@@ -14,8 +14,6 @@ from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.quiet import quiet_harness
 from cpt_residual.evaluation.stock import find_stock_task, load_tasks
 
-__all__ = ["questions_of", "without_labels"]
-
 
 def questions_of(
     tasks: Sequence[str],

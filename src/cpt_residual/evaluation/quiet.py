@@ -13,8 +13,6 @@ import numpy as np
 
 from cpt_residual.evaluation.untyped import untyped
 
-__all__ = ["quiet_harness"]
-
 _LOGGERS = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate")
 
 

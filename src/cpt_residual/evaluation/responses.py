@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-__all__ = ["LENGTH", "Response", "ScoredText"]
-
 LENGTH = "length"
 """Stop reason of a response that was cut at its token limit."""
 

@@ -12,17 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = [
-    "EvaluationResult",
-    "Facts",
-    "ResultRow",
-    "Sample",
-    "SampleValue",
-    "read_results",
-    "read_samples",
-    "write_evaluation",
-]
-
 SampleValue = float | list[float]
 """A metric of one document: a number; per check for `inst_level_*`; and for held-out text the pair
 [log likelihood in nats, number of bytes, tokens or words]."""

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["harness_version", "hash_sources", "own_scorer_sha256"]
-
 _SUFFIXES = (".py", ".yaml", ".yml")
 
 

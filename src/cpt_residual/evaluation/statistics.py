@@ -19,18 +19,6 @@ from numpy.typing import NDArray
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.results import Sample
 
-__all__ = [
-    "PairedComparison",
-    "SeedSummary",
-    "compare_paired",
-    "mean_stderr",
-    "paired_score_interval",
-    "paired_scores",
-    "ratio_stderr",
-    "recovery",
-    "sign_test_p",
-]
-
 NUM_RESAMPLES = 2000
 _MAX_DRAWS = 2**22  # random numbers in memory at once
 

@@ -12,8 +12,6 @@ from cpt_residual.errors import EvaluationError, did_you_mean
 from cpt_residual.evaluation.scorer import hash_sources
 from cpt_residual.evaluation.untyped import untyped
 
-__all__ = ["StockTask", "find_stock_task", "load_tasks"]
-
 PUNKT = "tokenizers/punkt_tab"
 _MAX_LISTED = 5
 

@@ -9,15 +9,6 @@ from pathlib import Path
 
 from cpt_residual.evaluation.cloze.scoring import METRICS
 
-__all__ = [
-    "INSTRUCTION_PROBES",
-    "TaskFile",
-    "cloze_task",
-    "heldout_task",
-    "probe_task",
-    "write_task_files",
-]
-
 INSTRUCTION_PROBES = frozenset({"instruction_following", "new_instructions"})
 
 _TEMPLATES = Path(__file__).parent

@@ -14,8 +14,6 @@ from cpt_residual.modeling.templates import TEMPLATE_DATE, ChatTemplate
 if TYPE_CHECKING:
     from cpt_residual.modeling.tokenizer import Tokenizer
 
-__all__ = ["ChatSide"]
-
 
 @dataclass(frozen=True)
 class ChatSide:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["untyped"]
-
 
 def untyped(module: str) -> Any:
     """A module as `Any`; whoever calls it says what types come out."""

@@ -22,8 +22,6 @@ from cpt_residual.errors import CptResidualError, WorkerError
 from cpt_residual.launch.endings import MEMORY_HINT, how_it_ended
 from cpt_residual.launch.environment import child_environment
 
-__all__ = ["Crew"]
-
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 

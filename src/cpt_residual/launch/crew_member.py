@@ -18,8 +18,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["serve"]
-
 _POLL_SECONDS = 0.5
 
 

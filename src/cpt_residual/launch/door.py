@@ -20,8 +20,6 @@ from cpt_residual.launch.visible import visible, visible_lines
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-__all__ = ["PIPE_CLOSED", "Parser", "enter", "say", "say_error"]
-
 PIPE_CLOSED = 141
 """Exit status when the reader of the output is gone, as of a program that SIGPIPE ends."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 
-__all__ = ["MEMORY_HINT", "how_it_ended", "signal_name"]
-
 MEMORY_HINT = "SIGKILL often means that memory ran out"
 
 

@@ -20,21 +20,6 @@ from cpt_residual.errors import LaunchError
 if TYPE_CHECKING:
     from cpt_residual.config.schema import Launch
 
-__all__ = [
-    "RankEnvironment",
-    "child_environment",
-    "preserved_environment",
-    "rank_environment",
-    "require_gpus",
-    "set_maths_defaults",
-    "set_user_defaults",
-    "too_few_gpus",
-    "uses_gpu",
-    "visible_gpus",
-    "wandb_variables",
-    "without_wandb_service",
-]
-
 _ASK_TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 _ASK_SECONDS = 120
 

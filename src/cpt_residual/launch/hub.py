@@ -12,19 +12,6 @@ from typing import Any, NoReturn, cast
 
 from cpt_residual.errors import ArtifactError, ConfigError, LaunchError
 
-__all__ = [
-    "MODEL_SUFFIXES",
-    "HubModel",
-    "connection_errors",
-    "hub_model",
-    "is_hub_id",
-    "network_errors",
-    "require_hub_id",
-    "require_token",
-    "snapshot",
-    "upload",
-]
-
 MODEL_SUFFIXES = (
     *(".safetensors", ".json", ".jinja", ".model", ".txt"),
     *(".tiktoken", ".spm", ".codes", ".bpe"),  # other forms of a vocabulary

@@ -9,8 +9,6 @@ import threading
 from collections.abc import Generator
 from types import FrameType
 
-__all__ = ["TerminatedError", "say_stopped", "terminable"]
-
 _INTERRUPTED, _TERMINATED = 130, 143
 
 

@@ -23,17 +23,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-__all__ = [
-    "STOP_SIGNALS",
-    "StopFlag",
-    "die_with_parent",
-    "killed_rank",
-    "last_lines",
-    "run_ranks",
-    "stop_requests",
-    "torchrun_command",
-]
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """End of a job, Ctrl-C, and the warning that SLURM sends before its time limit."""
 

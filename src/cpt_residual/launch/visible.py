@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["visible", "visible_lines"]
-
 _JOINERS = "\u200c\u200d"  # that make up letters and emoji
 _NAMED = {"\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\x1b": "\u241b", "\x7f": "\u2421"}
 

@@ -19,8 +19,6 @@ import numpy as np
 
 from cpt_residual.modeling.encoded import NO_USES, EncodedDocuments, Uses
 
-__all__ = ["NO_ADDED_TOKENS", "AddedTokens"]
-
 
 @dataclass(frozen=True)
 class AddedTokens:

@@ -29,15 +29,6 @@ from cpt_residual.modeling.tokenizer import (
     special_tokens_of,
 )
 
-__all__ = [
-    "CHAT_FOLDER",
-    "TINY_CHAT_TEMPLATE",
-    "ChatEncoder",
-    "chat_template_of",
-    "install_chat_side",
-    "write_chat_folder",
-]
-
 CHAT_FOLDER = "chat"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"

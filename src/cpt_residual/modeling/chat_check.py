@@ -20,8 +20,6 @@ from cpt_residual.modeling.side_files import (
 )
 from cpt_residual.modeling.templates import DEFAULT, ChatTemplate, read_templates
 
-__all__ = ["check_chat_side", "generation_problems", "require_chat_side"]
-
 _CHAT_FOLDER = "chat"  # of a base model that carries its family's chat side
 
 _COUNTS = (

@@ -16,16 +16,6 @@ from typing import Literal
 
 from cpt_residual.errors import CompatibilityError
 
-__all__ = [
-    "PLAIN_TYPES",
-    "ClassNames",
-    "RowPart",
-    "class_names",
-    "is_left_over",
-    "is_plain",
-    "plain_name",
-]
-
 RowPart = Literal["embeddings", "head"]
 
 PLAIN_TYPES: Mapping[str, bool] = {

@@ -14,8 +14,6 @@ from typing import NamedTuple, cast
 
 from pydantic import JsonValue
 
-__all__ = ["Config", "Difference", "differences"]
-
 Config = Mapping[str, JsonValue]
 
 _IGNORED = re.compile(

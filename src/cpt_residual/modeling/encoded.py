@@ -12,8 +12,6 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NO_USES", "Encoded", "EncodedDocuments", "Ids", "Lengths", "Loss", "Uses"]
-
 Ids = npt.NDArray[np.uint32]
 Loss = npt.NDArray[np.bool_]
 Uses = npt.NDArray[np.int64]

@@ -26,8 +26,6 @@ from cpt_residual.modeling.saving import no_progress_bars, share_weights
 from cpt_residual.modeling.tokenizer import Tokenizer, train_bpe_tokenizer
 from cpt_residual.modeling.vector_maths import settle_vector_maths
 
-__all__ = ["DOCUMENT_END", "PADDING", "SPECIAL_TOKENS", "TURN_END", "write_initial_model"]
-
 PADDING = "<pad>"
 DOCUMENT_END = "<|endoftext|>"
 TURN_END = "<|end|>"

@@ -36,16 +36,6 @@ UNREADABLE = (
 """What transformers raises over a config.json that it cannot make sense of."""
 _MAX_MESSAGE = 400
 
-__all__ = [
-    "UNREADABLE",
-    "build_on_meta",
-    "config_of_fields",
-    "declared_fields",
-    "load_causal_lm",
-    "load_config",
-    "require_known_tensors",
-]
-
 
 def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration of the model in `folder`. Raises CompatibilityError where transformers

@@ -27,8 +27,6 @@ from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.class_names import ClassNames, RowPart, is_left_over
 from cpt_residual.modeling.loading import build_on_meta, load_config
 
-__all__ = ["ask_class"]
-
 _NOT_BUILT = (
     AssertionError,
     AttributeError,

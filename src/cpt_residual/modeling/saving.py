@@ -23,8 +23,6 @@ from cpt_residual.modeling.side_files import (
     read_json_object,
 )
 
-__all__ = ["carry_side_files", "no_progress_bars", "save_weights", "share_weights"]
-
 _NAMES = {
     str(dtype): str(dtype).removeprefix("torch.")
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)

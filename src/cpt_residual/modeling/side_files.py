@@ -20,32 +20,6 @@ from pydantic import JsonValue
 from cpt_residual.core.files import text_of_name, write_json_atomic
 from cpt_residual.errors import ArtifactError, CompatibilityError
 
-__all__ = [
-    "CONFIG_FILE",
-    "GENERATION_FILE",
-    "NAMED_TEMPLATES",
-    "ROLES_FILE",
-    "TEMPLATE_FILES",
-    "TOKENIZER_CONFIG_FILE",
-    "TOKENIZER_FILE",
-    "carried_files",
-    "carry_tokenizer",
-    "code_named_in",
-    "code_refusal",
-    "copy_files",
-    "eos_ids_of",
-    "forget_code",
-    "is_chat_file",
-    "json_object",
-    "leaves_folder",
-    "left_out_files",
-    "left_out_of",
-    "processor_files",
-    "read_json_object",
-    "text_fields",
-    "with_vocab_size",
-]
-
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"

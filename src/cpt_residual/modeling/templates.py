@@ -24,8 +24,6 @@ from cpt_residual.modeling.side_files import (
     read_json_object,
 )
 
-__all__ = ["DEFAULT", "TEMPLATE_DATE", "ChatTemplate", "Messages", "read_templates", "refused"]
-
 Messages = Sequence[Mapping[str, str]]
 
 DEFAULT = "default"

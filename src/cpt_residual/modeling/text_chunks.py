@@ -25,8 +25,6 @@ from typing import cast
 
 import tokenizers
 
-__all__ = ["CutRule", "chunks", "cut_rule", "together", "without_prefix"]
-
 CutRule = re.Pattern[str]
 """Matches, without width, where a text may be cut."""
 

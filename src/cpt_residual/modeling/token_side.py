@@ -29,8 +29,6 @@ from cpt_residual.modeling.side_files import (
 )
 from cpt_residual.modeling.templates import read_templates
 
-__all__ = ["TokenMap", "TokenSide"]
-
 _EOS = "eos_token"
 _DEFAULT = "<|endoftext|>"  # what the classes of GPT-2 and Qwen name where the files are silent
 _CLASSES: Mapping[str, tuple[str, ...]] = {

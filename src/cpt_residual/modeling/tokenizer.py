@@ -18,24 +18,6 @@ from cpt_residual.modeling.added_tokens import AddedTokens
 from cpt_residual.modeling.side_files import code_named_in, code_refusal
 from cpt_residual.modeling.text_encoder import FastTextEncoder
 
-__all__ = [
-    "Tokenizer",
-    "Vocabulary",
-    "added_tokens_of",
-    "backend_of",
-    "bos_id_of",
-    "eos_id_of",
-    "first_differing_ids",
-    "load_tokenizer",
-    "named_tokens",
-    "pad_id_of",
-    "special_tokens_of",
-    "text_encoder",
-    "token_map_hash",
-    "train_bpe_tokenizer",
-    "wants_code",
-]
-
 Tokenizer = PreTrainedTokenizerFast
 
 

@@ -6,8 +6,6 @@ from functools import cache
 
 import torch
 
-__all__ = ["settle_vector_maths"]
-
 _FUNCTIONS = (
     *("acos", "asin", "atan", "cos", "sin", "tan", "tanh", "erf", "erfc", "erfinv"),
     *("exp", "log", "log10", "log2", "sqrt", "trunc"),

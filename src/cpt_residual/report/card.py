@@ -11,8 +11,6 @@ from cpt_residual.report.format import MISSING, percent
 from cpt_residual.report.markdown_table import markdown_table
 from cpt_residual.weights.merge_record import InputRecord, MergeRecord
 
-__all__ = ["CARD_FILE", "base_models", "card_markdown", "recipe_options"]
-
 CARD_FILE = "README.md"
 _PAPER = "https://arxiv.org/abs/2410.10739"
 _TAGS = ("merge", "instruction-residual", "task-arithmetic", "continual-pretraining")

@@ -8,8 +8,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cpt_residual.data.inspection.pack import Composition
 from cpt_residual.report.style import SERIES, Figure, new_figure
 
-__all__ = ["composition_figure"]
-
 _PADDING = "#D9D9D9"
 
 

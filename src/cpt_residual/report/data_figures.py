@@ -13,8 +13,6 @@ from cpt_residual.report.length_figure import LengthCurve, lengths_figure
 from cpt_residual.report.passes_figures import contamination_figure, passes_figure
 from cpt_residual.report.style import Figure, write_png
 
-__all__ = ["draw_corpus_figures", "draw_pack_figures"]
-
 _Planned = tuple[str, str, str, Callable[[], Figure | None]]
 
 

@@ -11,8 +11,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from cpt_residual.data.inspection.lengths import BINS_PER_OCTAVE, LengthBin, LengthSummary
 from cpt_residual.report.style import FAINT, SERIES, Axes, Figure, new_figure
 
-__all__ = ["LengthCurve", "lengths_figure"]
-
 MAX_CURVES = len(SERIES)
 
 

@@ -12,8 +12,6 @@ from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.report.format import MINUS
 from cpt_residual.report.style import FAINT, INK, Axes, Figure, new_figure
 
-__all__ = ["contamination_figure", "passes_figure"]
-
 _WHOLE, _LOST, _HELD_OUT = "#5C5C5C", "#D55E00", "#0072B2"
 _ROW_HEIGHT = 0.34
 

@@ -14,8 +14,6 @@ from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stag
 from cpt_residual.stages.inputs import num_parameters_of, open_model
 from cpt_residual.stages.residual import ResidualStage
 
-__all__ = ["Apply", "ApplyRecipe"]
-
 _FLOPS_PER_PARAMETER = 2  # one product, one sum
 _PARAMETERS_PER_SECOND = 100e6
 _SECONDS_TO_VERIFY = 3.0

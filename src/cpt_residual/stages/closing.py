@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from cpt_residual.core.disk import format_bytes
-from cpt_residual.core.run_record import write_json_atomic
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.launch.console import duration, paragraph
 from cpt_residual.stages.execute import Builder
 from cpt_residual.tracking.outcome import upload_lines

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cpt_residual.data.passes.chain import PassChain
     from cpt_residual.data.records import Record
 
-__all__ = ["Corpus", "HubRecipe", "LocalRecipe"]
-
 _LOCAL_BYTES_PER_SECOND = 40e6
 _HUB_BYTES_PER_SECOND = 5e6
 _UNPACKED = 3

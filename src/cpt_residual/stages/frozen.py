@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError
 from cpt_residual.config.checks import check
 from cpt_residual.config.schema import Experiment, Frozen
 from cpt_residual.config.validate import dotted, problems_in
+from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.graph import Graph
-from cpt_residual.core.run_record import write_json_atomic
 from cpt_residual.errors import ConfigError
 
 GPU_STAGES = frozenset({"pretrain", "sft", "cpt", "evaluate"})

@@ -11,8 +11,6 @@ from cpt_residual.config.schema import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.stages.inputs import num_parameters_of, open_model
 
-__all__ = ["GEOMETRY_FILE", "Geometry", "GeometryRecipe"]
-
 GEOMETRY_FILE = "geometry.json"
 _PARAMETERS_PER_SECOND = 20e6
 

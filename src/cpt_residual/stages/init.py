@@ -12,8 +12,6 @@ from cpt_residual.config.schema import Architecture, Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.stages.inputs import CorpusInput
 
-__all__ = ["Init", "InitRecipe"]
-
 _BYTES_PER_PARAMETER = 4
 _SECONDS = 2.0
 _PARAMETERS_PER_SECOND = 50e6

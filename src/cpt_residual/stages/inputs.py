@@ -10,8 +10,6 @@ from cpt_residual.core.stage import ArtifactRef, Stage
 if TYPE_CHECKING:
     from cpt_residual.weights.checkpoint import Checkpoint
 
-__all__ = ["CorpusInput", "num_parameters_of", "open_model"]
-
 
 @dataclass(frozen=True)
 class CorpusInput:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from cpt_residual.data.packing import PackLedger, PackPlan, Source
     from cpt_residual.modeling.tokenizer import Tokenizer
 
-__all__ = ["PackPhaseRecipe", "PackRecipe", "PackSourceRecipe", "PackStage"]
-
 _BYTES_PER_TOKEN = 5  # uint32 id + uint8 flags
 _SCRATCH_BYTES_PER_TOKEN = 5  # ids that wait in token files, and those encoded ahead
 _TOKENS_PER_SECOND_AND_CORE = 600_000
@@ -153,7 +151,8 @@ class PackStage:
             yield partial(_require_encoders, tokenizer, template)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.data.packing import Tokenising, build_pack, encoding_crew
+        from cpt_residual.data.packing import Tokenising, build_pack
+        from cpt_residual.data.supply import encoding_crew
 
         scratch = work / "tokens" if self.is_large else None
         how = Tokenising(scratch=scratch, num_workers=ctx.threads)
@@ -201,7 +200,7 @@ class PackStage:
     def _document_sources(
         self, inputs: Mapping[str, ArtifactRef], tokenizer: Tokenizer
     ) -> list[Source]:
-        from cpt_residual.data.packing import chat_source, text_source
+        from cpt_residual.data.document_source import chat_source, text_source
         from cpt_residual.modeling.chat import ChatEncoder, chat_template_of
         from cpt_residual.modeling.tokenizer import text_encoder
 

@@ -19,8 +19,6 @@ from cpt_residual.stages.pack import PackStage
 if TYPE_CHECKING:
     from cpt_residual.data.probe import Reference
 
-__all__ = ["Probe", "ProbeRecipe"]
-
 _BYTES_PER_QUESTION = 1000
 _BYTES_PER_SPAN = 1000
 _BYTES_PER_SECOND = 10e6

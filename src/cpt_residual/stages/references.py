@@ -13,8 +13,6 @@ from cpt_residual.data.passes.references import REFERENCES_FILE, write_reference
 from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.scorer import harness_version
 
-__all__ = ["References", "ReferencesRecipe"]
-
 _SECONDS_PER_TASK = 3.0
 _BYTES_PER_TASK = 2**20
 

@@ -13,8 +13,6 @@ from cpt_residual.config.schema import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.stages.inputs import num_parameters_of, open_model
 
-__all__ = ["ResidualRecipe", "ResidualStage"]
-
 _PARAMETERS_PER_SECOND = 60e6
 _BYTES_PER_PARAMETER = 4
 _MEMORY_BYTES = 500 * 2**20

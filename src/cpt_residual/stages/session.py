@@ -16,9 +16,9 @@ from cpt_residual.config.schema import Experiment
 from cpt_residual.core.artifact import MANIFEST, RECEIPT
 from cpt_residual.core.build import BuildOutcome
 from cpt_residual.core.disk import FullDiskReport, check_free_space, format_bytes
-from cpt_residual.core.files import append_line, copy_files
+from cpt_residual.core.files import append_line, copy_files, write_json_atomic
 from cpt_residual.core.measure import usable_cores
-from cpt_residual.core.run_record import git_state, library_versions, new_run_dir, write_json_atomic
+from cpt_residual.core.run_record import git_state, library_versions, new_run_dir
 from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
 from cpt_residual.launch.console import BuildConsole, duration, paragraph

@@ -12,8 +12,6 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.data.world.size import WorldSize
 
-__all__ = ["World", "WorldRecipe"]
-
 _BYTES_PER_DOCUMENT = 160
 _DOCUMENTS_PER_SECOND = 25_000
 

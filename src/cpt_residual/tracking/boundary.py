@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
-__all__ = ["Boundary", "brief", "without_user"]
-
 T = TypeVar("T")
 _TEARDOWN_SECONDS = 20.0
 _USER_OF_A_URL = re.compile(r"//[^/\s]*@")

@@ -18,8 +18,6 @@ from cpt_residual.config.wandb_names import MAX_TAG_CHARACTERS, problem_of_name
 from cpt_residual.errors import LaunchError
 from cpt_residual.tracking.boundary import brief, without_user
 
-__all__ = ["Destination", "destination_of", "require_wandb", "why_off"]
-
 Mode = Literal["online", "offline"]
 
 _DEFAULT_PROJECT = "cpt_residual"

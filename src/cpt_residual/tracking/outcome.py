@@ -12,8 +12,6 @@ from pathlib import Path
 from cpt_residual.core.files import append_line
 from cpt_residual.tracking.series import series_path
 
-__all__ = ["Outcome", "record", "upload_lines"]
-
 _FOLDER = "wandb-runs"
 """One file per node: tasks of an array on several machines must not append to the same one."""
 

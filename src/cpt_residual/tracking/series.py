@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
-__all__ = ["SeriesSink", "read_series", "series_path"]
-
 Row = dict[str, float | int]
 
 

@@ -22,8 +22,6 @@ from cpt_residual.tracking.outcome import record
 from cpt_residual.tracking.series import SeriesSink, read_series, series_path
 from cpt_residual.tracking.wandb_sink import WandbSink, write_summary_run
 
-__all__ = ["Sinks", "check_tracking", "open_sinks", "track_report"]
-
 
 class Sinks:
     """A `MetricSink` that writes to all open sinks."""

@@ -25,8 +25,6 @@ from cpt_residual.tracking.destination import Destination
 from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.outcome import Outcome
 
-__all__ = ["WandbSink", "write_summary_run"]
-
 _CALL_SECONDS = 30.0
 _GRACE_SECONDS = 30.0  # what W&B's own time limits leave out: imports, processes, files
 _FLUSH_SECONDS = 0.2  # what a kill can lose of the offline copy

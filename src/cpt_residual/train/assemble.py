@@ -15,8 +15,6 @@ from cpt_residual.train.dataset import PackDataset, collate
 from cpt_residual.train.deepspeed_config import deepspeed_config
 from cpt_residual.train.job import Batching, Layout, TrainJob
 
-__all__ = ["CptTrainer", "training_arguments", "uses_cpu"]
-
 
 def uses_cpu(job: TrainJob) -> bool:
     """Whether the ranks compute on the CPU. Raises LaunchError when the GPUs do not suffice."""

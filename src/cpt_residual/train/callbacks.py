@@ -16,8 +16,6 @@ from cpt_residual.errors import WorkerError
 from cpt_residual.launch.torchrun import StopFlag
 from cpt_residual.train.group import maximum
 
-__all__ = ["CheckpointClock", "Reporter", "StepGuard", "TraceRow", "last_loss", "trace_of"]
-
 TraceRow = dict[str, float | int]
 
 

@@ -17,8 +17,6 @@ from cpt_residual.core.files import sync_directory, sync_file, write_json_atomic
 from cpt_residual.errors import LaunchError, WorkerError
 from cpt_residual.train.job import Layout
 
-__all__ = ["Checkpoint", "discard_older", "last_complete", "mark_complete", "sync_files"]
-
 _PREFIX = "checkpoint-"  # Trainer's own name for the folder of a step
 _MARKER = "COMPLETE.json"
 

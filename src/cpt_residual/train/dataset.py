@@ -14,8 +14,6 @@ from torch.utils.data import Dataset
 from cpt_residual.data.pack_format import IGNORED_LABEL, PackView
 from cpt_residual.data.rows import PADDING
 
-__all__ = ["PackDataset", "collate"]
-
 _ROWS_AT_ONCE = 65_536
 
 Batch = dict[str, torch.Tensor | bool]

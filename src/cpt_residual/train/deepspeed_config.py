@@ -11,8 +11,6 @@ from typing import Literal, TypeAlias
 
 from cpt_residual.config.schema import DeepSpeed
 
-__all__ = ["Json", "deepspeed_config"]
-
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 

@@ -24,8 +24,6 @@ from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.reader import ShardReader
 from cpt_residual.weights.tensors import tensor_of
 
-__all__ = ["ExactMasters", "LostUpdates", "write_model"]
-
 _NUM_SHOWN = 5
 
 

@@ -8,8 +8,6 @@ from transformers import PreTrainedModel
 
 from cpt_residual.errors import CompatibilityError
 
-__all__ = ["count_training_flops"]
-
 
 def count_training_flops(
     model: PreTrainedModel, *, num_rows: int, rows: int, sequence_length: int

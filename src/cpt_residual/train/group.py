@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-__all__ = ["barrier", "leave_group", "maximum"]
-
 
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()

@@ -15,8 +15,6 @@ from transformers.utils import logging as transformers_logging
 
 from cpt_residual.launch.environment import preserved_environment
 
-__all__ = ["isolated"]
-
 
 @contextlib.contextmanager
 def isolated(*, threads: int) -> Generator[None]:

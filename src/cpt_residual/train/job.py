@@ -12,8 +12,6 @@ from cpt_residual.config.schema import DeepSpeed, Frozen, Launch, TrainRecipe
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import ConfigError, WorkerError
 
-__all__ = ["Batching", "Layout", "RankResult", "TrainJob", "TrainingInterruptedError"]
-
 
 class TrainingInterruptedError(WorkerError):
     """A signal stopped the training after it had written a checkpoint; a rerun resumes there."""

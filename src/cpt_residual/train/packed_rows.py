@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 
 from cpt_residual.errors import CompatibilityError
 
-__all__ = ["keeps_documents_apart", "require_documents_apart"]
-
 _DETECTION = "find_packed_sequence_indices"  # of transformers.masking_utils
 _STATELESS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "moe"})
 """Values of `layer_types` whose layers see other tokens through masked attention only."""

@@ -31,8 +31,6 @@ from cpt_residual.train.group import barrier
 from cpt_residual.train.job import Layout, RankResult, TrainingInterruptedError, TrainJob
 from cpt_residual.train.stored import stored_dtype
 
-__all__ = ["train_rank"]
-
 
 def train_rank(job: TrainJob, *, reporter: Reporter, flag: StopFlag) -> RankResult:
     """Train this rank's share to the end and write the model (first rank) below `job.out`.

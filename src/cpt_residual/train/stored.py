@@ -14,8 +14,6 @@ from cpt_residual.weights.matching import by_class_names
 from cpt_residual.weights.shard_header import DtypeName, Shape
 from cpt_residual.weights.tensors import TORCH_DTYPES
 
-__all__ = ["open_start", "stored_dtype", "verify_weights"]
-
 
 def open_start(folder: Path) -> Checkpoint:
     """The weights of the start model, an artifact, by the names of its class's parameters; a

@@ -40,8 +40,6 @@ from cpt_residual.launch.torchrun import (
 )
 from cpt_residual.train.job import RankResult, TrainingInterruptedError, TrainJob
 
-__all__ = ["run"]
-
 _ERROR = "error.json"
 _EVENTS = "events.jsonl"
 _JOB = "job.json"

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.config import folders, layers
-from cpt_residual.config.compose import compose, conf_dir, expand_sweep, experiment_names
+from cpt_residual.config.compose import compose, experiment_names
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus
+from cpt_residual.config.folders import conf_dir
+from cpt_residual.config.overrides import expand_sweep
 from cpt_residual.config.schema import Experiment, PretrainedModel
 from cpt_residual.config.validate import validate
 from cpt_residual.errors import ConfigError

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.config.compose import compose, conf_dir
+from cpt_residual.config.compose import compose
 from cpt_residual.config.corpora import HubCorpus
+from cpt_residual.config.folders import conf_dir
 from cpt_residual.core.store import Store
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.prefetch import network_nodes

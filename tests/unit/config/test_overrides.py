@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cpt_residual import plan, run
-from cpt_residual.config.compose import compose, expand_sweep
+from cpt_residual.config.compose import compose
+from cpt_residual.config.overrides import expand_sweep
 from cpt_residual.errors import ConfigError, did_you_mean
 
 

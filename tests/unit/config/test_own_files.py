@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cpt_residual import plan, run
-from cpt_residual.config.compose import compose, compose_with_files, conf_dir
+from cpt_residual.config.compose import compose, compose_with_files
+from cpt_residual.config.folders import conf_dir
 from cpt_residual.config.schema import Experiment
 from cpt_residual.errors import ConfigError
 

@@ -11,13 +11,8 @@ import pytest
 
 from cpt_residual.core import measure, run_record
 from cpt_residual.core.disk import check_free_space, format_bytes, free_bytes
-from cpt_residual.core.run_record import (
-    code_version,
-    git_state,
-    library_versions,
-    new_run_dir,
-    write_json_atomic,
-)
+from cpt_residual.core.files import write_json_atomic
+from cpt_residual.core.run_record import code_version, git_state, library_versions, new_run_dir
 from cpt_residual.errors import DiskSpaceError
 
 

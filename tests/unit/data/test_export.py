@@ -15,7 +15,7 @@ import pytest
 from cpt_residual.core import disk
 from cpt_residual.data import export
 from cpt_residual.data.export import ExportLayout, export_pack
-from cpt_residual.data.packing import PackView, open_pack
+from cpt_residual.data.pack_format import PackView, open_pack
 from cpt_residual.errors import ConfigError, CorruptArtifactError, DiskSpaceError
 from support.packs import byte_texts, pack, plan, write_texts
 

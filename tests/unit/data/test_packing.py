@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cpt_residual.data.index import LineIndex, seeded_order
-from cpt_residual.data.packing import IGNORED_LABEL, open_pack
+from cpt_residual.data.pack_format import IGNORED_LABEL, open_pack
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START
 from cpt_residual.errors import ConfigError, CorpusError, CorruptArtifactError
 from support.packs import (

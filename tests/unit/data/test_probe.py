@@ -15,7 +15,7 @@ import pytest
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.stage import no_progress
 from cpt_residual.data.index import seeded_order
-from cpt_residual.data.packing import open_pack
+from cpt_residual.data.pack_format import open_pack
 from cpt_residual.data.probe import ProbeLedger, Reference, build_probe
 from cpt_residual.data.questions import Question
 from cpt_residual.data.spans import key_of, lower_words, shape_of, telling_words

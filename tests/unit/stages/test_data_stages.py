@@ -21,7 +21,7 @@ from cpt_residual.config.passes import Contamination, Passes
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
 from cpt_residual.data.files import resolve_files
-from cpt_residual.data.packing import open_pack
+from cpt_residual.data.pack_format import open_pack
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE
 from cpt_residual.modeling.encoding_limits import MAX_UNDIVIDED_CHARACTERS

@@ -14,8 +14,6 @@ from cpt_residual.data.inspection.checks import Check, some
 from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.errors import CorruptArtifactError
 
-__all__ = ["balance_check", "passes_of", "read_corpus_ledger"]
-
 _FIELD = "passes"
 _PASSES = TypeAdapter(tuple[PassLedger, ...])
 

@@ -9,8 +9,6 @@ from typing import Literal
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.artifact import MANIFEST, Manifest, check_files
 
-__all__ = ["Check", "CheckState", "compared", "manifest_check"]
-
 CheckState = Literal["agrees", "differs", "not checked"]
 _SHOWN = 8
 

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from cpt_residual.data.pack_format import PackView
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START, Flags, Ids
 
-__all__ = ["Chunk", "Counts", "Mask", "chunks"]
-
 _CHUNK_TOKENS = 1 << 22
 
 Counts = npt.NDArray[np.int64]

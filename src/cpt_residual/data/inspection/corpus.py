@@ -22,8 +22,6 @@ from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.data.problems import BadDocumentError
 from cpt_residual.errors import CorpusError
 
-__all__ = ["CorpusInspection", "DocumentsFile", "SampleDocument", "inspect_corpus"]
-
 _REPORT_EVERY = 2000
 
 Form = Literal["text", "chat"]

@@ -14,8 +14,6 @@ from cpt_residual.modeling.tokenizer import (
     token_map_hash,
 )
 
-__all__ = ["TokenDecoder"]
-
 
 class TokenDecoder:
     """Ids to text with the tokenizer of a model directory."""

@@ -11,8 +11,6 @@ from cpt_residual.data.inspection.chunks import Chunk, Counts, Mask
 from cpt_residual.data.inspection.lengths import Lengths
 from cpt_residual.data.pack_ledger import PackLedger
 
-__all__ = ["DocumentLengths"]
-
 _WHOLE = "whole"  # the packing that never splits a document
 
 

@@ -9,8 +9,6 @@ import numpy as np
 from cpt_residual.data.inspection.chunks import Chunk, Mask
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START
 
-__all__ = ["Faults"]
-
 _KNOWN_BITS = START | LOSS | PADDING | CONTINUATION
 
 

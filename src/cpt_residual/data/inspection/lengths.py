@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from cpt_residual.config.frozen import Frozen
 
-__all__ = ["BINS_PER_OCTAVE", "LengthBin", "LengthSummary", "Lengths"]
-
 BINS_PER_OCTAVE = 4
 
 

@@ -13,8 +13,6 @@ from cpt_residual.data.inspection.balance import passes_of, read_corpus_ledger
 from cpt_residual.data.inspection.looking import read_manifest
 from cpt_residual.data.passes.ledger import PassLedger
 
-__all__ = ["Lineage", "SourceCorpus", "corpora_of"]
-
 
 @dataclass(frozen=True)
 class Lineage:

@@ -11,8 +11,6 @@ from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.data.file_names import DOCUMENTS_FILE, LEDGER_FILE
 from cpt_residual.errors import ArtifactError, CorruptArtifactError
 
-__all__ = ["DataKind", "Looking", "kind_of", "read_manifest"]
-
 DataKind = Literal["pack", "corpus", "world"]
 
 PACK_FILES = ("pack.json", "ids.npy", "flags.npy")

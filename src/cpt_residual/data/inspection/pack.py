@@ -22,8 +22,6 @@ from cpt_residual.errors import CorruptArtifactError
 if TYPE_CHECKING:
     from cpt_residual.data.inspection.decoding import TokenDecoder
 
-__all__ = ["Composition", "PackInspection", "SourceRecount", "inspect_pack"]
-
 
 class Composition(Frozen):
     """Blocks of neighbouring rows in training order: real tokens of each source, and padding."""

@@ -14,8 +14,6 @@ from cpt_residual.data.pack_format import PackView
 if TYPE_CHECKING:
     from cpt_residual.data.inspection.decoding import TokenDecoder
 
-__all__ = ["pack_checks"]
-
 
 def pack_checks(
     view: PackView,

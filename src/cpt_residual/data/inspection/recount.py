@@ -14,8 +14,6 @@ from cpt_residual.data.inspection.faults import Faults
 from cpt_residual.data.pack_format import PackView
 from cpt_residual.data.pack_ledger import PackLedger
 
-__all__ = ["COUNTED", "MAX_BLOCKS", "Recount", "recount"]
-
 COUNTED = (
     "rows",
     "tokens",

@@ -14,8 +14,6 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.data.pack_format import PackView
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START, Ids
 
-__all__ = ["Decoder", "Run", "RunKind", "SampleRow", "Segment", "row_numbers", "sample_row"]
-
 RunKind = Literal["text", "masked", "bos", "eos", "special"]
 SegmentKind = Literal["document", "continuation", "padding"]
 

@@ -13,8 +13,6 @@ from cpt_residual.data.passes.references import References
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
-__all__ = ["PassChain", "library_versions"]
-
 
 class PassChain:
     """The passes that `passes` asks for, in the order of its fields; without any, documents go

@@ -14,8 +14,6 @@ from cpt_residual.data.passes.words import folded_words
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
-__all__ = ["ContaminationPass"]
-
 _EXAMPLES_PER_TASK = 5
 
 

@@ -12,8 +12,6 @@ from cpt_residual.data.passes.one import Dropped, Fact, Pass
 from cpt_residual.data.problems import Problems
 from cpt_residual.data.records import Record
 
-__all__ = ["DateRangePass", "day_of"]
-
 # Python reads more than this (week dates, "20241201" and, worse, long numbers).
 _WRITTEN = re.compile(
     r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?([+-]\d{2}(:?\d{2})?|Z|UTC))?)?",

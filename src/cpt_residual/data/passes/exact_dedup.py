@@ -12,8 +12,6 @@ from cpt_residual.data.passes.one import Dropped, Fact, Pass
 from cpt_residual.data.passes.words import folded_words
 from cpt_residual.data.records import Record
 
-__all__ = ["ExactDedupPass"]
-
 _DIGEST_BYTES = 16
 
 

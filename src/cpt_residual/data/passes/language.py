@@ -12,8 +12,6 @@ from cpt_residual.config.passes import Language
 from cpt_residual.data.passes.one import Dropped, Fact, Pass
 from cpt_residual.data.records import Record
 
-__all__ = ["LanguagePass", "detector"]
-
 _MOST_NAMED = 20
 
 

@@ -9,8 +9,6 @@ from cpt_residual.config.passes import Length
 from cpt_residual.data.passes.one import Dropped, Fact, Pass
 from cpt_residual.data.records import Record
 
-__all__ = ["LengthPass"]
-
 
 class LengthPass(Pass):
     """Decides by the number of Unicode characters alone; nothing is cut."""

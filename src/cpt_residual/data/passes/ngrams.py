@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NgramIndex", "NgramSettings", "Occurrence"]
-
 Numbers = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 

@@ -12,8 +12,6 @@ from cpt_residual.config.passes import Normalise
 from cpt_residual.data.passes.one import Dropped, Fact, Pass
 from cpt_residual.data.records import Record
 
-__all__ = ["NormalisePass"]
-
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85]")
 # All but tab, LF and the line ends above.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")

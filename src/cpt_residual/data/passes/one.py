@@ -10,8 +10,6 @@ from typing import ClassVar
 from cpt_residual.data.passes.ledger import TaskContamination
 from cpt_residual.data.records import Record
 
-__all__ = ["Dropped", "Fact", "Pass"]
-
 Fact = str | int | float
 
 

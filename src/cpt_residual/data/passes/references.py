@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cpt_residual.errors import CorpusError
 
-__all__ = ["REFERENCES_FILE", "Reference", "References", "read_references", "write_references"]
-
 REFERENCES_FILE = "references.jsonl"
 
 

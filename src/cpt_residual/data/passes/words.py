@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["folded_words"]
-
 # Scripts that write no blanks between words; each of their letters counts as a word: Thai, Lao,
 # Myanmar, Khmer, Kana, Han.
 _UNSPACED = (

@@ -22,8 +22,6 @@ from cpt_residual.errors import did_you_mean
 if TYPE_CHECKING:
     from _csv import Reader
 
-__all__ = ["MAX_FIELD_CHARACTERS", "read_csv"]
-
 MAX_FIELD_CHARACTERS = 1 << 28
 """A longer field is taken for a quote that never ends, which would read the whole file into memory
 (the csv module's own limit, 131,072, is shorter than many documents)."""

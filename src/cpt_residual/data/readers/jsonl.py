@@ -11,8 +11,6 @@ from cpt_residual.data.readers.packed import file_words, open_bytes, read_error
 from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile, record_of
 from cpt_residual.data.records import Record
 
-__all__ = ["read_jsonl"]
-
 
 def read_jsonl(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:
     """One document a line. A byte order mark at the file's start is not text."""

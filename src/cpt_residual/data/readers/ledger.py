@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["FileLedger", "ReadLedger"]
-
 
 class _Counts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -16,8 +16,6 @@ from typing import Any, cast
 from cpt_residual.data.files import COMPRESSIONS
 from cpt_residual.data.readers.rows import SourceFile
 
-__all__ = ["file_words", "open_bytes", "read_error"]
-
 _BUFFER_BYTES = 1 << 20
 
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}

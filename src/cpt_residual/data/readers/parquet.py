@@ -10,8 +10,6 @@ from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile, record_o
 from cpt_residual.data.records import Record
 from cpt_residual.errors import did_you_mean
 
-__all__ = ["read_parquet"]
-
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
 _TEXT_TYPES = (

@@ -10,8 +10,6 @@ from cpt_residual.data.readers.packed import file_words, open_bytes, read_error
 from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile
 from cpt_residual.data.records import Record
 
-__all__ = ["read_plain"]
-
 
 def read_plain(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:
     """The whole file as it is, without a byte order mark. A file of no bytes holds no document."""

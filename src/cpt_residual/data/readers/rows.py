@@ -12,8 +12,6 @@ from cpt_residual.data.documents import field_of, text_of
 from cpt_residual.data.problems import Problems
 from cpt_residual.data.records import Record
 
-__all__ = ["BadRows", "Fields", "SourceFile", "record_of"]
-
 MAX_FIRST = 10
 """So many of the rows that are left out are kept with their place."""
 

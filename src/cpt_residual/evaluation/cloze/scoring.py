@@ -10,8 +10,6 @@ from cpt_residual.data.questions import Question
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.untyped import untyped
 
-__all__ = ["METRICS", "load_questions", "score_choices"]
-
 METRICS = ("accuracy", "accuracy_per_byte", "recalled", "target_bits_per_byte", "chance")
 
 _FIELDS = {"context", "choices", "answer"}

@@ -17,19 +17,6 @@ from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.responses import Response, ScoredText
 from cpt_residual.evaluation.untyped import untyped
 
-__all__ = [
-    "bits_of_nats",
-    "bits_per_byte",
-    "exp_of_nats",
-    "flat_mean",
-    "load_probes",
-    "load_texts",
-    "perplexity",
-    "score_fact",
-    "score_instructions",
-    "score_text",
-]
-
 Metrics = dict[str, Any]
 
 
