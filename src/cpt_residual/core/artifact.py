@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.files import list_files
 from cpt_residual.core.hashing import FileRecord, canonical_json, file_sha256, text_sha256
 from cpt_residual.core.stage import Metric
@@ -17,18 +18,14 @@ MANIFEST = "manifest.json"
 RECEIPT = "receipt.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class InputRecord(_Record):
+class InputRecord(Frozen):
     """An input as it was read: what it should be (fingerprint) and what it was (content)."""
 
     fingerprint: str
     content_hash: str
 
 
-class Manifest(_Record):
+class Manifest(Frozen):
     """What an artifact is. Deterministic: the same build gives the same manifest anywhere.
 
     `seal` is the hash of everything else in it, so that an edit of the manifest itself shows.
@@ -79,14 +76,14 @@ class Manifest(_Record):
         return manifest
 
 
-class FileStamp(_Record):
+class FileStamp(Frozen):
     """Size and time of a file when its hash was last known to be right."""
 
     size: int
     mtime_ns: int
 
 
-class Receipt(_Record):
+class Receipt(Frozen):
     """How a build went: measured, different every time, outside of every hash.
 
     seconds: wall time of build and publish; peak_rss_bytes: of the building process so far;

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.disk import FullDiskReport, check_free_space
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.graph import Graph
@@ -30,10 +31,8 @@ class BuildOutcome:
     seconds: float
 
 
-class _Scratch(BaseModel):
+class _Scratch(Frozen):
     """What a scratch directory was begun with. Checkpoints of other inputs must not be resumed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
     inputs: dict[str, str]

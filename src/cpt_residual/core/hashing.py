@@ -14,8 +14,9 @@ from io import FileIO
 from pathlib import Path
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, JsonValue
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.kept import keep, recall
 
 _BLOCK_BYTES = 4 * 1024 * 1024
@@ -23,10 +24,8 @@ _SETTLED_SECONDS = 2.0
 """A file younger than this may change again without a new time stamp (coarse clocks)."""
 
 
-class FileRecord(BaseModel):
+class FileRecord(Frozen):
     """One published file: size in bytes and sha256 of its bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int
     sha256: str

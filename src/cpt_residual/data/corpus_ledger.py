@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
 
 
-class SplitLedger(BaseModel):
+class SplitLedger(Frozen):
     """The documents that were given = documents + heldout_documents + heldout_copies_dropped, and
     so their characters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     documents: int
     characters: int

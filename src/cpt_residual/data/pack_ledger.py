@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError, CorruptArtifactError
@@ -22,11 +23,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AddedTokenUse(_Frozen):
+class AddedTokenUse(Frozen):
     """In how many of the documents read an added token stands, and how often. Of a special token
     its text is meant, of another its id (in dialogues with those that the template writes)."""
 
@@ -35,7 +32,7 @@ class AddedTokenUse(_Frozen):
     times: Positive
 
 
-class AddedToken(_Frozen):
+class AddedToken(Frozen):
     """An added token that stands in some document, and what its text was encoded as: special ones
     stay text, others become their id, as in the released model's own training."""
 
@@ -44,7 +41,7 @@ class AddedToken(_Frozen):
     encoded_as: Literal["text", "id"]
 
 
-class SourceLedger(_Frozen):
+class SourceLedger(Frozen):
     """Where the tokens of one source went.
 
     tokens_read = tokens + tokens_cut + tokens_left_over, and tokens = loss_tokens +
@@ -88,7 +85,7 @@ class SourceLedger(_Frozen):
         return self.documents_read
 
 
-class PhaseLedger(_Frozen):
+class PhaseLedger(Frozen):
     """One phase: `tokens_by_source` in the order of the sources. `share` is what was asked for."""
 
     share: float
@@ -98,7 +95,7 @@ class PhaseLedger(_Frozen):
     tokens_by_source: tuple[int, ...]
 
 
-class RowMark(_Frozen):
+class RowMark(Frozen):
     """The first `rows` rows hold `tokens` real tokens; `sha256` is over these rows."""
 
     rows: int
@@ -106,7 +103,7 @@ class RowMark(_Frozen):
     sha256: str
 
 
-class PackLedger(_Frozen):
+class PackLedger(Frozen):
     """Counts over the whole pack; `tokens` equals `token_budget` exactly.
 
     Hashes are over every row's ids (uint32, little endian), then its flags, in order. `marks` are

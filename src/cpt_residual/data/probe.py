@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict
-
 from cpt_residual.config.cloze import ClozeSuite
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.data.documents import parse_text
 from cpt_residual.data.file_names import LEDGER_FILE
@@ -54,10 +53,8 @@ class Reference:
     path: Path
 
 
-class ReferenceLedger(BaseModel):
+class ReferenceLedger(Frozen):
     """What was read of one reference. `spans_met`: candidates that it holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     documents: int
@@ -65,11 +62,9 @@ class ReferenceLedger(BaseModel):
     spans_met: int
 
 
-class ProbeLedger(BaseModel):
+class ProbeLedger(Frozen):
     """Where every span went: spans_found = questions + the sum of `dropped`. documents_packed: how
     many documents the pack of CPT holds from beginning to end, None where no pack was given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     documents: int
     characters: int

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
-
 from cpt_residual.config.cloze import ClozeSuite, SpanKind
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.data.spans import Span, lower_words, shape_of, starts_sentence, telling_words
 
 QUESTIONS_FILE = "questions.jsonl"
@@ -19,12 +18,10 @@ SPANS_PER_DOCUMENT = 16
 _MIN_CONTEXT_CHARACTERS = 32
 
 
-class Question(BaseModel):
+class Question(Frozen):
     """One line of `questions.jsonl`. Line `document` (from 0) of the corpus' `documents.jsonl`
     holds `context`, then `choices[answer]` (its space included), the span of which begins at
     character `offset`. `span_documents`: how many training documents hold the span."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: int
     document: int

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from cpt_residual.config.derived import accumulation_steps, micro_batch_rows_used, num_steps
-from cpt_residual.config.schema import DeepSpeed, Frozen, Launch, TrainRecipe
+from cpt_residual.config.frozen import Frozen
+from cpt_residual.config.schema import DeepSpeed, Launch, TrainRecipe
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import ConfigError, WorkerError
 
@@ -19,21 +18,17 @@ class TrainingInterruptedError(WorkerError):
     exit_code = 75  # EX_TEMPFAIL: worth trying again
 
 
-class RankResult(BaseModel):
+class RankResult(Frozen):
     """What the first rank found: the loss of the last step, and the share of moved weights that
     rounding to the stored dtype has put back (None: stored in fp32, nothing is rounded)."""
-
-    model_config = ConfigDict(frozen=True)
 
     final_loss: float
     lost_share: float | None
 
 
-class Batching(BaseModel):
+class Batching(Frozen):
     """How one optimizer step is cut. rows_per_step = processes * micro_batch_rows * accumulation,
     exactly: the trained weights do not depend on how it is cut, but for the order of sums."""
-
-    model_config = ConfigDict(frozen=True)
 
     rows_per_step: int
     micro_batch_rows: int
@@ -46,10 +41,8 @@ class Batching(BaseModel):
         return self.rows_per_step * self.num_steps
 
 
-class Layout(BaseModel):
+class Layout(Frozen):
     """What has to be the same for a checkpoint to be loaded again."""
-
-    model_config = ConfigDict(frozen=True)
 
     zero_stage: Literal["off", 1, 2, 3]
     num_processes: int

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from cpt_residual.config.frozen import Frozen
 
 
-class _Counts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Drop(_Counts):
+class Drop(Frozen):
     """The documents that one pass dropped for one reason; characters as they came in."""
 
     reason: str
@@ -17,7 +13,7 @@ class Drop(_Counts):
     characters: int
 
 
-class Match(_Counts):
+class Match(Frozen):
     """A place where document number `document` (from 1, as the pass met them) and a question share
     words; `words` as they were compared."""
 
@@ -25,7 +21,7 @@ class Match(_Counts):
     words: str
 
 
-class TaskContamination(_Counts):
+class TaskContamination(Frozen):
     """One task of the evaluation, looked for in the corpus.
 
     questions = questions_checked + questions_too_short + questions_of_shared_wording.
@@ -46,7 +42,7 @@ class TaskContamination(_Counts):
     examples: tuple[Match, ...] = ()
 
 
-class PassLedger(_Counts):
+class PassLedger(Frozen):
     """Where every document and every character went:
 
     documents_in = documents_out + the documents of `dropped`;

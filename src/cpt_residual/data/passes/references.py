@@ -6,17 +6,16 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from cpt_residual.config.frozen import Frozen
 from cpt_residual.errors import CorpusError
 
 REFERENCES_FILE = "references.jsonl"
 
 
-class Reference(BaseModel):
+class Reference(Frozen):
     """One question of one task of the evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     text: str

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from cpt_residual.config.frozen import Frozen
 
 
-class _Counts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileLedger(_Counts):
+class FileLedger(Frozen):
     """One file: rows = documents + bad_rows_skipped. kind: how its name ends."""
 
     kind: str
@@ -19,7 +15,7 @@ class FileLedger(_Counts):
     bad_rows_skipped: int
 
 
-class ReadLedger(_Counts):
+class ReadLedger(Frozen):
     """What was read, before any pass.
 
     first_bad_rows: where the first rows were that `bad_lines: skip` left out, and why; a file is

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.disk import check_free_space
@@ -80,10 +80,8 @@ hashes and what rounding has cost; `instruct/` has the configuration of the inst
 """
 
 
-class PackageConfig(BaseModel):
+class PackageConfig(Frozen):
     """config.json of the `residuals` package, whole: a key that is not here is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     residuals_version: Literal["1.0"] = "1.0"
     format: Literal["pytorch"] = "pytorch"
