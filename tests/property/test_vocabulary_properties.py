@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cpt_residual.modeling.token_side import TokenMap, TokenSide
+from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights.vocabulary import (
     NONE,
     PairPlan,
@@ -53,7 +53,7 @@ def models(draw: st.DrawFn, extra: list[str]) -> Model:
     rng = np.random.default_rng(draw(seeds))
     # Multiples of 2^-6: every sum and difference below is exact.
     rows = rng.integers(-500, 500, size=(num_rows, WIDTH)) / 64
-    return Model(TokenSide(TokenMap(ids, in_text), "<eos>", has_template=True), rows)
+    return Model(TokenSide(ids, in_text, "<eos>", has_template=True), rows)
 
 
 bases = models(EXTRA[:1])

@@ -21,7 +21,8 @@ from cpt_residual.data.passes.chain import PassChain
 from cpt_residual.data.passes.references import Reference
 from cpt_residual.data.readers.ledger import ReadLedger
 from cpt_residual.data.records import Record
-from cpt_residual.modeling.tokenizer import Tokenizer, token_map_hash
+from cpt_residual.modeling.token_side import token_map_hash
+from cpt_residual.modeling.tokenizer import Tokenizer
 from support.packs import (
     FIRST_BYTE,
     byte_dialogues,

@@ -13,7 +13,8 @@ from cpt_residual.data.pack_ledger import FORMAT_VERSION, PackLedger, SourceLedg
 from cpt_residual.data.row_counts import SpecialIds
 from cpt_residual.data.rows import LOSS, PADDING, START, Row
 from cpt_residual.modeling.initialise import write_initial_model
-from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
+from cpt_residual.modeling.token_side import token_map_hash
+from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.train.job import TrainJob
 
 VOCAB_SIZE = 280

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from cpt_residual.core.disk import writing
-from cpt_residual.core.files import unique_name
+from cpt_residual.core.files import replacing
 from cpt_residual.core.stage import ProgressReport
 from cpt_residual.launch.console import BuildConsole, UserConsole, duration
 from cpt_residual.launch.stopping import say_stopped, terminable
@@ -85,14 +85,8 @@ def interruptible(what_to_do: str) -> Generator[None]:
 def write_text(path: Path, text: str) -> None:
     """The whole file or the one that was there before; its directory is made. Raises ArtifactError
     and DiskSpaceError."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(unique_name(f".{path.name}"))
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _plain(value: object) -> object:

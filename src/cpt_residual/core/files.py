@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,28 +36,38 @@ def unique_name(stem: str) -> str:
     return f"{stem}.{os.urandom(6).hex()}"
 
 
-def write_json_atomic(
-    path: Path, value: JsonValue | BaseModel, *, temporary_in: Path | None = None
-) -> None:
-    """Write sorted, indented JSON so that a reader sees the old file or the new one, never a part.
+@contextmanager
+def replacing(path: Path, *, temporary_in: Path | None = None) -> Generator[Path]:
+    """Gives a name to write a file or directory to; at the end of the block it replaces `path`.
 
-    The temporary file lies beside `path`, or in `temporary_in` (same file system) where a
-    leftover of a kill would disturb. Numbers that JSON does not have (NaN) are an error.
+    Readers see the old content or the new one, never a part. Nothing is left of a block that
+    raises. The temporary name lies beside `path`, or in `temporary_in` (same file system) where a
+    leftover of a kill would disturb; the directory is made.
     """
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    text = json.dumps(plain, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
     folder = temporary_in or path.parent
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / unique_name(f".{path.name}")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        remove_tree(temporary, folder)
+
+
+def write_json_atomic(
+    path: Path, value: JsonValue | BaseModel, *, temporary_in: Path | None = None
+) -> None:
+    """Write sorted, indented JSON, whole and durable (see `replacing`). Numbers that JSON does not
+    have (NaN) are an error."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
+    with (
+        replacing(path, temporary_in=temporary_in) as temporary,
+        temporary.open("w", encoding="utf-8") as stream,
+    ):
+        stream.write(text + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
     sync_directory(path.parent)
 
 

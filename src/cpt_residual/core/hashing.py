@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import Enum
 from io import FileIO
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import cast
 from pydantic import BaseModel, JsonValue
 
 from cpt_residual.config.frozen import Frozen
-from cpt_residual.core.kept import keep, recall
+from cpt_residual.core.files import replacing
 
 _BLOCK_BYTES = 4 * 1024 * 1024
 _SETTLED_SECONDS = 2.0
@@ -133,7 +135,7 @@ class HashCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folders = (folder,)
+        self._folder = folder
 
     def sha256(self, path: Path) -> str:
         """Hash of a file's bytes; reads the file only when it is new or has changed."""
@@ -142,14 +144,22 @@ class HashCache:
         if before.st_size <= _SMALL_BYTES:
             return file_sha256(path)
         entry = _entry_name(path, before)
-        cached = recall(entry, self._folders)
-        if cached is not None:
-            return cached.decode("ascii")
+        known = _read_entry(self._folder / entry)
+        if known is not None:
+            return known
         digest = file_sha256(path)
         settled = started - max(before.st_mtime_ns, before.st_ctime_ns) / 1e9 > _SETTLED_SECONDS
         if settled and _entry_name(path, path.stat()) == entry:
-            keep(entry, digest.encode("ascii"), self._folders)
+            with suppress(OSError), replacing(self._folder / entry) as temporary:
+                temporary.write_text(digest)
         return digest
+
+
+def _read_entry(path: Path) -> str | None:
+    with suppress(OSError, ValueError):
+        text = path.read_text("ascii")
+        return text if re.fullmatch("[0-9a-f]{64}", text) else None
+    return None
 
 
 def _entry_name(path: Path, stat: os.stat_result) -> str:

@@ -21,9 +21,9 @@ from cpt_residual.core.files import (
     copy_files,
     list_files,
     remove_tree,
+    replacing,
     sync_directory,
     sync_file,
-    unique_name,
 )
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ProgressReport, no_progress
@@ -90,9 +90,7 @@ def export_pack(
         )
     check_free_space(out, _BYTES_PER_TOKEN[layout] * view.ids.size)
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(unique_name(f".{out.name}"))
-        try:
+        with replacing(out) as temporary:
             if layout == "parquet":
                 _write_parquet(view, temporary, progress)
             else:
@@ -100,10 +98,6 @@ def export_pack(
             (temporary / "README.md").write_text(_card(view, layout), encoding="utf-8")
             copy_files(pack, temporary, leave_out=_not_the_ledger(pack))
             _sync(temporary)
-            temporary.rename(out)
-        except BaseException:
-            remove_tree(temporary, temporary.parent)
-            raise
         sync_directory(out.parent)
     return len(view)
 

@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.core.files import unique_name
+from cpt_residual.core.files import replacing
 from cpt_residual.modeling.encoded import EncodedDocuments, Lengths
 
 _HASHED_BYTES = 1 << 20
@@ -62,16 +62,13 @@ def write_tokens(path: Path, block: TokenBlock, *, key: str) -> None:
         "has_loss": documents.loss is not None,
         "sha256": digest.hexdigest(),
     }
-    temporary = path.with_name(unique_name(f".{path.name}"))
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(json.dumps(header).encode() + b"\n")
             for part in arrays:
                 file.write(part.data)
-        temporary.replace(path)
     except OSError as error:
         error.filename = str(path)  # a write does not say which file it was
-        temporary.unlink(missing_ok=True)
         raise
 
 

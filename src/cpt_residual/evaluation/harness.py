@@ -29,7 +29,7 @@ from cpt_residual.evaluation.statistics import mean_stderr
 from cpt_residual.evaluation.stock import StockTask, find_stock_task, load_tasks
 from cpt_residual.evaluation.template import ChatSide
 from cpt_residual.evaluation.untyped import untyped
-from cpt_residual.modeling.tokenizer import token_map_hash
+from cpt_residual.modeling.token_side import token_map_hash
 
 Progress = Callable[[int, int, str], None]
 

@@ -76,7 +76,8 @@ class ChatSide:
 
     def check_tokenizer_of(self, model_dir: Path) -> None:
         """The variant must have the same token map: prompts are encoded once for all."""
-        from cpt_residual.modeling.tokenizer import first_differing_ids, load_tokenizer
+        from cpt_residual.modeling.token_side import first_differing_ids
+        from cpt_residual.modeling.tokenizer import load_tokenizer
 
         problems = first_differing_ids(load_tokenizer(model_dir), self.tokenizer, 10)
         if problems:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import tokenizers
 from huggingface_hub.errors import StrictDataclassError
@@ -19,12 +18,6 @@ from cpt_residual.modeling.side_files import code_named_in, code_refusal
 from cpt_residual.modeling.text_encoder import FastTextEncoder
 
 Tokenizer = PreTrainedTokenizerFast
-
-
-class Vocabulary(Protocol):
-    """Whatever has an id for every token (all tokenizers of transformers do)."""
-
-    def get_vocab(self) -> dict[str, int]: ...
 
 
 _UNREADABLE = (
@@ -70,28 +63,6 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def wants_code(error: Exception) -> bool:
     """Whether transformers failed because it was not allowed to run the code that a model ships."""
     return "trust_remote_code" in str(error)
-
-
-def token_map_hash(tokenizer: Vocabulary) -> str:
-    """sha256 over the sorted (id, token) pairs, added tokens included: the identity of the map."""
-    digest = hashlib.sha256()
-    for token_id, token in sorted(_pairs(tokenizer)):
-        digest.update(json.dumps([token_id, token]).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def first_differing_ids(a: Vocabulary, b: Vocabulary, limit: int) -> list[str]:
-    """Up to `limit` lines `id 7: 'x' vs 'y'` (`-` for none) where the two maps disagree, by id."""
-    tokens_a, tokens_b = dict(_pairs(a)), dict(_pairs(b))
-    differing = sorted(
-        token_id
-        for token_id in tokens_a.keys() | tokens_b.keys()
-        if tokens_a.get(token_id) != tokens_b.get(token_id)
-    )
-    return [
-        f"id {token_id}: {_shown(tokens_a.get(token_id))} vs {_shown(tokens_b.get(token_id))}"
-        for token_id in differing[:limit]
-    ]
 
 
 def bos_id_of(tokenizer: Tokenizer) -> int | None:
@@ -224,11 +195,3 @@ def _light_config(directory: Path) -> PreTrainedConfig | None:
     config = cast("Any", PreTrainedConfig)(name_or_path=str(directory))
     config.model_type = model_type
     return cast("PreTrainedConfig", config)
-
-
-def _pairs(tokenizer: Vocabulary) -> list[tuple[int, str]]:
-    return [(token_id, token) for token, token_id in tokenizer.get_vocab().items()]
-
-
-def _shown(token: str | None) -> str:
-    return "-" if token is None else repr(token)

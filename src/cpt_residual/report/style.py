@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib import figure as mpl_figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from cpt_residual.core.files import unique_name
+from cpt_residual.core.files import replacing
 from cpt_residual.report.facts import Kind
 
 Axes = Any
@@ -108,13 +108,8 @@ def write_png(path: Path, draw: Callable[[], Figure | None]) -> bool:
     content = png_bytes(draw)
     if content is None:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(unique_name(f".{path.name}"))
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
 
 

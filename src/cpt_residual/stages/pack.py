@@ -174,13 +174,8 @@ class PackStage:
 
     def _plan(self, tokenizer: Tokenizer) -> PackPlan:
         from cpt_residual.data.packing import PackPlan, PhasePlan
-        from cpt_residual.modeling.tokenizer import (
-            added_tokens_of,
-            bos_id_of,
-            eos_id_of,
-            pad_id_of,
-            token_map_hash,
-        )
+        from cpt_residual.modeling.token_side import token_map_hash
+        from cpt_residual.modeling.tokenizer import added_tokens_of, bos_id_of, eos_id_of, pad_id_of
 
         return PackPlan(
             sequence_length=self.pack.sequence_length,

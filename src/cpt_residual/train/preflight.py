@@ -11,12 +11,8 @@ from cpt_residual.data.pack_format import PackView, open_pack
 from cpt_residual.data.rows import PADDING, START
 from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.modeling.loading import build_on_meta, load_config
-from cpt_residual.modeling.tokenizer import (
-    Tokenizer,
-    first_differing_ids,
-    load_tokenizer,
-    token_map_hash,
-)
+from cpt_residual.modeling.token_side import first_differing_ids, token_map_hash
+from cpt_residual.modeling.tokenizer import Tokenizer, load_tokenizer
 from cpt_residual.train.checkpoint import last_complete
 from cpt_residual.train.flops import count_training_flops
 from cpt_residual.train.job import TrainJob

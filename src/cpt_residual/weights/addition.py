@@ -76,7 +76,7 @@ class Addition:
 
     @cached_property
     def target_tokens(self) -> TokenSide:
-        return TokenSide.read(self.target.path, like=self.source.tokens)
+        return TokenSide.read(self.target.path)
 
     @cached_property
     def plan(self) -> RowPlan:
@@ -84,9 +84,8 @@ class Addition:
         target and residual do not fit."""
         source, target = self.source.side.untied(self.untied), side_of(self.target)
         require_match(source, target, rows_may_differ=True)
-        if self.recipe.vocab_policy != "equal" and not self.source.tokens.same_ids(
-            self.target_tokens
-        ):
+        same_tokens = self.source.tokens.ids == self.target_tokens.ids
+        if self.recipe.vocab_policy != "equal" and not same_tokens:
             _ = self.target.rows  # raises where they cannot be told
         plan = plan_target(
             self.source.tokens,
@@ -114,7 +113,7 @@ class Addition:
         self.require_base()
         base = self.base
         tokens = self.source.tokens
-        if base is not None and not TokenSide.read(base.path, like=tokens).same_ids(tokens):
+        if base is not None and TokenSide.read(base.path).ids != tokens.ids:
             chat_contract.require_same_tokens_as(
                 base.path, self.target.path, labels=("base", "target")
             )

@@ -35,7 +35,7 @@ from cpt_residual.modeling.side_files import (
     text_fields,
     with_vocab_size,
 )
-from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.modeling.token_side import TokenSide, first_differing_ids, token_map_hash
 from cpt_residual.weights.compatibility import require_same_tokens
 from cpt_residual.weights.vocabulary import RowPlan
 
@@ -71,7 +71,7 @@ def eos_tokens(model: Path, side: TokenSide | None = None) -> list[str]:
 
     Raises CompatibilityError for an id that no token has."""
     side = side or TokenSide.read(model)
-    ids, tokens = eos_token_ids(model, side), side.map.tokens
+    ids, tokens = eos_token_ids(model, side), side.tokens
     unnamed = [token_id for token_id in ids if token_id not in tokens]
     if unnamed:
         raise CompatibilityError(
@@ -90,14 +90,12 @@ def require_same_tokens_as(
 
     Raises CompatibilityError listing the first ids that differ when they do not share one."""
     left = TokenSide.read(expected)
-    right = TokenSide.read(found, like=left)
-    if not left.same_ids(right):
-        from cpt_residual.modeling.tokenizer import first_differing_ids  # imports transformers
-
+    right = TokenSide.read(found)
+    if left.ids != right.ids:
         differing = first_differing_ids(left, right, _NUM_SHOWN)
-        hashes = left.map_hash, right.map_hash
+        hashes = token_map_hash(left), token_map_hash(right)
         require_same_tokens(*labels, hashes=hashes, differing=differing)
-    return left.map_hash
+    return token_map_hash(left)
 
 
 def install(
@@ -122,7 +120,7 @@ def install(
     """
     if sides is None:
         instruct = TokenSide.read(instruct_side)
-        sides = instruct, TokenSide.read(target, like=instruct)
+        sides = instruct, TokenSide.read(target)
     require_template(instruct_side, sides[0])
     moved = None if plan is None or plan.identity else plan
     ids_of = _InMerged(sides[0], moved)
@@ -171,7 +169,7 @@ class _InMerged:
     def one(self, token_id: int, field: str) -> int:
         if self.plan is None or token_id < 0:  # releases write -1 for none
             return token_id
-        token = self.instruct.map.tokens.get(token_id)
+        token = self.instruct.tokens.get(token_id)
         if token is None or token not in self.plan.tokens:
             raise CompatibilityError(
                 f"instruct: {field} is {token_id}, which the merged model does not have",
@@ -268,13 +266,13 @@ def require_template(folder: Path, side: TokenSide) -> None:
 def _require_written(out: Path, tokens: Mapping[str, int], instruct: TokenSide) -> None:
     """The tokenizer in `out`, read again, has the map that was planned and ends texts as
     instruct's does."""
-    written = TokenSide.read(out, like=instruct)
+    written = TokenSide.read(out)
     token_ids = {token_id: token for token, token_id in tokens.items()}
-    numbers = sorted(token_ids.keys() | written.map.tokens.keys())
+    numbers = sorted(token_ids.keys() | written.tokens.keys())
     problems = [
-        f"id {number}: {token_ids.get(number)!r} planned, {written.map.tokens.get(number)!r} found"
+        f"id {number}: {token_ids.get(number)!r} planned, {written.tokens.get(number)!r} found"
         for number in numbers
-        if token_ids.get(number) != written.map.tokens.get(number)
+        if token_ids.get(number) != written.tokens.get(number)
     ]
     if written.eos_token != instruct.eos_token:
         problems.append(f"eos_token: {instruct.eos_token!r} planned, {written.eos_token!r} found")

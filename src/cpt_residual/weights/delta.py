@@ -204,12 +204,12 @@ class PairDelta:
 
     @cached_property
     def base_tokens(self) -> TokenSide:
-        return TokenSide.read(self.base.path, like=self.tokens)
+        return TokenSide.read(self.base.path)
 
     @cached_property
     def plan(self) -> PairPlan:
         """Which row of base belongs to which row of instruct."""
-        if self.vocab_policy != "equal" and not self.base_tokens.same_ids(self.tokens):
+        if self.vocab_policy != "equal" and self.base_tokens.ids != self.tokens.ids:
             _ = self.base.rows, self.instruct.rows  # raises where they cannot be told
         return plan_pair(
             self.base_tokens,

@@ -13,13 +13,13 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache, reduce
 from operator import add as plus
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.core import kept
 from cpt_residual.errors import LaunchError
 from cpt_residual.weights.arithmetic import Raw
 
@@ -90,9 +90,10 @@ def run(
 
 def _cache_folder() -> str:
     """Where numba may keep what it has compiled; empty where the user has no such folder."""
-    for folder in kept.user_folder():
-        place = folder / "numba"
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(RuntimeError, OSError):  # no home, or one that takes nothing
+        home = Path.home()
+        place = home / ".cache" / "cpt_residual" / "numba"
+        if home.is_absolute() and home.is_dir():
             place.mkdir(parents=True, exist_ok=True)
             if os.access(place, os.W_OK | os.X_OK):
                 return str(place)

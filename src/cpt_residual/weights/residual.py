@@ -19,7 +19,7 @@ import numpy as np
 from cpt_residual.config.merging import EXACT_STORAGE, Storage, VocabPolicy
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.modeling.token_side import TokenSide, token_map_hash
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Corrections
 from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids, eos_tokens
@@ -87,7 +87,7 @@ def compute(
         manifest = ResidualManifest(
             storage=storage,
             facts=instruct.facts,
-            token_map_hash=delta.tokens.map_hash,
+            token_map_hash=token_map_hash(delta.tokens),
             num_parameters=instruct.num_parameters,
             base=records[0],
             instruct=records[1],

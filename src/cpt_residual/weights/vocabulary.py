@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.modeling.token_side import TokenSide
+from cpt_residual.modeling.token_side import TokenSide, first_differing_ids, token_map_hash
 from cpt_residual.weights.compatibility import require_same_tokens
 
 RowNumbers = npt.NDArray[np.int64]
@@ -84,7 +84,7 @@ def plan_pair(
     Raises CompatibilityError under `equal` unless maps and numbers of rows are equal, and under
     `common_tokens` when instruct has ordinary tokens that base lacks: that is another tokenizer.
     """
-    if base.same_ids(instruct) and base_rows == instruct_rows:
+    if base.ids == instruct.ids and base_rows == instruct_rows:
         return PairPlan(np.arange(base_rows), _named_rows(base, base_rows), identity=True)
     if policy == "equal":
         _refuse(("base", "instruct"), (base, instruct), (base_rows, instruct_rows))
@@ -122,7 +122,7 @@ def plan_target(
     lacks an added token that base and instruct have, or a token that instruct has no row for.
     """
     without_base = frozenset(instruct_only)
-    if instruct.same_ids(target) and residual_rows == target_rows and not without_base:
+    if instruct.ids == target.ids and residual_rows == target_rows and not without_base:
         return _plain(target, target_rows)
     if policy == "equal":
         sides, rows = (instruct, target), (residual_rows, target_rows)
@@ -217,7 +217,7 @@ def _new_ids(
         )
     missing = sorted((row, token) for token, row in known.items() if token not in target.ids)
     lost = [token for row, token in missing if row not in without_base]
-    lost = [token for token in lost if token in instruct.map.added]
+    lost = [token for token in lost if token in instruct.added]
     if lost:
         raise CompatibilityError(
             f"target lacks {len(lost)} added token(s) that base and instruct have",
@@ -233,8 +233,8 @@ def _new_ids(
 
 def _require_added(instruct: TokenSide, rows: Sequence[int], *, lacking: str) -> None:
     """Only added tokens can be given to another tokenizer; ordinary ones need its merges."""
-    tokens = instruct.map.tokens
-    ordinary = [row for row in rows if row in tokens and tokens[row] not in instruct.map.added]
+    tokens = instruct.tokens
+    ordinary = [row for row in rows if row in tokens and tokens[row] not in instruct.added]
     if ordinary:
         raise CompatibilityError(
             f"instruct has {len(ordinary)} ordinary token(s) that {lacking} does not have",
@@ -266,13 +266,11 @@ def _refuse(
     without_base: Collection[int] = (),
 ) -> NoReturn:
     """Says why these cannot simply be added, which has been found before."""
-    if not sides[0].same_ids(sides[1]):
-        from cpt_residual.modeling.tokenizer import first_differing_ids  # imports transformers
-
+    if sides[0].ids != sides[1].ids:
         differing = first_differing_ids(*sides, _NUM_SHOWN)
         if rows[0] != rows[1]:
             differing.append(f"rows: {rows[0]} vs {rows[1]}")
-        hashes = sides[0].map_hash, sides[1].map_hash
+        hashes = token_map_hash(sides[0]), token_map_hash(sides[1])
         require_same_tokens(*labels, hashes=hashes, differing=differing)
     if rows[0] != rows[1]:
         raise CompatibilityError(
@@ -281,7 +279,7 @@ def _refuse(
             remedy="Nothing is cut or resized. Set vocab_policy=common_tokens (--vocab-policy "
             "common_tokens) to align rows by token.",
         )
-    tokens = sides[0].map.tokens
+    tokens = sides[0].tokens
     first = sorted(without_base)[:_NUM_SHOWN]
     raise CompatibilityError(
         f"{labels[0]} keeps {len(without_base)} row(s) that base does not have",
@@ -297,7 +295,8 @@ def _with_rows(side: TokenSide, num_rows: int) -> dict[str, int]:
 
 
 def _named_rows(side: TokenSide, num_rows: int) -> RowNumbers:
-    named, ids = np.zeros(num_rows, dtype=np.bool_), side.map.numbers
+    named = np.zeros(num_rows, dtype=np.bool_)
+    ids = np.fromiter(side.ids.values(), dtype=np.int64, count=len(side.ids))
     named[ids[ids < num_rows]] = True
     return np.flatnonzero(named)
 

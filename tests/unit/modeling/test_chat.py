@@ -15,12 +15,8 @@ from cpt_residual.modeling.chat import (
     install_chat_side,
     write_chat_folder,
 )
-from cpt_residual.modeling.tokenizer import (
-    Tokenizer,
-    load_tokenizer,
-    special_tokens_of,
-    token_map_hash,
-)
+from cpt_residual.modeling.token_side import token_map_hash
+from cpt_residual.modeling.tokenizer import Tokenizer, load_tokenizer, special_tokens_of
 from support.tiny_tokenizer import bos_tokenizer, save, tiny_tokenizer
 
 # The shapes of Llama 3 (BOS written by the template, content trimmed, blank line after the header)

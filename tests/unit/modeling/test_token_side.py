@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,9 @@ from transformers.models.auto import tokenization_auto
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling import token_side
-from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.modeling.tokenizer import (
-    first_differing_ids,
-    load_tokenizer,
-    special_tokens_of,
-    token_map_hash,
-)
+from cpt_residual.modeling import tokenizer as tokenizer_module
+from cpt_residual.modeling.token_side import TokenSide, first_differing_ids, token_map_hash
+from cpt_residual.modeling.tokenizer import load_tokenizer, special_tokens_of
 from support import tiny_tokenizer
 from support.pico_family import tokenizer_folder
 
@@ -228,15 +224,15 @@ def folder_of(make: Make, tmp_path: Path, name: str = "model") -> Path:
 def assert_as_transformers(folder: Path, side: TokenSide) -> None:
     tokenizer = load_tokenizer(folder)
     assert dict(side.ids) == tokenizer.get_vocab()
-    assert side.map_hash == token_map_hash(tokenizer)
+    assert token_map_hash(side) == token_map_hash(tokenizer)
     assert side.special_ids == special_tokens_of(tokenizer)
     assert side.eos_token == tokenizer.eos_token
     assert side.eos_id == tokenizer.eos_token_id
     assert side.has_template == bool(tokenizer.chat_template)
     assert first_differing_ids(side, tokenizer, 1) == []
-    assert side.map.tokens == {token_id: token for token, token_id in side.ids.items()}
+    assert side.tokens == {token_id: token for token, token_id in side.ids.items()}
     in_text = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-    assert set(side.map.added) == {token.content for token in in_text}
+    assert set(side.added) == {token.content for token in in_text}
 
 
 @pytest.mark.parametrize("make", LIGHT, ids=lambda make: make.__name__)
@@ -245,21 +241,23 @@ def test_usual_layouts_are_read_alone(
 ) -> None:
     folder = folder_of(make, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(token_side, "_read_with_transformers", lambda folder: pytest.fail("asked"))
+        patch.setattr(tokenizer_module, "load_tokenizer", lambda _: pytest.fail("asked"))
         side = TokenSide.read(folder)
-        assert TokenSide.read(folder, like=side).map is side.map
     assert_as_transformers(folder, side)
 
 
 @pytest.mark.parametrize("make", UNUSUAL, ids=lambda make: make.__name__)
-def test_unusual_layouts_are_left_to_transformers(make: Make, tmp_path: Path) -> None:
-    plain_side = TokenSide.read(tokenizer_folder())
+def test_unusual_layouts_have_the_map_of_transformers(make: Make, tmp_path: Path) -> None:
     folder = folder_of(make, tmp_path)
-    with pytest.raises(token_side._UnusualError):
-        token_side._read_light(folder, None)
-    side = TokenSide.read(folder)
-    assert_as_transformers(folder, side)
-    assert TokenSide.read(folder, like=plain_side).ids == side.ids
+    assert_as_transformers(folder, TokenSide.read(folder))
+
+
+def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
+    folder = folder_of(plain, tmp_path)
+    before = TokenSide.read(folder)
+    add_to_file(folder, added(len(before.ids), "<new>"))
+    after = TokenSide.read(folder)
+    assert after.ids == {**before.ids, "<new>": len(before.ids)}
 
 
 def test_what_nobody_can_read(tmp_path: Path) -> None:
@@ -277,7 +275,7 @@ def test_neither_torch_nor_transformers_is_imported() -> None:
         "from cpt_residual.modeling.token_side import TokenSide\n"
         "folder = Path(sys.argv[1])\n"
         "assert TokenSide.read(folder).eos_id == 1\n"
-        "print(sorted({'torch', 'transformers', 'tokenizers'} & sys.modules.keys()))\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
     )
     command = [sys.executable, "-c", script, str(tokenizer_folder())]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -293,11 +291,6 @@ def test_the_known_model_types_are_those_of_this_transformers() -> None:
         assert name in token_side._CLASSES or model_type not in overruled
 
 
-def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(CompatibilityError, match="no tokenizer can be loaded"):
-        TokenSide.read(tmp_path)
-
-
 def test_merges_of_tokens_that_are_not_there(tmp_path: Path) -> None:
     """The tokenizers library raises a plain Exception."""
     folder = folder_of(plain, tmp_path)
@@ -309,87 +302,3 @@ def test_merges_of_tokens_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(CompatibilityError, match="no tokenizer can be loaded") as caught:
         load_tokenizer(folder)
     assert merged in str(caught.value)
-
-
-# --- what is known of a file that was read before ------------------------------------------------
-@pytest.fixture
-def num_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often a tokenizer.json has been parsed, while that of any size is kept, here."""
-    count, real = [0], token_side._parsed_tokens
-
-    def parsed(raw: bytes) -> tuple[Mapping[str, int], Mapping[str, bool]]:
-        count[0] += 1
-        return real(raw)
-
-    monkeypatch.setattr(token_side, "_parsed_tokens", parsed)
-    monkeypatch.setattr(token_side, "_WORTH_KEEPING", 0)
-    monkeypatch.setattr(token_side.kept, "user_folder", lambda: iter([tmp_path / "kept"]))
-    return count
-
-
-@pytest.mark.parametrize("make", LIGHT, ids=lambda make: make.__name__)
-def test_a_file_that_was_read_before_says_the_same(
-    make: Make, tmp_path: Path, num_parsed: list[int]
-) -> None:
-    folder = folder_of(make, tmp_path)
-    first, again = TokenSide.read(folder), TokenSide.read(folder)
-    assert num_parsed == [1]
-    assert (again.special_ids, again.eos_id) == (first.special_ids, first.eos_id)
-    assert (dict(again.map.added), len(again.ids)) == (dict(first.map.added), len(first.ids))
-    assert sorted(again.map.numbers.tolist()) == sorted(first.ids.values())
-    assert num_parsed == [1], "its added tokens are enough"
-    assert again.same_ids(first)
-    assert num_parsed == [1], "they are of one file"
-    assert_as_transformers(folder, again)
-    assert again.ids == first.ids
-    assert first.ids == again.ids
-    assert num_parsed == [2]
-    with pytest.raises(KeyError):
-        again.ids["no such token"]
-
-
-def test_a_file_that_has_changed_is_read_anew(tmp_path: Path, num_parsed: list[int]) -> None:
-    folder = folder_of(plain, tmp_path)
-    before = TokenSide.read(folder)
-    size = len(before.ids)
-    add_to_file(folder, added(size, "<new>"))
-    after = TokenSide.read(folder)
-    assert num_parsed == [2]
-    assert after.ids["<new>"] == size
-    assert not after.same_ids(before)
-
-
-def test_damage_to_what_is_known_is_seen(tmp_path: Path, num_parsed: list[int]) -> None:
-    folder = folder_of(plain, tmp_path)
-    TokenSide.read(folder)
-    (known,) = (tmp_path / "kept").iterdir()
-    known.write_bytes(known.read_bytes()[:-3])
-    assert_as_transformers(folder, TokenSide.read(folder))
-    assert num_parsed == [2]
-
-
-def test_what_an_older_version_knew_is_not_believed(
-    tmp_path: Path, num_parsed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = folder_of(plain, tmp_path)
-    TokenSide.read(folder)
-    monkeypatch.setattr(token_side, "_source_hash", lambda: "0" * 64)
-    TokenSide.read(folder)
-    assert num_parsed == [2]
-
-
-@pytest.mark.parametrize("make", UNUSUAL, ids=lambda make: make.__name__)
-def test_unusual_layouts_stay_unusual(make: Make, tmp_path: Path, num_parsed: list[int]) -> None:
-    folder = folder_of(make, tmp_path)
-    for _ in range(2):
-        assert_as_transformers(folder, TokenSide.read(folder))
-
-
-def test_small_files_are_parsed_each_time(
-    tmp_path: Path, num_parsed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_side, "_WORTH_KEEPING", 1 << 30)
-    for _ in range(2):
-        TokenSide.read(tokenizer_folder())
-    assert num_parsed == [2]
-    assert not (tmp_path / "kept").exists()

@@ -15,17 +15,16 @@ from transformers import AutoTokenizer
 
 from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.text_encoder import FastTextEncoder
+from cpt_residual.modeling.token_side import first_differing_ids, token_map_hash
 from cpt_residual.modeling.tokenizer import (
     Tokenizer,
     backend_of,
     bos_id_of,
     eos_id_of,
-    first_differing_ids,
     load_tokenizer,
     pad_id_of,
     special_tokens_of,
     text_encoder,
-    token_map_hash,
     train_bpe_tokenizer,
 )
 from support.tiny_tokenizer import SPECIAL_TOKENS, bos_tokenizer, save, texts, tiny_tokenizer, train

@@ -15,7 +15,8 @@ from cpt_residual.config.schema import Architecture
 from cpt_residual.errors import ArtifactError, WorkerError
 from cpt_residual.modeling.chat import chat_template_of
 from cpt_residual.modeling.loading import build_on_meta, load_config
-from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
+from cpt_residual.modeling.token_side import token_map_hash
+from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.train.stored import open_start, stored_dtype, verify_weights
 from cpt_residual.weights.reader import ShardReader
 from cpt_residual.weights.tensors import tensor_of

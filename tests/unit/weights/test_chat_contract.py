@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.errors import ArtifactError, CompatibilityError, FinalCheckError
-from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
+from cpt_residual.modeling.token_side import TokenSide, token_map_hash
+from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.weights.chat_contract import (
     copy_instruct_side,
     eos_token_ids,

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.modeling.tokenizer import load_tokenizer, token_map_hash
+from cpt_residual.modeling.token_side import token_map_hash
+from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.weights import reader, writer
 from cpt_residual.weights.reader import ShardReader, Streaming
 from cpt_residual.weights.residual import compute

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.modeling.token_side import TokenMap, TokenSide
+from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights.vocabulary import (
     NONE,
     PairPlan,
@@ -26,7 +26,7 @@ def side(*tokens: str, added: tuple[str, ...] = (), eos: str | None = None) -> T
     """A side that numbers `tokens` from 0; those in angle brackets are added ones."""
     in_text = {token: True for token in (*tokens, *added) if token.startswith("<")}
     ids = {token: token_id for token_id, token in enumerate(tokens)}
-    return TokenSide(TokenMap(ids=ids, added=in_text), eos_token=eos, has_template=True)
+    return TokenSide(ids=ids, added=in_text, eos_token=eos, has_template=True)
 
 
 BASE = side("a", "b", "<eos>")
