@@ -104,6 +104,9 @@ def _references_of_suite(place: str, suite: Suite) -> Iterator[tuple[str, str, s
     if isinstance(suite, HeldoutSuite):
         for index, corpus in enumerate(suite.corpora):
             yield f"{place}.corpora[{index}]", corpus, "corpora"
+        for part, stated in (("new_domain", suite.new_domain), ("general", suite.general)):
+            if stated is not None:
+                yield f"{place}.{part}", stated, "corpora"
     elif isinstance(suite, ClozeSuite):
         yield f"{place}.corpus", suite.corpus, "corpora"
         for index, corpus in enumerate(suite.references):

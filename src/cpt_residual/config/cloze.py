@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cpt_residual.config.frozen import Frozen, Name, PositiveInt
+from cpt_residual.config.measures import Measure
 
 SpanKind = Literal["name", "number", "date"]
 
@@ -37,3 +38,25 @@ class ClozeSuite(Frozen):
     def chance(self) -> float:
         """Accuracy of a model for which all choices are alike."""
         return 1 / (1 + self.num_distractors)
+
+    def measures(self, key: str) -> tuple[Measure, ...]:
+        """What the suite named `key` measures."""
+        return (
+            Measure(
+                task=cloze_task_name(key),
+                metric="accuracy",
+                label="rare entities of the new text, cloze questions",
+                short="cloze",
+                role="new_knowledge",
+                chance=self.chance,
+            ),
+        )
+
+    def without_words(self) -> ClozeSuite:
+        """The same questions without what only the report reads (nothing here)."""
+        return self
+
+
+def cloze_task_name(suite: str) -> str:
+    """The lm-eval task of a `cloze` suite; it begins with `cloze`."""
+    return suite if suite.startswith("cloze") else f"cloze_{suite}"

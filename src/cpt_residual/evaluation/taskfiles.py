@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpt_residual.config.cloze import cloze_task_name
 from cpt_residual.evaluation.cloze.scoring import METRICS
 
 INSTRUCTION_PROBES = frozenset({"instruction_following", "new_instructions"})
@@ -96,9 +97,9 @@ def heldout_task(corpus: str, documents: Path, *, max_documents: int) -> TaskFil
 
 
 def cloze_task(suite: str, documents: Path) -> TaskFile:
-    """The task of the questions of one `cloze` suite; its name begins with `cloze`."""
+    """The task of the questions of one `cloze` suite."""
     return TaskFile(
-        task=suite if suite.startswith("cloze") else f"cloze_{suite}",
+        task=cloze_task_name(suite),
         template="cloze/cloze.yaml",
         documents=documents,
         dataset={},

@@ -81,7 +81,7 @@ class Evaluate:
     def recipe(self) -> EvaluateRecipe:
         return EvaluateRecipe(
             variant=self.variant,
-            suites=dict(self.suites),
+            suites={key: suite.without_words() for key, suite in self.suites.items()},
             heldout={key: given.heldout for key, given in self._heldout().items() if given.heldout},
             precision=self.precision,
             seed=self.seed,

@@ -1,0 +1,128 @@
+"""What scores mean: the measures that suites declare, so that no name needs to be interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from cpt_residual.config.frozen import Frozen
+
+MeasureRole = Literal[
+    "instruction_following",
+    "new_knowledge",
+    "instructed_knowledge",
+    "new_text",
+    "old_knowledge",
+    "general_text",
+    "reasoning",
+    "other",
+]
+"""What a measure is evidence of. new: what CPT teaches; instructed_knowledge: an instruction obeyed
+and new knowledge right in one answer; text: likelihood of held-out documents."""
+
+Unit = Literal["share", "bits_per_byte", "perplexity", "score"]
+
+Aspect = Literal["headline", "loose", "open", "closed", "instruction_level", "perplexity"]
+"""`headline` stands for its task in tests and verdict; the others are shown beside it. open: the
+answer need not close its turn; closed: share of answers that do."""
+
+
+class Measure(Frozen):
+    """One declared measure: a metric of a task, its words, unit, direction and chance level.
+
+    `or_metrics`: what stands in where an evaluation wrote no `metric` (another version of a task);
+    `paired`: the score is a mean over prompts, so that variants can be tested prompt by prompt.
+    """
+
+    task: str
+    metric: str
+    label: str
+    short: str
+    role: MeasureRole = "other"
+    aspect: Aspect = "headline"
+    unit: Unit = "share"
+    higher_is_better: bool = True
+    chance: float | None = None
+    paired: bool = True
+    or_metrics: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Unique within an experiment, e.g. `ifeval/prompt_level_strict_acc`."""
+        return f"{self.task}/{self.metric}"
+
+    @property
+    def is_share(self) -> bool:
+        """Shown in percent."""
+        return self.unit == "share"
+
+    def among(self, written: Collection[str]) -> Measure | None:
+        """This measure with the metric that was `written`; None when none of its metrics was."""
+        found = next((name for name in (self.metric, *self.or_metrics) if name in written), None)
+        return None if found is None else self.model_copy(update={"metric": found})
+
+
+def likelihood_measures(task: str, corpus: str, role: MeasureRole) -> tuple[Measure, ...]:
+    """Of held-out documents: bits per byte, and perplexity beside it."""
+    words, brief = {
+        "new_text": ("new domain", "new"),
+        "general_text": ("general text", "general"),
+    }.get(role, (corpus, corpus))
+    return (
+        Measure(
+            task=task,
+            metric="bits_per_byte",
+            label=f"bits per byte, {words}",
+            short=f"bits/byte {brief}",
+            role=role,
+            unit="bits_per_byte",
+            higher_is_better=False,
+            paired=False,
+        ),
+        Measure(
+            task=task,
+            metric="token_perplexity",
+            or_metrics=("word_perplexity",),
+            label=f"perplexity, {words}",
+            short=f"ppl {brief}",
+            role=role,
+            aspect="perplexity",
+            unit="perplexity",
+            higher_is_better=False,
+            paired=False,
+        ),
+    )
+
+
+_FOLLOWING: tuple[tuple[str, str, str, Aspect], ...] = (
+    ("prompt_level_strict_acc", "strict", "IF strict", "headline"),
+    ("prompt_level_loose_acc", "loose", "IF loose", "loose"),
+    ("prompt_level_strict_acc_open", "strict, turn closing not required", "IF open", "open"),
+    ("inst_level_strict_acc", "instruction level, strict", "IF inst.", "instruction_level"),
+)
+
+
+def instruction_measures(task: str) -> tuple[Measure, ...]:
+    """Of prompts with verifiable instructions, at prompt level unless said."""
+    following = [
+        Measure(
+            task=task,
+            metric=metric,
+            label=f"instruction following, {words}",
+            short=short,
+            role="instruction_following",
+            aspect=aspect,
+            paired=aspect in ("headline", "open"),
+        )
+        for metric, words, short, aspect in _FOLLOWING
+    ]
+    closed = Measure(
+        task=task,
+        metric="closed_share",
+        label="share of answers that close the turn",
+        short="closed",
+        role="instruction_following",
+        aspect="closed",
+        paired=False,
+    )
+    return (*following, closed)
