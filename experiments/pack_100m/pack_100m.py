@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from cpt_residual.config.corpora import LocalCorpus
+from cpt_residual.config.filters import ExactDedup, Filters
 from cpt_residual.config.packs import Pack, PackSource
-from cpt_residual.config.passes import ExactDedup, Passes
 from cpt_residual.config.schema import Architecture
 from cpt_residual.core.build import build_node
 from cpt_residual.core.graph import Graph
@@ -67,9 +67,9 @@ class Built:
 
 def stages(store: Store, text: Path, *, budgets: Sequence[int], vocab_size: int) -> list[PackStage]:
     """One pack a budget, from the same documents and the same tokenizer."""
-    source = CorpusInput(_corpus(store, "text", text, passes=True), DOCUMENTS_FILE)
+    source = CorpusInput(_corpus(store, "text", text, filters=True), DOCUMENTS_FILE)
     first = resolve_files([str(text)])[0]
-    sample = CorpusInput(_corpus(store, "sample", first, passes=False), DOCUMENTS_FILE)
+    sample = CorpusInput(_corpus(store, "sample", first, filters=False), DOCUMENTS_FILE)
     architecture = Architecture(
         vocab_size=vocab_size,
         hidden_size=8,
@@ -100,12 +100,12 @@ def stages(store: Store, text: Path, *, budgets: Sequence[int], vocab_size: int)
     ]
 
 
-def _corpus(store: Store, key: str, files: Path, *, passes: bool) -> Corpus:
+def _corpus(store: Store, key: str, files: Path, *, filters: bool) -> Corpus:
     corpus = LocalCorpus(
         kind="local",
         files=[str(files)],
-        heldout_documents=HELDOUT_DOCUMENTS if passes else 0,
-        passes=Passes(exact_dedup=ExactDedup()) if passes else Passes(),
+        heldout_documents=HELDOUT_DOCUMENTS if filters else 0,
+        filters=Filters(exact_dedup=ExactDedup()) if filters else Filters(),
     )
     hashes = {str(path): store.hash_cache.sha256(path) for path in resolve_files(corpus.files)}
     return Corpus(key, corpus, hashes, SEED)

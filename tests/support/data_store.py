@@ -10,15 +10,15 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from cpt_residual.config.passes import Contamination, ExactDedup, Length, Passes
+from cpt_residual.config.filters import Contamination, ExactDedup, Filters, Length
 from cpt_residual.core.artifact import InputRecord, Manifest
 from cpt_residual.core.files import list_files, write_json_atomic
 from cpt_residual.core.hashing import FileRecord, content_hash, file_sha256, text_sha256
 from cpt_residual.data.corpus_ledger import CorpusLedger
+from cpt_residual.data.filters.chain import FilterChain
+from cpt_residual.data.filters.references import Reference
 from cpt_residual.data.heldout import write_corpus
 from cpt_residual.data.packing import PhasePlan, Source
-from cpt_residual.data.passes.chain import PassChain
-from cpt_residual.data.passes.references import Reference
 from cpt_residual.data.readers.ledger import ReadLedger
 from cpt_residual.data.records import Record
 from cpt_residual.modeling.token_side import token_map_hash
@@ -100,11 +100,11 @@ def new_texts() -> list[str]:
     return [*texts, texts[2], "no", f"They asked: {QUESTION}?", "naïve 日本 <eos> text"]
 
 
-def write_corpus_artifact(out: Path, scratch: Path, texts: Sequence[str], passes: Passes) -> None:
+def write_corpus_artifact(out: Path, scratch: Path, texts: Sequence[str], filters: Filters) -> None:
     """What the corpus stage publishes for these texts."""
     records = [Record(text, f"new.jsonl:{number}") for number, text in enumerate(texts, 1)]
     references = [Reference(task="facts", text=QUESTION), Reference(task="facts", text="who?")]
-    chain = PassChain(passes, references=references)
+    chain = FilterChain(filters, references=references)
     kept = (record.text for record in chain(records))
     split = write_corpus(out, kept, heldout_documents=2, seed=0, scratch=scratch)
     read = ReadLedger(
@@ -113,7 +113,7 @@ def write_corpus_artifact(out: Path, scratch: Path, texts: Sequence[str], passes
     write_json_atomic(out / LEDGER, CorpusLedger.of(read, chain.ledger(), split))
 
 
-ALL_PASSES = Passes(
+ALL_FILTERS = Filters(
     length=Length(min_characters=3),
     exact_dedup=ExactDedup(),
     contamination=Contamination(action="drop", ngram_words=8, min_words=6),
@@ -124,7 +124,7 @@ def make_store(root: Path) -> Path:
     """`root/store` with source:base, corpus:new, world and pack:cpt; returns the store."""
     store, work = root / "store", root / "work"
     tokenizer = publish(store, save(byte_tokenizer(), work / "tokenizer"), "source:base")
-    write_corpus_artifact(work / "corpus", work / "scratch", new_texts(), ALL_PASSES)
+    write_corpus_artifact(work / "corpus", work / "scratch", new_texts(), ALL_FILTERS)
     corpus = publish(store, work / "corpus", "corpus:new")
     (work / "world").mkdir()
     dialogues = [dialogue(f"Say {number}.", f"It is {number}.") for number in range(12)]

@@ -77,17 +77,17 @@ def byte_texts(
     *,
     share: float = 1.0,
     packing: TextPacking = "concat_chunk",
-    max_passes: int | None = None,
+    max_epochs: int | None = None,
 ) -> Source:
     return text_source(
-        name, path, share=share, encode=encode_bytes, packing=packing, max_passes=max_passes
+        name, path, share=share, encode=encode_bytes, packing=packing, max_epochs=max_epochs
     )
 
 
 def byte_dialogues(
-    path: Path, name: str = "chat", *, share: float = 1.0, max_passes: int | None = None
+    path: Path, name: str = "chat", *, share: float = 1.0, max_epochs: int | None = None
 ) -> Source:
-    return chat_source(name, path, share=share, encode=encode_dialogues, max_passes=max_passes)
+    return chat_source(name, path, share=share, encode=encode_dialogues, max_epochs=max_epochs)
 
 
 def plan(

@@ -1,13 +1,13 @@
-"""Documents for the passes, and what a chain of passes makes of them."""
+"""Documents for the filters, and what a chain of filters makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cpt_residual.config.passes import Passes
-from cpt_residual.data.passes.chain import PassChain
-from cpt_residual.data.passes.ledger import PassLedger
-from cpt_residual.data.passes.references import Reference
+from cpt_residual.config.filters import Filters
+from cpt_residual.data.filters.chain import FilterChain
+from cpt_residual.data.filters.ledger import FilterLedger
+from cpt_residual.data.filters.references import Reference
 from cpt_residual.data.records import Record
 
 
@@ -21,17 +21,17 @@ def records_of(texts: Iterable[str], dates: Iterable[str | None] | None = None) 
     ]
 
 
-def passed(
-    passes: Passes,
+def filtered(
+    filters: Filters,
     records: Iterable[Record],
     references: Sequence[Reference] | None = None,
-) -> tuple[list[Record], tuple[PassLedger, ...]]:
+) -> tuple[list[Record], tuple[FilterLedger, ...]]:
     """What remains, and the ledger."""
-    chain = PassChain(passes, references=references)
+    chain = FilterChain(filters, references=references)
     remaining = list(chain(records))
     return remaining, chain.ledger()
 
 
-def dropped(ledger: PassLedger) -> dict[str, int]:
+def dropped(ledger: FilterLedger) -> dict[str, int]:
     """Documents dropped, by reason, without those that are zero."""
     return {drop.reason: drop.documents for drop in ledger.dropped if drop.documents}

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from cpt_residual.cli.sample_text import show_documents, show_rows
+from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.inspection.checks import Check
 from cpt_residual.data.inspection.corpus import CorpusInspection
 from cpt_residual.data.inspection.lengths import LengthBin, LengthSummary
 from cpt_residual.data.inspection.pack import PackInspection
-from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.launch.visible import visible
 
 _BAR = 40
@@ -37,8 +37,8 @@ def show_pack(out: Console, found: PackInspection, *, full: bool) -> None:
     out.print()
     out.print(Text(f"  documents whose end is not in the pack: {found.unfinished_documents:,}"))
     for corpus in found.corpora:
-        if corpus.passes:
-            _passes(out, f"corpus {visible(corpus.corpus)}", corpus.passes)
+        if corpus.filters:
+            _filters(out, f"corpus {visible(corpus.corpus)}", corpus.filters)
     if found.samples:
         _heading(out, f"{len(found.samples)} rows")
         show_rows(out, found.samples, found.num_rows, full=full)
@@ -51,8 +51,8 @@ def show_corpus(out: Console, found: CorpusInspection, *, full: bool) -> None:
     _fields(out, found.ledger)
     named = [(file.name, file.lengths) for file in found.files if file.lengths]
     _lengths(out, "documents", "characters", named)
-    if found.passes:
-        _passes(out, "the corpus", found.passes)
+    if found.filters:
+        _filters(out, "the corpus", found.filters)
     _details(out, found.ledger)
     for file in found.files:
         if file.samples:
@@ -192,10 +192,10 @@ def _histogram(bins: Sequence[LengthBin], what: str, unit: str) -> list[list[str
     return rows
 
 
-def _passes(out: Console, name: str, passes: Sequence[PassLedger]) -> None:
-    _heading(out, f"passes over {name}")
+def _filters(out: Console, name: str, filters: Sequence[FilterLedger]) -> None:
+    _heading(out, f"filters over {name}")
     rows = [["pass", "documents in", "out", "dropped", "characters in", "out", "why"]]
-    for one in passes:
+    for one in filters:
         why = ", ".join(
             f"{drop.reason.replace('_', ' ')} {drop.documents:,}"
             for drop in one.dropped
@@ -207,7 +207,7 @@ def _passes(out: Console, name: str, passes: Sequence[PassLedger]) -> None:
         numbers = [f"{number:,}" for number in (*counts, *characters)]
         rows.append([visible(one.name), *numbers, visible(why)])
     _table(out, rows, words=1)
-    tasks = list(_contamination(passes))
+    tasks = list(_contamination(filters))
     if tasks:
         _heading(out, f"questions of the evaluation in {name}")
         _table(
@@ -216,8 +216,8 @@ def _passes(out: Console, name: str, passes: Sequence[PassLedger]) -> None:
         )
 
 
-def _contamination(passes: Sequence[PassLedger]) -> Iterator[list[str]]:
-    for task in (task for one in passes for task in one.tasks):
+def _contamination(filters: Sequence[FilterLedger]) -> Iterator[list[str]]:
+    for task in (task for one in filters for task in one.tasks):
         share = 100 * task.questions_found / max(1, task.questions_checked)
         yield [
             visible(task.task),

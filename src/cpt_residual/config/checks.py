@@ -190,10 +190,10 @@ def _corpora(experiment: Experiment) -> Iterator[str]:
         if isinstance(corpus, WorldCorpus):
             if experiment.world is None:
                 yield f"corpora.{key}: part={corpus.part}: needs `world`, which is not set"
-        elif corpus.passes.contamination and not asks:
+        elif corpus.filters.contamination and not asks:
             yield (
-                f"corpora.{key}.passes.contamination: none of evaluation.suites asks questions that"
-                " could be looked for; set it to null"
+                f"corpora.{key}.filters.contamination: none of evaluation.suites asks questions"
+                " that could be looked for; set it to null"
             )
 
 

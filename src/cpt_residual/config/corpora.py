@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cpt_residual.config.filters import Filters
 from cpt_residual.config.frozen import Count, Frozen, Line, PositiveInt
-from cpt_residual.config.passes import Passes
 
 BadLines = Literal["fail", "skip"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -55,13 +55,13 @@ class LocalCorpus(Frozen):
     text_field: Line = "text"
     bad_lines: BadLines = "fail"
     heldout_documents: Count = 0
-    passes: Passes = Passes()
+    filters: Filters = Filters()
 
 
 class HubCorpus(Frozen):
     """A data set of the Hugging Face hub, read by streaming, pinned to a commit.
 
-    max_characters: reading stops before the document that would pass it; passes come after.
+    max_characters: reading stops before the document that would pass it; filters come after.
     """
 
     kind: Literal["hub"]
@@ -73,7 +73,7 @@ class HubCorpus(Frozen):
     bad_lines: BadLines = "fail"
     heldout_documents: Count = 0
     max_characters: PositiveInt
-    passes: Passes = Passes()
+    filters: Filters = Filters()
 
 
 Corpus = Annotated[WorldCorpus | LocalCorpus | HubCorpus, Field(discriminator="kind")]

@@ -24,15 +24,15 @@ class PackSource(Frozen):
     fit into a row and fills longer ones into rows of their own (some padding). The ledger of the
     pack states the price of either.
 
-    With several passes every text comes k times before any comes k + 1 times (`best_fit` pads its
-    open rows at the end of a pass). Dialogues of a source that needs more than 64 rows may wait in
-    open rows while others of the next pass fill them."""
+    With several epochs every text comes k times before any comes k + 1 times (`best_fit` pads its
+    open rows at the end of an epoch). Dialogues of a source that needs more than 64 rows may
+    wait in open rows while others of the next epoch fill them."""
 
     corpus: Name
     share: Share = 1.0
     format: Literal["text", "chat"] = "text"
     packing: Literal["concat_chunk", "best_fit"] = "concat_chunk"
-    max_passes: PositiveInt | None = None  # how often it may be read; None: as `repeat` says
+    max_epochs: PositiveInt | None = None  # how often it may be read; None: as `repeat` says
 
 
 class PackPhase(Frozen):
@@ -54,7 +54,7 @@ class Pack(Frozen):
     sequence_length: Annotated[int, Field(ge=2)]  # the first token of a row has no label
     token_budget: PositiveInt
     sources: Annotated[list[PackSource], Field(min_length=1, max_length=MAX_SOURCES)]
-    repeat: bool = False  # False: too few tokens is an error; True: whole passes in a new order
+    repeat: bool = False  # False: too few tokens is an error; True: epochs, each in a new order
     phases: list[PackPhase] = Field(default_factory=list[PackPhase])
 
     def phase_shares(self, phase: PackPhase) -> tuple[float, ...]:

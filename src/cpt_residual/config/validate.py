@@ -8,6 +8,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from cpt_residual.config.frozen import PRINTABLE, PRINTABLE_LINE
+from cpt_residual.config.renamed import renamed
 from cpt_residual.config.schema import Experiment
 from cpt_residual.config.structure import (
     Location,
@@ -137,6 +138,9 @@ def _unknown_key(detail: _Detail, root: type[BaseModel]) -> str:
     *_, tag, name = ("", *detail["loc"])
     model = model_of(detail["loc"], root)
     known = model.model_fields if model else ()
+    new = renamed(str(name), known)
+    if new is not None:
+        return f"this key was renamed to {new}."
     union = union_of(detail["loc"], root)
     owners = [kind for kind, member in union.items() if name in member.model_fields]
     if owners:  # a key of another kind: the kind is wrong, or the key

@@ -59,7 +59,7 @@ def write_json_atomic(
 ) -> None:
     """Write sorted, indented JSON, whole and durable (see `replacing`). Numbers that JSON does not
     have (NaN) are an error."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
     text = json.dumps(plain, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
     with (
         replacing(path, temporary_in=temporary_in) as temporary,

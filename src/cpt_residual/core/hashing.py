@@ -34,7 +34,8 @@ class FileRecord(Frozen):
 
 
 def plain(value: object, where: str = "recipe") -> JsonValue:
-    """`value` as plain JSON values, every field of every model included.
+    """`value` as plain JSON values, every field of every model included, under its
+    `serialization_alias` where it has one (a field that was renamed keeps its fingerprint).
 
     Models are walked field by field (pydantic's own dump would leave out excluded fields and
     those of subclasses). What JSON cannot say exactly (NaN, sets, paths) is a TypeError or
@@ -49,7 +50,10 @@ def plain(value: object, where: str = "recipe") -> JsonValue:
             raise ValueError(f"{where} is {value}, which has no place in a recipe")
         return value + 0.0  # -0.0 equals 0.0, so it must not be another identity
     if isinstance(value, BaseModel):
-        fields: dict[object, object] = {n: getattr(value, n) for n in type(value).model_fields}
+        fields: dict[object, object] = {
+            field.serialization_alias or name: getattr(value, name)
+            for name, field in type(value).model_fields.items()
+        }
         return _plain_mapping(fields | (value.model_extra or {}), where)
     if isinstance(value, Mapping):
         return _plain_mapping(cast("Mapping[object, object]", value), where)

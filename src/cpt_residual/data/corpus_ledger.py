@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pydantic import ConfigDict, Field
+
 from cpt_residual.config.frozen import Frozen
-from cpt_residual.data.passes.ledger import PassLedger
+from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
 
 
@@ -28,27 +30,32 @@ class SplitLedger(Frozen):
 
 
 class CorpusLedger(SplitLedger):
-    """documents_read = those that the passes dropped + documents + heldout_documents +
-    heldout_copies_dropped. For characters the same, with what the passes added to documents that
+    """documents_read = those that the filters dropped + documents + heldout_documents +
+    heldout_copies_dropped. For characters the same, with what the filters added to documents that
     stayed on the left. Rows of the sources = documents_read + bad_rows_skipped.
 
-    first_bad_rows, files: see `ReadLedger`; passes: in the order they were applied.
+    first_bad_rows, files: see `ReadLedger`; filters: in the order they were applied
+    (`passes` in the file).
     """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     documents_read: int
     characters_read: int
     bad_rows_skipped: int
     first_bad_rows: tuple[str, ...]
     files: tuple[FileLedger, ...]
-    passes: tuple[PassLedger, ...]
+    filters: tuple[FilterLedger, ...] = Field(
+        validation_alias="passes", serialization_alias="passes"
+    )
 
     @classmethod
     def of(
-        cls, read: ReadLedger, passes: tuple[PassLedger, ...], split: SplitLedger
+        cls, read: ReadLedger, filters: tuple[FilterLedger, ...], split: SplitLedger
     ) -> CorpusLedger:
         """The three parts as one; that nothing got lost between them is asserted."""
         documents, characters = read.documents, read.characters
-        for each in passes:
+        for each in filters:
             assert each.documents_in == documents, f"documents got lost before {each.name}"
             assert each.characters_in == characters, f"characters got lost before {each.name}"
             documents, characters = each.documents_out, each.characters_out
@@ -60,6 +67,6 @@ class CorpusLedger(SplitLedger):
             bad_rows_skipped=read.bad_rows_skipped,
             first_bad_rows=read.first_bad_rows,
             files=read.files,
-            passes=passes,
+            filters=filters,
             **split.model_dump(),
         )

@@ -21,7 +21,7 @@ class DocumentSource(Generic[Document]):
     """One source of a pack. Make it with `text_source` or `chat_source`.
 
     `encode` turns documents into ids one by one: a document's ids must not depend on the others
-    in the call. It pickles, for processes that help. `max_passes`: how often the documents may be
+    in the call. It pickles, for processes that help. `max_epochs`: how often the documents may be
     read (None: as the plan's `repeat` says).
     """
 
@@ -33,7 +33,7 @@ class DocumentSource(Generic[Document]):
     parse: Callable[[bytes, str], Document]
     characters: Callable[[Document], int]
     encode: Callable[[Sequence[Document]], EncodedDocuments]
-    max_passes: int | None
+    max_epochs: int | None
 
 
 def text_source(
@@ -43,7 +43,7 @@ def text_source(
     share: float,
     encode: Callable[[Sequence[str]], EncodedDocuments],
     packing: TextPacking = "concat_chunk",
-    max_passes: int | None = None,
+    max_epochs: int | None = None,
 ) -> DocumentSource[str]:
     """Lines of `{"text": str}`."""
     return DocumentSource(
@@ -55,7 +55,7 @@ def text_source(
         parse=parse_text,
         characters=len,
         encode=encode,
-        max_passes=max_passes,
+        max_epochs=max_epochs,
     )
 
 
@@ -65,7 +65,7 @@ def chat_source(
     *,
     share: float,
     encode: Callable[[Sequence[Messages]], EncodedDocuments],
-    max_passes: int | None = None,
+    max_epochs: int | None = None,
 ) -> DocumentSource[Messages]:
     """Lines of `{"messages": [...]}`, kept whole."""
     return DocumentSource(
@@ -77,7 +77,7 @@ def chat_source(
         parse=parse_messages,
         characters=chat_characters,
         encode=encode,
-        max_passes=max_passes,
+        max_epochs=max_epochs,
     )
 
 

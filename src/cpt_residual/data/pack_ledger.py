@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.packs import MAX_SOURCES
@@ -45,22 +45,25 @@ class SourceLedger(Frozen):
     """Where the tokens of one source went.
 
     tokens_read = tokens + tokens_cut + tokens_left_over, and tokens = loss_tokens +
-    masked_tokens. Documents, characters and tokens "read" count every pass over the source.
+    masked_tokens. Documents, characters and tokens "read" count every epoch of the source.
 
     The price of packing: `padding` (tokens of rows that hold nothing) and `continuations` (tokens
-    that lost their label and their context to a cut).
+    that lost their label and their context to a cut). In the file `epochs` is `passes` and
+    `max_epochs` is `max_passes`.
     """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     corpus: str
     format: str
     packing: str  # concat_chunk, best_fit; whole: best fit, never split
     share: float  # of the token budget, over all phases
-    max_passes: int | None
+    max_epochs: int | None = Field(validation_alias="max_passes", serialization_alias="max_passes")
     documents_available: int
     documents_read: int
     characters_read: int
     tokens_read: int
-    passes: int  # begun
+    epochs: int = Field(validation_alias="passes", serialization_alias="passes")  # begun
     rows: int
     documents: int  # documents that begin in the pack
     tokens: int
@@ -78,7 +81,7 @@ class SourceLedger(Frozen):
     def documents_reached(self) -> int:
         """So many documents, from the first in the order of reading, are in the pack: whole with
         concat_chunk, while other packings may have left parts of them over."""
-        if self.passes > 1:
+        if self.epochs > 1:
             return self.documents_available
         if self.packing == "concat_chunk":
             return min(self.documents, self.eos_tokens)  # the last one may have been cut

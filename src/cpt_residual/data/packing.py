@@ -6,7 +6,7 @@ in the pack or counted as cut or left over. The bytes depend on the documents, t
 plan only, never on workers, shards or kills. Without phases, the pack of a smaller budget is the
 beginning of the pack of a larger one, but for the padding of its last row. A text comes k times
 before any text of its source comes k + 1 times. Constant memory besides 16 bytes a document (40 for
-a moment when a pass begins). The format is in `pack_format`.
+a moment when an epoch begins). The format is in `pack_format`.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class PackPlan:
         """The ids with a meaning of their own."""
         return SpecialIds(bos=self.bos_id, eos=self.eos_id, pad=self.pad_id)
 
-    def max_passes(self, source: Source) -> int | None:
+    def max_epochs(self, source: Source) -> int | None:
         """How often `source` may be read; None: as often as wanted."""
-        if source.max_passes is not None:
-            return source.max_passes
+        if source.max_epochs is not None:
+            return source.max_epochs
         return None if self.repeat else 1
 
 
@@ -92,14 +92,14 @@ def build_pack(
     an `encoding_crew` that was started beforehand, to save the time that it takes.
 
     Raises `CorpusError` for documents that cannot be used, for chat documents longer than a row,
-    and when a source has fewer tokens than its share needs in as many passes as it may have.
+    and when a source has fewer tokens than its share needs in as many epochs as it may have.
     """
     curriculum = _curriculum(sources, plan)
     with ExitStack() as stack:
         indexes = [stack.enter_context(LineIndex(source.documents)) for source in sources]
         _require_documents(sources, indexes)
         readings = [
-            Reading(index, plan.seed, plan.max_passes(source), curriculum.needed(number))
+            Reading(index, plan.seed, plan.max_epochs(source), curriculum.needed(number))
             for number, (source, index) in enumerate(zip(sources, indexes, strict=True))
         ]
         supplier = Supplier(
@@ -177,19 +177,17 @@ def _mixed_rows(
 
 def _too_few_tokens(stream: SourceRows, needed: int, plan: PackPlan) -> CorpusError:
     source, found = stream.source, stream.num_tokens_read()
-    passes = stream.num_passes
-    times = "one pass" if passes == 1 else f"{passes} passes"
-    if source.max_passes is None:
-        remedy = (
-            f"set repeat: true to pass over the source about {needed * passes / found:.1f} times."
-        )
+    epochs = stream.num_epochs
+    times = "one epoch" if epochs == 1 else f"{epochs} epochs"
+    if source.max_epochs is None:
+        remedy = f"set repeat: true for about {needed * epochs / found:.1f} epochs of the source."
     else:
-        remedy = f"raise max_passes from {source.max_passes} to {-(-needed * passes // found)}."
+        remedy = f"raise max_epochs from {source.max_epochs} to {-(-needed * epochs // found)}."
     return CorpusError(
         f"source {source.name} has too few tokens: {found} found, {needed} needed",
         problems=[
             f"needed: share {source.share:g} of token_budget {plan.token_budget}",
-            f"found: {times} over the {stream.num_documents} documents of {source.documents.name}",
+            f"found: {times} of the {stream.num_documents} documents of {source.documents.name}",
         ],
         remedy=f"Add documents, lower token_budget, or {remedy}",
     )

@@ -1,4 +1,4 @@
-"""One document on its way from a reader through the passes into a corpus."""
+"""One document on its way from a reader through the filters into a corpus."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class RowPacker(Protocol):
         """Here are the next documents; all before have been used up (`next_row` gave None)."""
         ...
 
-    def end_pass(self) -> None:
-        """The next document, if any, is from another pass over the source (`next_row` gave None).
+    def end_epoch(self) -> None:
+        """The next document, if any, is from another epoch of the source (`next_row` gave None).
         May make padded rows of what is pending."""
         ...
 
@@ -122,8 +122,8 @@ class ConcatChunk:
         self._flags = np.concatenate([self._flags[self._position :], _flags_of(documents)])
         self._position = 0
 
-    def end_pass(self) -> None:
-        """The next pass goes on in the same row."""
+    def end_epoch(self) -> None:
+        """The next epoch goes on in the same row."""
 
     def finish(self) -> None:
         self._is_finished = True
@@ -190,7 +190,7 @@ class BestFit:
     nowhere and all rows are in use, the fullest row is given out first. A document longer than a
     row fills rows of its own, and its rest is placed like a document. The price is padding.
 
-    All rows are given out at the end of a pass over the source: none holds documents of two, so
+    All rows are given out at the end of an epoch of the source: none holds documents of two, so
     every document comes k times before any comes k + 1 times.
     """
 
@@ -209,7 +209,7 @@ class BestFit:
         self._flags: Flags = np.empty(0, dtype=np.uint8)
         self._position = 0
         self._num_documents = 0
-        self._was_full = False  # all rows were in use, and one more was needed, in this pass
+        self._was_full = False  # all rows were in use, and one more was needed, in this epoch
 
     @property
     def num_documents(self) -> int:
@@ -225,7 +225,7 @@ class BestFit:
         self._given.extend(documents.lengths.tolist())
         self._ids, self._flags, self._position = documents.ids, _flags_of(documents), 0
 
-    def end_pass(self) -> None:
+    def end_epoch(self) -> None:
         self.finish()
 
     def finish(self) -> None:
@@ -284,13 +284,13 @@ class BestFit:
 class WholeDocuments(BestFit):
     """Best fit that never splits a document: one longer than a row is a DocumentTooLongError.
 
-    At the end of a pass rows stay open for documents of the next one, but not where a whole pass
+    At the end of an epoch rows stay open for documents of the next one, but not where a whole epoch
     fits into the open rows: some of its documents would come several times before others at all.
     """
 
     splits = False
 
-    def end_pass(self) -> None:
+    def end_epoch(self) -> None:
         if not self._was_full:
             self.finish()
         self._was_full = False

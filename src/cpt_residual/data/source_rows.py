@@ -82,19 +82,19 @@ class SourceRows:
         self._packer = packer
         self._before = _Read()  # all blocks but the last
         self._last: TokenBlock | None = None
-        self._num_given = 0  # documents of this pass that the packer has
+        self._num_given = 0  # documents of this epoch that the packer has
         self._has_ended = False
         self.num_cut = 0
 
     @property
     def num_documents(self) -> int:
-        """Documents in one pass."""
+        """Documents in one epoch."""
         return len(self._index)
 
     @property
-    def num_passes(self) -> int:
-        """Passes begun."""
-        return self._blocks.num_passes
+    def num_epochs(self) -> int:
+        """Epochs begun."""
+        return self._blocks.num_epochs
 
     def next_row(self) -> Row | None:
         """The next row, or None when the source has no more tokens. The row's arrays may be parts
@@ -103,7 +103,7 @@ class SourceRows:
             while (row := self._packer.next_row()) is None and not self._has_ended:
                 if self._num_given == len(self._index):
                     self._num_given = 0
-                    self._packer.end_pass()
+                    self._packer.end_epoch()
                 else:
                     self._take_block()
         except DocumentTooLongError:
@@ -123,12 +123,12 @@ class SourceRows:
             format=self.source.format,
             packing=self.source.packing,
             share=self.source.share,
-            max_passes=self.source.max_passes,
+            max_epochs=self.source.max_epochs,
             documents_available=len(self._index),
             documents_read=read.documents,
             characters_read=read.characters,
             tokens_read=read.tokens,
-            passes=self.num_passes,
+            epochs=self.num_epochs,
             masked_tokens=counts.tokens - counts.loss_tokens,
             tokens_cut=self.num_cut,
             tokens_left_over=left_over,

@@ -63,7 +63,7 @@ class Reading:
 
     index: LineIndex
     seed: int
-    max_passes: int | None  # None: as often as wanted
+    max_epochs: int | None  # None: as often as wanted
     needed_tokens: int
 
 
@@ -122,28 +122,28 @@ def _with_encoders(identity: str, sources: Sequence[DocumentSource[Any]]) -> str
 def _shards(
     name: str, number: int, reading: Reading, shard_bytes: int, folder: Path | None = None
 ) -> Iterator[tuple[int, Shard]]:
-    """(pass, shard) of one source, for as many passes as it may have."""
-    num_pass = 0
-    while reading.max_passes is None or num_pass < reading.max_passes:
-        order = seeded_order(len(reading.index), seed=reading.seed, name=name, epoch=num_pass)
+    """(epoch, shard) of one source, for as many epochs as it may have."""
+    num_epoch = 0
+    while reading.max_epochs is None or num_epoch < reading.max_epochs:
+        order = seeded_order(len(reading.index), seed=reading.seed, name=name, epoch=num_epoch)
         shards = cut_into_shards(reading.index, order, source=number, shard_bytes=shard_bytes)
         for position, shard in enumerate(shards):
-            path = folder and folder / f"{number}-{num_pass:04}-{position:06}.tokens"
-            yield num_pass, replace(shard, path=path)
-        num_pass += 1
+            path = folder and folder / f"{number}-{num_epoch:04}-{position:06}.tokens"
+            yield num_epoch, replace(shard, path=path)
+        num_epoch += 1
 
 
 class Blocks:
     """Encoded documents of one source, block after block."""
 
-    num_passes = 0
-    """Passes begun by the blocks given."""
+    num_epochs = 0
+    """Epochs begun by the blocks given."""
 
     is_usable = True
     """False once a block could not be made, because some documents cannot be used."""
 
     def next_block(self) -> TokenBlock | None:
-        """The next block, or None at the end of the last pass or where documents are unusable."""
+        """The next block, or None at the end of the last epoch or where documents are unusable."""
         raise NotImplementedError
 
 
@@ -158,7 +158,7 @@ class _HereBlocks(Blocks):
         if following is None:
             return None
         number, shard = following
-        self.num_passes = number + 1
+        self.num_epochs = number + 1
         block = self._encoder.block(shard)
         self.is_usable = block is not None
         return block
@@ -184,7 +184,7 @@ class _CrewBlocks(Blocks):
         if not self._waiting and not self._begin():
             return None
         number, shard, done = self._waiting.popleft()
-        self.num_passes = number + 1
+        self.num_epochs = number + 1
         self.is_usable = done.result()
         self._waiting_bytes -= shard.num_bytes
         if not self.is_usable:

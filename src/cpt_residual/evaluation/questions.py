@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cpt_residual.config.schema import HarnessTask
-from cpt_residual.data.passes.references import Reference
+from cpt_residual.data.filters.references import Reference
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.quiet import quiet_harness
 from cpt_residual.evaluation.stock import find_stock_task, load_tasks

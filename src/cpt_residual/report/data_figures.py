@@ -9,8 +9,8 @@ from cpt_residual.data.inspection.corpus import CorpusInspection
 from cpt_residual.data.inspection.pack import PackInspection
 from cpt_residual.report.composition_figure import composition_figure
 from cpt_residual.report.figures import FigureNote
+from cpt_residual.report.filters_figures import contamination_figure, filters_figure
 from cpt_residual.report.length_figure import LengthCurve, lengths_figure
-from cpt_residual.report.passes_figures import contamination_figure, passes_figure
 from cpt_residual.report.style import Figure, write_png
 
 _Planned = tuple[str, str, str, Callable[[], Figure | None]]
@@ -38,7 +38,7 @@ def draw_pack_figures(found: PackInspection, folder: Path) -> tuple[FigureNote, 
                 "contamination",
                 "Questions of the evaluation that were found in the corpora of the pack.",
                 "no contamination check is known of its corpora",
-                lambda: contamination_figure([p for c in found.corpora for p in c.passes]),
+                lambda: contamination_figure([p for c in found.corpora for p in c.filters]),
             ),
         ),
     )
@@ -61,16 +61,16 @@ def draw_corpus_figures(found: CorpusInspection, folder: Path) -> tuple[FigureNo
                 lambda: lengths_figure(curves, "characters"),
             ),
             (
-                "passes",
-                "What every pass left of the documents.",
-                "no pass ran over this corpus",
-                lambda: passes_figure(found),
+                "filters",
+                "What every filter left of the documents.",
+                "no filter ran over this corpus",
+                lambda: filters_figure(found),
             ),
             (
                 "contamination",
                 "Questions of the evaluation that were found in the corpus.",
                 "no contamination check ran over this corpus",
-                lambda: contamination_figure(found.passes),
+                lambda: contamination_figure(found.filters),
             ),
         ),
     )

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from cpt_residual.config.corpora import BadLines, HubCorpus, LocalCorpus
+from cpt_residual.config.filters import Filters
 from cpt_residual.config.frozen import Frozen
-from cpt_residual.config.passes import Passes
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, ProgressReport, RunContext, Stage
 from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.files import suffix_of
 
 if TYPE_CHECKING:
     from cpt_residual.data.corpus_ledger import CorpusLedger
+    from cpt_residual.data.filters.chain import FilterChain
     from cpt_residual.data.hub import HubReader
     from cpt_residual.data.local import LocalReader
-    from cpt_residual.data.passes.chain import PassChain
     from cpt_residual.data.records import Record
 
 _LOCAL_BYTES_PER_SECOND = 40e6
@@ -30,8 +30,8 @@ _UNPACKED = 3
 _REPORT_EVERY = 1000
 
 
-class PassesRecipe(Frozen):
-    """The passes that are on, with all their settings, and the versions of libraries that judge."""
+class FiltersRecipe(Frozen):
+    """The filters that are on, all their settings, and the versions of libraries that judge."""
 
     settings: dict[str, JsonValue]
     libraries: dict[str, str]
@@ -46,7 +46,7 @@ class LocalRecipe(Frozen):
     text_field: str
     bad_lines: BadLines
     heldout_documents: int
-    passes: PassesRecipe
+    filters: FiltersRecipe = Field(serialization_alias="passes")
     seed: int
 
 
@@ -62,7 +62,7 @@ class HubRecipe(Frozen):
     bad_lines: BadLines
     heldout_documents: int
     max_characters: int
-    passes: PassesRecipe
+    filters: FiltersRecipe = Field(serialization_alias="passes")
     seed: int
 
 
@@ -72,7 +72,7 @@ class Corpus:
 
     file_hashes: sha256 by path of every local file, in the order of
     `data.files.resolve_files(corpus.files)`; empty for a hub corpus. references: the questions of
-    the evaluation, where the passes check for contamination.
+    the evaluation, where the filters check for contamination.
     """
 
     key: str
@@ -96,16 +96,16 @@ class Corpus:
     def recipe(self) -> LocalRecipe | HubRecipe:
         # Without held-out documents the seed changes nothing.
         seed = self.seed if self.corpus.heldout_documents else 0
-        passes = _passes_recipe(self.corpus.passes)
+        filters = _filters_recipe(self.corpus.filters)
         if isinstance(self.corpus, HubCorpus):
-            fields = self.corpus.model_dump(exclude={"kind", "passes"})
-            return HubRecipe(**fields, passes=passes, seed=seed)
+            fields = self.corpus.model_dump(exclude={"kind", "filters"})
+            return HubRecipe(**fields, filters=filters, seed=seed)
         return LocalRecipe(
             files=tuple((str(suffix_of(Path(p))), value) for p, value in self.file_hashes.items()),
             text_field=self.corpus.text_field,
             bad_lines=self.corpus.bad_lines,
             heldout_documents=self.corpus.heldout_documents,
-            passes=passes,
+            filters=filters,
             seed=seed,
         )
 
@@ -139,7 +139,7 @@ class Corpus:
     def _reader(self) -> HubReader | LocalReader:
         from cpt_residual.data.readers.rows import Fields
 
-        date = self.corpus.passes.date
+        date = self.corpus.filters.date
         fields = Fields(text=self.corpus.text_field, date=date.field if date else None)
         if isinstance(self.corpus, HubCorpus):
             from cpt_residual.data.hub import HubReader
@@ -151,13 +151,13 @@ class Corpus:
         files = resolve_files(self.corpus.files)
         return LocalReader(files, self.file_hashes, fields=fields, bad_lines=self.corpus.bad_lines)
 
-    def _chain(self, inputs: Mapping[str, ArtifactRef]) -> PassChain:
-        from cpt_residual.data.passes.chain import PassChain
-        from cpt_residual.data.passes.references import REFERENCES_FILE, read_references
+    def _chain(self, inputs: Mapping[str, ArtifactRef]) -> FilterChain:
+        from cpt_residual.data.filters.chain import FilterChain
+        from cpt_residual.data.filters.references import REFERENCES_FILE, read_references
 
         given = inputs.get("references")
         references = read_references(given.path / REFERENCES_FILE) if given else None
-        return PassChain(self.corpus.passes, references=references)
+        return FilterChain(self.corpus.filters, references=references)
 
     def _expected_bytes(self) -> int:
         """About how much text there is to read; a file that went away counts nothing."""
@@ -167,11 +167,11 @@ class Corpus:
         return sum(_text_bytes(path) for path in files if path.is_file())
 
 
-def _passes_recipe(passes: Passes) -> PassesRecipe:
-    from cpt_residual.data.passes.chain import library_versions
+def _filters_recipe(filters: Filters) -> FiltersRecipe:
+    from cpt_residual.data.filters.chain import library_versions
 
-    settings = passes.model_dump(mode="json", exclude_none=True)
-    return PassesRecipe(settings=settings, libraries=library_versions(passes))
+    settings = filters.model_dump(mode="json", exclude_none=True)
+    return FiltersRecipe(settings=settings, libraries=library_versions(filters))
 
 
 def _text_bytes(path: Path) -> int:
@@ -193,11 +193,11 @@ def _reported(
 
 
 def _metrics(ledger: CorpusLedger) -> Metrics:
-    """The ledger's own numbers, and per pass and task what went or was found."""
+    """The ledger's own numbers, and per filter and task what went or was found."""
     metrics: Metrics = {
         name: value for name, value in ledger.model_dump().items() if isinstance(value, int)
     }
-    for each in ledger.passes:
+    for each in ledger.filters:
         metrics[f"dropped/{each.name}"] = each.documents_in - each.documents_out
         for task in each.tasks:
             metrics[f"contaminated/{task.task}"] = task.documents

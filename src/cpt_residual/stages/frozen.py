@@ -74,7 +74,7 @@ class FrozenPlan(Frozen):
 
     def write(self, path: Path) -> None:
         """Write atomically, keys sorted."""
-        write_json_atomic(path, self.model_dump(mode="json", by_alias=True))
+        write_json_atomic(path, self)
 
     @classmethod
     def read(cls, path: Path) -> FrozenPlan:

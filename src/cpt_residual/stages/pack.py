@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.packs import Pack
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
@@ -41,7 +43,7 @@ class PackSourceRecipe(Frozen):
     share: float | None  # None with phases, which say the shares
     format: Literal["text", "chat"]
     packing: Literal["concat_chunk", "best_fit"]
-    max_passes: int | None
+    max_epochs: int | None = Field(serialization_alias="max_passes")
 
 
 class PackPhaseRecipe(Frozen):
@@ -100,7 +102,7 @@ class PackStage:
                     share=None if self.pack.phases else source.share,
                     format=source.format,
                     packing=source.packing,
-                    max_passes=source.max_passes,
+                    max_epochs=source.max_epochs,
                 )
                 for source, given in zip(self.pack.sources, self.sources, strict=True)
             ),
@@ -210,7 +212,7 @@ class PackStage:
                     documents,
                     share=share,
                     encode=ChatEncoder(tokenizer, chat_template_of(inputs["template"].path)),
-                    max_passes=source.max_passes,
+                    max_epochs=source.max_epochs,
                 )
                 sources.append(chat)
             else:
@@ -220,7 +222,7 @@ class PackStage:
                     share=share,
                     encode=text_encoder(tokenizer),
                     packing=source.packing,
-                    max_passes=source.max_passes,
+                    max_epochs=source.max_epochs,
                 )
                 sources.append(text)
         return sources
@@ -276,5 +278,5 @@ def _metrics(ledger: PackLedger) -> Metrics:
     }
     for source in ledger.sources:
         metrics[f"tokens/{source.corpus}"] = source.tokens
-        metrics[f"passes/{source.corpus}"] = source.passes
+        metrics[f"passes/{source.corpus}"] = source.epochs
     return metrics

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from cpt_residual.config.schema import Frozen, HarnessSuite, Suite, WorldSuite
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.data.passes.references import REFERENCES_FILE, write_references
+from cpt_residual.data.filters.references import REFERENCES_FILE, write_references
 from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.scorer import harness_version
 

@@ -135,7 +135,7 @@ class _Registry:
             files = resolve_files(corpus.files)
             hashes = hash_files(files, self._hashes.sha256)
             check_pin(key, corpus.content_sha256, hashes)
-        references = self.references() if corpus.passes.contamination else None
+        references = self.references() if corpus.filters.contamination else None
         return Corpus(key, corpus, hashes, self._experiment.seed, references)
 
     def references(self) -> References:

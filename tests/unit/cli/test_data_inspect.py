@@ -105,7 +105,7 @@ def test_json_is_one_document_with_counts_samples_and_figures(root: Path, run: R
     for path in document["figures"].values():
         assert Path(path).read_bytes().startswith(b"\x89PNG")
     (corpus, _) = document["corpora"]
-    assert corpus["passes"][-1]["tasks"][0]["questions_found"] == 1
+    assert corpus["filters"][-1]["tasks"][0]["questions_found"] == 1
     assert (
         run("data", "inspect", "pack:cpt", *ROWS, "--json").document["samples"]
         == (document["samples"])

@@ -15,7 +15,7 @@ from cpt_residual.errors import ConfigError
 COMMIT = "0" * 40
 PRETRAINED = {"kind": "pretrained", "source": "org/name", "revision": COMMIT}
 LOCAL = {"kind": "local", "files": ["/x.jsonl"]}
-CHECKED = {"passes": {"contamination": {"action": "drop"}}}
+CHECKED = {"filters": {"contamination": {"action": "drop"}}}
 
 
 def test_tiny_is_consistent(tiny: Experiment) -> None:
@@ -260,7 +260,7 @@ SIZES = [
             ("evaluation/suites", ["heldout"]),
         ],
         [
-            "corpora.new_domain.passes.contamination: none of evaluation.suites asks questions "
+            "corpora.new_domain.filters.contamination: none of evaluation.suites asks questions "
             "that could be looked for; set it to null"
         ],
     ),

@@ -104,7 +104,7 @@ def test_what_the_user_gave_for_the_present_kind_is_never_dropped(
     assert problem.startswith(
         "corpora.new_domain.part: 'new_domain': kind local has no such key, kind world has: give "
         "that kind too, or leave the key out. Known: kind, files, content_sha256, text_field, "
-        "bad_lines, heldout_documents, passes."
+        "bad_lines, heldout_documents, filters."
     )
 
 

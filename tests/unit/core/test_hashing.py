@@ -223,3 +223,13 @@ def test_hash_cache_survives_a_broken_entry(tmp_path: Path) -> None:
     (entry,) = (tmp_path / "cache").iterdir()
     entry.write_text("{")
     assert cache.sha256(file) == expected
+
+
+def test_a_renamed_field_keeps_its_fingerprint() -> None:
+    class Old(BaseModel):
+        max_passes: int
+
+    class New(BaseModel):
+        max_epochs: int = Field(serialization_alias="max_passes")
+
+    assert _fingerprint(New(max_epochs=2)) == _fingerprint(Old(max_passes=2))

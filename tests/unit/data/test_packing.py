@@ -72,9 +72,9 @@ def test_too_few_tokens_names_both_numbers(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "source mine has too few tokens: 10 found, 25 needed\n"
         "  needed: share 1 of token_budget 25\n"
-        "  found: one pass over the 2 documents of t.jsonl\n"
-        "Add documents, lower token_budget, or set repeat: true to pass over the source"
-        " about 2.5 times."
+        "  found: one epoch of the 2 documents of t.jsonl\n"
+        "Add documents, lower token_budget, or set repeat: true for about"
+        " 2.5 epochs of the source."
     )
 
 
@@ -85,15 +85,15 @@ def test_too_few_tokens_of_one_source_of_two(tmp_path: Path) -> None:
         pack(tmp_path, [scarce, plenty], plan(4, 100))
 
 
-def test_repeat_passes_in_a_new_order(tmp_path: Path) -> None:
+def test_repeat_reads_epochs_in_a_new_order(tmp_path: Path) -> None:
     texts = [chr(ord("a") + number) for number in range(20)]
     path = write_texts(tmp_path / "t.jsonl", texts)
     ledger = pack(tmp_path, [byte_texts(path)], plan(6, 180, repeat=True))
     letters = open_pack(tmp_path).ids.reshape(-1, 3)[:, 1].tolist()
-    passes = [letters[start : start + 20] for start in (0, 20, 40)]
-    assert ledger.sources[0].passes == 3
-    assert len({tuple(one) for one in passes}) == 3
-    assert all(sorted(one) == sorted(passes[0]) for one in passes)
+    epochs = [letters[start : start + 20] for start in (0, 20, 40)]
+    assert ledger.sources[0].epochs == 3
+    assert len({tuple(one) for one in epochs}) == 3
+    assert all(sorted(one) == sorted(epochs[0]) for one in epochs)
 
 
 def test_the_seed_changes_the_order_only(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_few_dialogues_are_all_there_before_one_comes_again(tmp_path: Path) -> N
     total = sum(8 + number for number in range(40))
     ledger = pack(tmp_path / "p", [source], plan(128, total, repeat=True))
     (only,) = ledger.sources
-    assert (only.passes, only.documents_read, only.documents) == (1, 40, 40)
+    assert (only.epochs, only.documents_read, only.documents) == (1, 40, 40)
     assert only.tokens_cut == only.tokens_left_over == 0
 
 

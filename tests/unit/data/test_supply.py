@@ -51,7 +51,7 @@ def sources(tmp_path: Path) -> list[Source]:
         text_source("a", first, share=0.5, encode=encode),
         text_source("b", second, share=0.3, encode=encode, packing="best_fit"),
         chat_source(
-            "c", chat, share=0.2, encode=ChatEncoder(tokenizer, TINY_CHAT_TEMPLATE), max_passes=9
+            "c", chat, share=0.2, encode=ChatEncoder(tokenizer, TINY_CHAT_TEMPLATE), max_epochs=9
         ),
     ]
 
@@ -183,19 +183,19 @@ def test_a_pack_of_another_format_says_so(tmp_path: Path) -> None:
         open_pack(tmp_path / "p")
 
 
-@pytest.mark.parametrize(("max_passes", "budget"), [(2, 40), (3, 60)])
+@pytest.mark.parametrize(("max_epochs", "budget"), [(2, 40), (3, 60)])
 def test_a_source_is_read_no_more_often_than_it_may(
-    max_passes: int, budget: int, tmp_path: Path
+    max_epochs: int, budget: int, tmp_path: Path
 ) -> None:
     path = write_texts(tmp_path / "t.jsonl", ["aaaaaaaa", "bbbbbbbb"])
-    source = byte_texts(path, "mine", max_passes=max_passes)
-    assert pack(tmp_path, [source], plan(4, budget)).sources[0].passes == max_passes
+    source = byte_texts(path, "mine", max_epochs=max_epochs)
+    assert pack(tmp_path, [source], plan(4, budget)).sources[0].epochs == max_epochs
     with pytest.raises(CorpusError) as caught:
         pack(tmp_path, [source], plan(4, budget + 1, repeat=True))
     assert str(caught.value) == (
         f"source mine has too few tokens: {budget} found, {budget + 1} needed\n"
         f"  needed: share 1 of token_budget {budget + 1}\n"
-        f"  found: {max_passes} passes over the 2 documents of t.jsonl\n"
-        f"Add documents, lower token_budget, or raise max_passes from {max_passes} to"
-        f" {max_passes + 1}."
+        f"  found: {max_epochs} epochs of the 2 documents of t.jsonl\n"
+        f"Add documents, lower token_budget, or raise max_epochs from {max_epochs} to"
+        f" {max_epochs + 1}."
     )

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.config.passes import Contamination, Passes
-from cpt_residual.data.passes.references import Reference
+from cpt_residual.config.filters import Contamination, Filters
+from cpt_residual.data.filters.references import Reference
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.questions import questions_of, without_labels
 from support.bigram_models import write_rows
-from support.records import dropped, passed, records_of
+from support.records import dropped, filtered, records_of
 
 COMMON = "dataset_path: json\ndataset_kwargs: {data_files: {test: FILE}}\ntest_split: test\n"
 ASKS = """
@@ -88,8 +88,8 @@ def test_a_corpus_is_checked_for_what_the_tasks_ask(folder: Path) -> None:
     leaked = f"Found on a forum: {ROWS[1]['question']} I say {ROWS[1]['answer']}."
     clean = "How many boats were in the harbour of the old town before the storm? Nobody knows."
     told = "Nina filled 43 glasses from the jug because the jug was still empty. Then she left."
-    passes = Passes(contamination=Contamination(action="drop"))
-    remaining, [ledger] = passed(passes, records_of([leaked, clean, told]), references)
+    filters = Filters(contamination=Contamination(action="drop"))
+    remaining, [ledger] = filtered(filters, records_of([leaked, clean, told]), references)
     assert [record.text for record in remaining] == [clean]
     assert dropped(ledger) == {"holds_a_question": 2}
     by_task = {task.task: (task.questions_found, task.documents) for task in ledger.tasks}

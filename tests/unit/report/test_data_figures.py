@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cpt_residual.data.filters.ledger import Drop, FilterLedger, TaskContamination
 from cpt_residual.data.inspection.corpus import CorpusInspection
 from cpt_residual.data.inspection.lengths import Lengths, LengthSummary
 from cpt_residual.data.inspection.pack import Composition
-from cpt_residual.data.passes.ledger import Drop, PassLedger, TaskContamination
 from cpt_residual.report.composition_figure import composition_figure
+from cpt_residual.report.filters_figures import contamination_figure, filters_figure
 from cpt_residual.report.length_figure import LengthCurve, lengths_figure
-from cpt_residual.report.passes_figures import contamination_figure, passes_figure
 from cpt_residual.report.style import SERIES, Figure, png_bytes
 
 
@@ -71,8 +71,8 @@ def test_the_composition_fills_every_position() -> None:
     assert composition_figure(alone, num_rows=2) is None
 
 
-def passes(*, documents: int = 90) -> PassLedger:
-    return PassLedger(
+def filters(*, documents: int = 90) -> FilterLedger:
+    return FilterLedger(
         name="near_dedup",
         documents_in=100,
         documents_out=documents,
@@ -101,7 +101,7 @@ def passes(*, documents: int = 90) -> PassLedger:
     )
 
 
-def corpus(*given: PassLedger) -> CorpusInspection:
+def corpus(*given: FilterLedger) -> CorpusInspection:
     ledger = {"heldout_documents": 20, "heldout_characters": 100, "heldout_copies_dropped": 0}
     return CorpusInspection(
         kind="corpus",
@@ -110,13 +110,13 @@ def corpus(*given: PassLedger) -> CorpusInspection:
         fingerprint=None,
         ledger=ledger,
         files=(),
-        passes=given,
+        filters=given,
         checks=(),
     )
 
 
 def test_the_waterfall_goes_from_what_was_read_to_what_is_trained_on() -> None:
-    figure = passes_figure(corpus(passes()))
+    figure = filters_figure(corpus(filters()))
     documents, characters = figure.axes
     names = [label.get_text() for label in documents.get_yticklabels()]
     assert names == ["read", "near dedup: near copy", "held out", "trained on"]
@@ -125,11 +125,11 @@ def test_the_waterfall_goes_from_what_was_read_to_what_is_trained_on() -> None:
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in characters.patches]
     assert spans == [(0, 1000), (700, 1000), (600, 700), (0, 600)]
     assert "\N{MINUS SIGN}10 (10.0 %)" in texts(figure)
-    assert passes_figure(corpus()) is None
+    assert filters_figure(corpus()) is None
 
 
 def test_contamination_is_a_share_of_the_questions_that_were_looked_for() -> None:
-    figure = contamination_figure([passes()])
+    figure = contamination_figure([filters()])
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [25]
     assert texts(figure) == ["questions: 2 of 8, documents: 5"]
@@ -140,8 +140,8 @@ def test_the_same_values_give_the_same_bytes() -> None:
     curves = [LengthCurve("mine", summary(3, 50, 700))]
     for draw in (
         lambda: lengths_figure(curves, "characters"),
-        lambda: passes_figure(corpus(passes())),
-        lambda: contamination_figure([passes()]),
+        lambda: filters_figure(corpus(filters())),
+        lambda: contamination_figure([filters()]),
     ):
         first = png_bytes(draw)
         assert first is not None

@@ -16,8 +16,8 @@ import pytest
 
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus
 from cpt_residual.config.corpora import World as WorldConfig
+from cpt_residual.config.filters import Contamination, Filters
 from cpt_residual.config.packs import Pack
-from cpt_residual.config.passes import Contamination, Passes
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
 from cpt_residual.data.files import resolve_files
@@ -144,7 +144,7 @@ class TestCorpus:
         with pytest.raises(CorpusError, match="changed after they were pinned"):
             build(stage, tmp_path / "w")
 
-    def test_passes_are_applied_and_recorded(self, tmp_path: Path) -> None:
+    def test_filters_are_applied_and_recorded(self, tmp_path: Path) -> None:
         rows = ["one  two", "one two", "", "x", "three four five"]
         lines = [json.dumps({"text": text, "date": "2025-01-02"}) for text in rows]
         (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -153,7 +153,7 @@ class TestCorpus:
                 "kind": "local",
                 "files": [str(tmp_path)],
                 "bad_lines": "skip",
-                "passes": {
+                "filters": {
                     "date": {"not_before": "2025-01-01"},
                     "length": {"min_characters": 2},
                     "exact_dedup": {},
@@ -176,9 +176,9 @@ class TestCorpus:
             {"text_field": "id"},
             {"bad_lines": "skip"},
             {"heldout_documents": 1},
-            {"passes": {"length": {"min_characters": 1}}},
-            {"passes": {"length": {"min_characters": 2}}},
-            {"passes": {"near_dedup": {}}},
+            {"filters": {"length": {"min_characters": 1}}},
+            {"filters": {"length": {"min_characters": 2}}},
+            {"filters": {"near_dedup": {}}},
         ]
         corpora = [
             LocalCorpus.model_validate({"kind": "local", "files": [str(texts)]} | change)
@@ -186,14 +186,14 @@ class TestCorpus:
         ]
         recipes = [Corpus("mine", each, pins(each), 0).recipe() for each in corpora]
         assert len({recipe.model_dump_json() for recipe in recipes}) == len(changes)
-        assert [dict(each.passes.libraries) for each in recipes[:-1]] == [{}] * len(recipes[:-1])
-        assert set(recipes[-1].passes.libraries) == {"rensa", "unicode"}
+        assert [dict(each.filters.libraries) for each in recipes[:-1]] == [{}] * len(recipes[:-1])
+        assert set(recipes[-1].filters.libraries) == {"rensa", "unicode"}
         pinned = corpora[0].model_copy(update={"content_sha256": "0" * 64})
         assert Corpus("mine", pinned, pins(pinned), 0).recipe() == recipes[0]
 
     def test_contamination_reads_the_references(self, texts: Path, tmp_path: Path) -> None:
         corpus = local(texts).model_copy(
-            update={"passes": Passes(contamination=Contamination(action="drop", min_words=3))}
+            update={"filters": Filters(contamination=Contamination(action="drop", min_words=3))}
         )
         references = References({}, None)
         stage = Corpus("mine", corpus, pins(corpus), 0, references)

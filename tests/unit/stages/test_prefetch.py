@@ -18,7 +18,7 @@ from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.prefetch import network_nodes, prefetch_experiment
 from cpt_residual.stages.registry import build_graph, localised
 
-CONTAMINATION = "+corpora.new_domain.passes.contamination.action=drop"
+CONTAMINATION = "+corpora.new_domain.filters.contamination.action=drop"
 
 
 def downloads(tmp_path: Path, *overrides: str) -> set[str]:

@@ -10,7 +10,7 @@ import pytest
 from cpt_residual.config.corpora import World as WorldConfig
 from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
 from cpt_residual.core.stage import ArtifactRef, RunContext
-from cpt_residual.data.passes.references import read_references
+from cpt_residual.data.filters.references import read_references
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.references import References
 from cpt_residual.stages.world import World

@@ -10,12 +10,12 @@ from typing import cast
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from cpt_residual.data.file_names import LEDGER_FILE
+from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.inspection.checks import Check, some
-from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.errors import CorruptArtifactError
 
-_FIELD = "passes"
-_PASSES = TypeAdapter(tuple[PassLedger, ...])
+_FIELD = "passes"  # as in ledger.json
+_FILTERS = TypeAdapter(tuple[FilterLedger, ...])
 
 _GIVEN = (
     ("documents", "characters"),
@@ -38,10 +38,10 @@ def read_corpus_ledger(path: Path) -> JsonObject:
     return value
 
 
-def passes_of(ledger: Mapping[str, JsonValue], path: Path) -> tuple[PassLedger, ...]:
-    """What was done to the documents, in order; nothing for a ledger that has no passes."""
+def filters_of(ledger: Mapping[str, JsonValue], path: Path) -> tuple[FilterLedger, ...]:
+    """What was done to the documents, in order; nothing for a ledger that has no filters."""
     try:
-        return _PASSES.validate_python(ledger.get(_FIELD, ()))
+        return _FILTERS.validate_python(ledger.get(_FIELD, ()))
     except ValidationError as error:
         problems = [
             f"{_FIELD}.{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
@@ -50,7 +50,7 @@ def passes_of(ledger: Mapping[str, JsonValue], path: Path) -> tuple[PassLedger, 
         raise _unreadable(path, some(problems)) from error
 
 
-def balance_check(ledger: Mapping[str, JsonValue], passes: Sequence[PassLedger]) -> Check:
+def balance_check(ledger: Mapping[str, JsonValue], filters: Sequence[FilterLedger]) -> Check:
     """Whether every document and character that came in went out or was counted as dropped."""
     name = "the ledger balances"
     read = _counts(ledger, ("documents_read", "characters_read"))
@@ -58,9 +58,9 @@ def balance_check(ledger: Mapping[str, JsonValue], passes: Sequence[PassLedger])
     if read is None or None in parts:
         return Check(name=name, state="not checked", detail="the ledger lacks some of the counts")
     given = tuple(sum(column) for column in zip(*(part for part in parts if part), strict=True))
-    wrong = list(_imbalances(passes))
+    wrong = list(_imbalances(filters))
     stations = [("what was read", read)]
-    for one in passes:
+    for one in filters:
         stations += [(f"into {one.name}", (one.documents_in, one.characters_in))]
         wrong += _unequal(stations[-2:])
         stations += [(f"out of {one.name}", (one.documents_out, one.characters_out))]
@@ -86,8 +86,8 @@ def _unequal(stations: Sequence[tuple[str, tuple[int, ...]]]) -> Iterator[str]:
             yield f"{unit}: {before} {one:,}, {after} {other:,}"
 
 
-def _imbalances(passes: Sequence[PassLedger]) -> Iterator[str]:
-    for one in passes:
+def _imbalances(filters: Sequence[FilterLedger]) -> Iterator[str]:
+    for one in filters:
         documents = sum(drop.documents for drop in one.dropped)
         characters = sum(drop.characters for drop in one.dropped)
         sides = (

@@ -1,4 +1,4 @@
-"""A corpus as it is: its ledger, its documents counted beside it, lengths, passes, samples."""
+"""A corpus as it is: its ledger, its documents counted beside it, lengths, filters, samples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.data.documents import chat_characters, parse_messages, parse_text
 from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE, LEDGER_FILE
-from cpt_residual.data.inspection.balance import balance_check, passes_of, read_corpus_ledger
+from cpt_residual.data.filters.ledger import FilterLedger
+from cpt_residual.data.inspection.balance import balance_check, filters_of, read_corpus_ledger
 from cpt_residual.data.inspection.checks import Check, compared, manifest_check
 from cpt_residual.data.inspection.lengths import Lengths, LengthSummary
 from cpt_residual.data.inspection.looking import Looking
-from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.data.problems import BadDocumentError
 from cpt_residual.errors import CorpusError
 
@@ -47,7 +47,7 @@ class DocumentsFile(Frozen):
 
 
 class CorpusInspection(Frozen):
-    """ledger: ledger.json, or for a world the counts in its manifest; passes: what was done to the
+    """ledger: ledger.json, or for a world the counts in its manifest; filters: what was done to the
     documents before, in order."""
 
     kind: Literal["corpus", "world"]
@@ -56,7 +56,7 @@ class CorpusInspection(Frozen):
     fingerprint: str | None
     ledger: dict[str, JsonValue]
     files: tuple[DocumentsFile, ...]
-    passes: tuple[PassLedger, ...]
+    filters: tuple[FilterLedger, ...]
     checks: tuple[Check, ...]
 
 
@@ -67,7 +67,7 @@ def inspect_corpus(path: Path, manifest: Manifest | None, looking: Looking) -> C
     """
     is_corpus = (path / LEDGER_FILE).is_file()
     ledger = read_corpus_ledger(path) if is_corpus else _world_ledger(manifest)
-    passes = passes_of(ledger, path)
+    filters = filters_of(ledger, path)
     names = [DOCUMENTS_FILE, HELDOUT_FILE] if is_corpus else []
     places = [path / name for name in names if (path / name).is_file()]
     places = places or sorted(path.glob("*.jsonl"))
@@ -83,10 +83,10 @@ def inspect_corpus(path: Path, manifest: Manifest | None, looking: Looking) -> C
         fingerprint=manifest.fingerprint if manifest else None,
         ledger=ledger,
         files=files,
-        passes=passes,
+        filters=filters,
         checks=(
             compared("documents and characters", counts, recorded),
-            balance_check(ledger, passes),
+            balance_check(ledger, filters),
             manifest_check(path, manifest, verify=looking.verify),
         ),
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.data.file_names import LEDGER_FILE
-from cpt_residual.data.inspection.balance import passes_of, read_corpus_ledger
+from cpt_residual.data.filters.ledger import FilterLedger
+from cpt_residual.data.inspection.balance import filters_of, read_corpus_ledger
 from cpt_residual.data.inspection.looking import read_manifest
-from cpt_residual.data.passes.ledger import PassLedger
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ class Lineage:
 
 
 class SourceCorpus(Frozen):
-    """The corpus of one source of a pack. path: None when it is not in the store; passes: what was
+    """The corpus of one source of a pack. path: None when it is not in the store; filters: what was
     done to its documents, in order."""
 
     corpus: str
     path: str | None
-    passes: tuple[PassLedger, ...]
+    filters: tuple[FilterLedger, ...]
 
 
 def corpora_of(lineage: Lineage, names: Sequence[str]) -> Iterator[SourceCorpus]:
     """The corpora of a pack's sources `names`, in their order."""
     for number, name in enumerate(names):
         folder = lineage.input(f"source_{number}")
-        passes: tuple[PassLedger, ...] = ()
+        filters: tuple[FilterLedger, ...] = ()
         if folder is not None and (folder / LEDGER_FILE).is_file():
-            passes = passes_of(read_corpus_ledger(folder), folder)
-        yield SourceCorpus(corpus=name, path=str(folder) if folder else None, passes=passes)
+            filters = filters_of(read_corpus_ledger(folder), folder)
+        yield SourceCorpus(corpus=name, path=str(folder) if folder else None, filters=filters)

@@ -16,7 +16,7 @@ class FileLedger(Frozen):
 
 
 class ReadLedger(Frozen):
-    """What was read, before any pass.
+    """What was read, before any filter.
 
     first_bad_rows: where the first rows were that `bad_lines: skip` left out, and why; a file is
     named by its number in `files`, from 1, as the ledger depends on the content of files alone.

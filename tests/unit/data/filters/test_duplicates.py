@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from cpt_residual.config.passes import ExactDedup, NearDedup, Passes
-from cpt_residual.data.passes.near_dedup import num_bands_for, shingles_of
-from cpt_residual.data.passes.words import folded_words
-from support.records import dropped, passed, records_of
+from cpt_residual.config.filters import ExactDedup, Filters, NearDedup
+from cpt_residual.data.filters.near_dedup import num_bands_for, shingles_of
+from cpt_residual.data.filters.words import folded_words
+from support.records import dropped, filtered, records_of
 
-EXACT = Passes(exact_dedup=ExactDedup())
-WORDS = Passes(exact_dedup=ExactDedup(compare="words"))
+EXACT = Filters(exact_dedup=ExactDedup())
+WORDS = Filters(exact_dedup=ExactDedup(compare="words"))
 
 
-def _kept(passes: Passes, texts: Sequence[str]) -> list[str]:
-    return [record.text for record in passed(passes, records_of(texts))[0]]
+def _kept(filters: Filters, texts: Sequence[str]) -> list[str]:
+    return [record.text for record in filtered(filters, records_of(texts))[0]]
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_texts_without_words_are_not_all_the_same() -> None:
 
 
 def test_copies_are_counted() -> None:
-    _, [ledger] = passed(EXACT, records_of(["one", "two", "one", "one"]))
+    _, [ledger] = filtered(EXACT, records_of(["one", "two", "one", "one"]))
     assert dropped(ledger) == {"copy": 2}
     assert ledger.dropped[0].characters == 6
 
@@ -85,7 +85,7 @@ def test_shingles_are_runs_of_words() -> None:
 def test_pairs_far_from_the_threshold_are_decided_as_their_jaccard_similarity_says() -> None:
     """40 pairs; 5 standard errors of the estimate away from the threshold none may be wrong."""
     threshold, num_perm = 0.6, 256
-    passes = Passes(near_dedup=NearDedup(threshold=threshold, num_perm=num_perm))
+    filters = Filters(near_dedup=NearDedup(threshold=threshold, num_perm=num_perm))
     margin = 5 * 0.5 / num_perm**0.5
     decided = 0
     for seed in range(40):
@@ -95,7 +95,7 @@ def test_pairs_far_from_the_threshold_are_decided_as_their_jaccard_similarity_sa
         if abs(similarity - threshold) < margin:
             continue
         decided += 1
-        kept = _kept(passes, [" ".join(words), " ".join(other)])
+        kept = _kept(filters, [" ".join(words), " ".join(other)])
         assert len(kept) == (1 if similarity > threshold else 2), similarity
     assert decided >= 20
 
@@ -104,8 +104,8 @@ def test_no_pair_kept_by_mistake_among_many_documents() -> None:
     """LSH among 600 documents: every clear near copy is found, no stranger is dropped."""
     originals = [" ".join(_document(seed, 120)) for seed in range(300)]
     copies = [" ".join(_edited(_document(seed, 120), 1, seed)) for seed in range(300)]
-    passes = Passes(near_dedup=NearDedup())
-    remaining, [ledger] = passed(passes, records_of([*originals, *copies]))
+    filters = Filters(near_dedup=NearDedup())
+    remaining, [ledger] = filtered(filters, records_of([*originals, *copies]))
     assert [record.text for record in remaining] == originals
     assert dropped(ledger) == {"near_copy": 300}
 
@@ -113,17 +113,17 @@ def test_no_pair_kept_by_mistake_among_many_documents() -> None:
 def test_case_punctuation_and_repeats_do_not_hide_a_copy() -> None:
     words = _document(1)
     shouted = ". ".join(word.upper() for word in words)
-    assert len(_kept(Passes(near_dedup=NearDedup()), [" ".join(words), shouted])) == 1
+    assert len(_kept(Filters(near_dedup=NearDedup()), [" ".join(words), shouted])) == 1
 
 
 def test_another_process_and_seed_of_pythons_hashes_give_the_same() -> None:
     code = (
         "from support.records import *\n"
-        "from cpt_residual.config.passes import NearDedup\n"
+        "from cpt_residual.config.filters import NearDedup\n"
         "import random; rng = random.Random(3)\n"
         "texts = [' '.join(rng.choice('abcdefgh') * 2 for _ in range(40)) for _ in range(60)]\n"
         "settings = NearDedup(threshold=0.2, shingle_words=2, num_perm=32)\n"
-        "print(*[r.place for r in passed(Passes(near_dedup=settings), records_of(texts))[0]])\n"
+        "print(*[r.place for r in filtered(Filters(near_dedup=settings), records_of(texts))[0]])\n"
     )
     found = {
         subprocess.run(

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, ClassVar, cast
 
-from cpt_residual.config.passes import Language
-from cpt_residual.data.passes.one import Dropped, Fact, Pass
+from cpt_residual.config.filters import Language
+from cpt_residual.data.filters.base import Dropped, Fact, Filter
 from cpt_residual.data.records import Record
 
 _MOST_NAMED = 20
@@ -22,7 +22,7 @@ def detector() -> Any:
     return module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
 
 
-class LanguagePass(Pass):
+class LanguageFilter(Filter):
     """`counts`: documents by the language found, the most frequent by name (`zxx`: no language,
     such as identifiers or markup). The model takes 90 MB; about 2,000 documents a second. Another
     processor may round the last digits of a probability in another way."""

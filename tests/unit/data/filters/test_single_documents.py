@@ -1,4 +1,4 @@
-"""The passes that look at one document alone: normalise, date, length, language."""
+"""The filters that look at one document alone: normalise, date, length, language."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from cpt_residual.config.passes import LANGUAGES, DateRange, Language, Length, Normalise, Passes
-from cpt_residual.data.passes.date_range import day_of
-from cpt_residual.data.passes.language import detector
+from cpt_residual.config.filters import LANGUAGES, DateRange, Filters, Language, Length, Normalise
+from cpt_residual.data.filters.date_range import day_of
+from cpt_residual.data.filters.language import detector
 from cpt_residual.errors import CorpusError
-from support.records import dropped, passed, records_of
+from support.records import dropped, filtered, records_of
 
 ENGLISH = "The committee will meet again in the spring to discuss what remains of the budget. " * 3
 GERMAN = "Der Ausschuss wird im Frühjahr wieder tagen, um über den Rest des Haushalts zu beraten. "
@@ -21,7 +21,7 @@ HEX = "0x7f3a 0x19bc 0x88de\n" * 20
 # --- normalise -----------------------------------------------------------------------------------
 def test_normalise_changes_what_it_says_and_counts_it() -> None:
     text = "Cafe\u0301\r\nau\rlait\x0cpage\x85two\x00\x1b[0m\ttab"
-    [record], [ledger] = passed(Passes(normalise=Normalise()), records_of([text]))
+    [record], [ledger] = filtered(Filters(normalise=Normalise()), records_of([text]))
     assert record.text == "Café\nau\nlait\npage\ntwo[0m\ttab"
     assert ledger.counts == {
         "documents_changed": 1,
@@ -34,7 +34,7 @@ def test_normalise_changes_what_it_says_and_counts_it() -> None:
 
 
 def test_a_mark_is_composed_although_a_control_character_stood_before_it() -> None:
-    [record], _ = passed(Passes(normalise=Normalise()), records_of(["e\x00\u0301"]))
+    [record], _ = filtered(Filters(normalise=Normalise()), records_of(["e\x00\u0301"]))
     assert record.text == "é"
 
 
@@ -47,13 +47,13 @@ def test_each_part_of_normalise_can_be_left_out() -> None:
     }
     off = {"unicode_form": "keep", "line_ends": False, "control_characters": False}
     for name, (value, expected) in settings.items():
-        passes = Passes(normalise=Normalise.model_validate({**off, name: value}))
-        [record], _ = passed(passes, records_of([text]))
+        filters = Filters(normalise=Normalise.model_validate({**off, name: value}))
+        [record], _ = filtered(filters, records_of([text]))
         assert record.text == expected, name
 
 
 def test_what_is_blank_after_normalising_is_dropped_and_counted() -> None:
-    _, [ledger] = passed(Passes(normalise=Normalise()), records_of(["\x00\r\n", "text"]))
+    _, [ledger] = filtered(Filters(normalise=Normalise()), records_of(["\x00\r\n", "text"]))
     assert dropped(ledger) == {"blank": 1}
     assert ledger.characters_in == 7
     assert ledger.characters_out == 4
@@ -103,26 +103,26 @@ def test_days_are_those_of_utc_as_datetime_sees_them() -> None:
 
 def test_both_ends_are_included_and_the_rest_is_counted() -> None:
     days = ["2024-11-30", "2024-12-01", "2024-12-15", "2024-12-31T23:59:59Z", "2025-01-01"]
-    passes = Passes(date=DateRange(not_before=date(2024, 12, 1), not_after=date(2024, 12, 31)))
-    remaining, [ledger] = passed(passes, records_of("abcde", days))
+    filters = Filters(date=DateRange(not_before=date(2024, 12, 1), not_after=date(2024, 12, 31)))
+    remaining, [ledger] = filtered(filters, records_of("abcde", days))
     assert [record.text for record in remaining] == ["b", "c", "d"]
     assert dropped(ledger) == {"before": 1, "after": 1}
     assert ledger.facts["not_before"] == "2024-12-01"
 
 
 def test_records_without_a_date_are_all_named_in_one_error() -> None:
-    passes = Passes(date=DateRange(field="published", not_before=date(2024, 12, 1)))
+    filters = Filters(date=DateRange(field="published", not_before=date(2024, 12, 1)))
     records = records_of("abcd", ["2024-12-01", "yesterday", None, "2023-01-01"])
     with pytest.raises(CorpusError) as error:
-        passed(passes, records)
+        filtered(filters, records)
     assert error.value.problems == ("a.jsonl:2: 'yesterday'", "a.jsonl:3: no date")
     assert "'published'" in error.value.what
     assert "unreadable: drop" in error.value.remedy
 
 
 def test_records_without_a_date_are_dropped_and_counted_when_asked() -> None:
-    passes = Passes(date=DateRange(not_before=date(2024, 12, 1), unreadable="drop"))
-    remaining, [ledger] = passed(passes, records_of("abc", ["2024-12-01", "yesterday", None]))
+    filters = Filters(date=DateRange(not_before=date(2024, 12, 1), unreadable="drop"))
+    remaining, [ledger] = filtered(filters, records_of("abc", ["2024-12-01", "yesterday", None]))
     assert [record.text for record in remaining] == ["a"]
     assert dropped(ledger) == {"no_readable_date": 2}
 
@@ -130,17 +130,17 @@ def test_records_without_a_date_are_dropped_and_counted_when_asked() -> None:
 # --- length --------------------------------------------------------------------------------------
 def test_length_counts_characters_and_includes_both_ends() -> None:
     texts = ["é", "éé", "\U0001d54f" * 3, "a" * 4]
-    passes = Passes(length=Length(min_characters=2, max_characters=3))
-    remaining, [ledger] = passed(passes, records_of(texts))
+    filters = Filters(length=Length(min_characters=2, max_characters=3))
+    remaining, [ledger] = filtered(filters, records_of(texts))
     assert [record.text for record in remaining] == texts[1:3]
     assert dropped(ledger) == {"too_short": 1, "too_long": 1}
 
 
 # --- language ------------------------------------------------------------------------------------
 def test_language_keeps_what_was_asked_for_and_says_what_it_found() -> None:
-    passes = Passes(language=Language(keep=["en"]))
+    filters = Filters(language=Language(keep=["en"]))
     texts = [ENGLISH, GERMAN * 3, HEX, "ok"]
-    remaining, [ledger] = passed(passes, records_of(texts))
+    remaining, [ledger] = filtered(filters, records_of(texts))
     assert [record.text for record in remaining] == [ENGLISH]
     assert ledger.counts["found_en"] == 1
     assert ledger.counts["found_de"] == 1
@@ -152,18 +152,18 @@ def test_language_keeps_what_was_asked_for_and_says_what_it_found() -> None:
 
 def test_a_language_that_is_not_sure_enough_is_dropped_as_that() -> None:
     sure, unsure = (
-        Passes(language=Language(keep=["en", "de"], min_probability=share)) for share in (0.5, 1.0)
+        Filters(language=Language(keep=["en", "de"], min_probability=share)) for share in (0.5, 1.0)
     )
     short = "Der Ausschuss tagt im Frühjahr."
-    kept, _ = passed(sure, records_of([short, GERMAN * 40]))
+    kept, _ = filtered(sure, records_of([short, GERMAN * 40]))
     assert len(kept) == 2
     with pytest.raises(CorpusError, match=r"language: \d dropped \(unsure\)"):
-        passed(unsure, records_of([short]))
+        filtered(unsure, records_of([short]))
 
 
 def test_only_the_beginning_decides_the_language() -> None:
-    passes = Passes(language=Language(keep=["en"], first_characters=len(ENGLISH)))
-    kept, _ = passed(passes, records_of([ENGLISH + GERMAN * 50]))
+    filters = Filters(language=Language(keep=["en"], first_characters=len(ENGLISH)))
+    kept, _ = filtered(filters, records_of([ENGLISH + GERMAN * 50]))
     assert len(kept) == 1
 
 

@@ -24,7 +24,7 @@ _INVERSE = pow(_MULTIPLIER, -1, 2**64)
 
 @dataclass(frozen=True)
 class NgramSettings:
-    """See `config.passes.Contamination`."""
+    """See `config.filters.Contamination`."""
 
     ngram_words: int
     min_words: int

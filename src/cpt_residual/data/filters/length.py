@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from cpt_residual.config.passes import Length
-from cpt_residual.data.passes.one import Dropped, Fact, Pass
+from cpt_residual.config.filters import Length
+from cpt_residual.data.filters.base import Dropped, Fact, Filter
 from cpt_residual.data.records import Record
 
 
-class LengthPass(Pass):
+class LengthFilter(Filter):
     """Decides by the number of Unicode characters alone; nothing is cut."""
 
     name: ClassVar[str] = "length"

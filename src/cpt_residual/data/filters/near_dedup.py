@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, ClassVar, cast
 
-from cpt_residual.config.passes import NearDedup
-from cpt_residual.data.passes.one import Dropped, Fact, Pass
-from cpt_residual.data.passes.words import folded_words
+from cpt_residual.config.filters import NearDedup
+from cpt_residual.data.filters.base import Dropped, Fact, Filter
+from cpt_residual.data.filters.words import folded_words
 from cpt_residual.data.records import Record
 
 _RECALL = 0.9
 
 
-class NearDedupPass(Pass):
+class NearDedupFilter(Filter):
     """Keeps a document unless its signature and that of one kept before agree in `threshold` of
     their places. LSH only finds whom to compare with; it meets a pair at the threshold with a
     probability of at least 0.9 (0.947 with 16 bands of 8, as for the default settings; above

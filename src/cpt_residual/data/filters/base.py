@@ -1,4 +1,4 @@
-"""What one pass owes the chain."""
+"""What one filter owes the chain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cpt_residual.data.passes.ledger import TaskContamination
+from cpt_residual.data.filters.ledger import TaskContamination
 from cpt_residual.data.records import Record
 
 Fact = str | int | float
@@ -20,9 +20,9 @@ class Dropped:
     reason: str
 
 
-class Pass(ABC):
+class Filter(ABC):
     """Judges one document after the other, in order. The chain counts what comes in, goes out and
-    is dropped, so a pass cannot lose a document without a counter."""
+    is dropped, so a filter cannot lose a document without a counter."""
 
     name: ClassVar[str]
     reasons: ClassVar[tuple[str, ...]]

@@ -1,4 +1,4 @@
-"""A corpus of one's own through all passes, as an experiment builds it: with the evaluation's
+"""A corpus of one's own through all filters, as an experiment builds it: with the evaluation's
 questions as an input where they are looked for, and without a trace of it where they are not."""
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from cpt_residual.config.compose import compose
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.stage import ArtifactRef
 from cpt_residual.data.corpus_ledger import CorpusLedger
-from cpt_residual.data.passes.references import read_references
+from cpt_residual.data.filters.references import read_references
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
 
 NEWS = "The council of the town of {0} met on Monday to talk about the bridge of {0}. " * 3
 GERMAN = "Der Rat der Stadt {0} hat am Montag über die Brücke von {0} beraten. " * 3
-PASSES = (
+FILTERS = (
     "{normalise: {}, date: {field: day, not_before: 2024-12-01}, length: {min_characters: 100}, "
     "language: {keep: [en]}, exact_dedup: {}, near_dedup: {}, "
     "contamination: {action: drop, min_words: 4}}"
@@ -82,12 +82,12 @@ def _build(experiment: Experiment, node: str, run_dir: Path) -> ArtifactRef:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Experiment, CorpusLedger, Path]:
     """The root, the experiment, and the ledger and folder of its corpus."""
-    root = tmp_path_factory.mktemp("passes")
+    root = tmp_path_factory.mktemp("filters")
     _write(root, "nothing yet")
     world = _build(_experiment(root), "world", root)
     probes = (world.path / "probes" / "old_facts.jsonl").read_text(encoding="utf-8").splitlines()
     _write(root, str(json.loads(probes[0])["prompt"]))
-    experiment = _experiment(root, f"corpora.new_domain.passes={PASSES}")
+    experiment = _experiment(root, f"corpora.new_domain.filters={FILTERS}")
     references = _build(experiment, "references", root)
     asked = list(read_references(references.path / "references.jsonl"))
     assert {each.task for each in asked} == {"instruction_following", "old_facts"}
@@ -100,7 +100,7 @@ def test_each_pass_takes_what_it_should_and_counts_it(
     built: tuple[Path, Experiment, CorpusLedger, Path],
 ) -> None:
     _, _, ledger, folder = built
-    taken = {each.name: each.documents_in - each.documents_out for each in ledger.passes}
+    taken = {each.name: each.documents_in - each.documents_out for each in ledger.filters}
     assert taken == {
         "normalise": 0,
         "date": 1,
@@ -121,7 +121,7 @@ def test_the_report_names_the_task_and_the_words(
     built: tuple[Path, Experiment, CorpusLedger, Path],
 ) -> None:
     _, _, ledger, _ = built
-    by_task = {task.task: task for task in ledger.passes[-1].tasks}
+    by_task = {task.task: task for task in ledger.filters[-1].tasks}
     assert set(by_task) == {"instruction_following", "old_facts"}
     found = by_task["old_facts"]
     assert found.documents == 1
@@ -155,7 +155,7 @@ def test_only_a_corpus_that_is_checked_depends_on_the_evaluation(
     assert plain["corpus:new_domain"].fingerprint == other["corpus:new_domain"].fingerprint
     checked = Builder.of(experiment).graph
     fewer_checked = Builder.of(
-        _experiment(root, f"corpora.new_domain.passes={PASSES}", fewer)
+        _experiment(root, f"corpora.new_domain.filters={FILTERS}", fewer)
     ).graph
     assert checked["corpus:new_domain"].inputs == {"references": "references"}
     assert checked["pack:cpt"].fingerprint != fewer_checked["pack:cpt"].fingerprint

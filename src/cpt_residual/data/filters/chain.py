@@ -1,4 +1,4 @@
-"""The passes one after the other, every document and character counted on the way."""
+"""The filters one after the other, every document and character counted on the way."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
-from cpt_residual.config.passes import Passes
-from cpt_residual.data.passes.ledger import Drop, PassLedger
-from cpt_residual.data.passes.one import Dropped, Pass
-from cpt_residual.data.passes.references import References
+from cpt_residual.config.filters import Filters
+from cpt_residual.data.filters.base import Dropped, Filter
+from cpt_residual.data.filters.ledger import Drop, FilterLedger
+from cpt_residual.data.filters.references import References
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
 
-class PassChain:
-    """The passes that `passes` asks for, in the order of its fields; without any, documents go
+class FilterChain:
+    """The filters that `filters` asks for, in the order of its fields; without any, documents go
     through as they are. Used once.
 
-    One document is in memory at a time, besides what each pass says that it remembers. Raises
-    CorpusError when the passes leave nothing of what they were given.
+    One document is in memory at a time, besides what each filter says that it remembers. Raises
+    CorpusError when the filters leave nothing of what they were given.
     """
 
-    def __init__(self, passes: Passes, *, references: References | None = None) -> None:
+    def __init__(self, filters: Filters, *, references: References | None = None) -> None:
         """references: the questions of the evaluation, for the contamination check."""
-        self._steps = [_Step(each) for each in _made(passes, references)]
+        self._steps = [_Step(each) for each in _made(filters, references)]
 
     def __call__(self, records: Iterable[Record]) -> Iterator[Record]:
         """The documents that remain, in the order they came."""
@@ -39,13 +39,13 @@ class PassChain:
             step.finish()
         if num_in and not num_out:
             raise CorpusError(
-                f"the passes left none of {num_in:,} documents",
+                f"the filters left none of {num_in:,} documents",
                 problems=[line for step in self._steps for line in step.lines()],
-                remedy="There is nothing to train on: loosen these passes, or name other files.",
+                remedy="There is nothing to train on: loosen these filters, or name other files.",
             )
 
-    def ledger(self) -> tuple[PassLedger, ...]:
-        """One entry per pass, in their order; complete once all documents went through."""
+    def ledger(self) -> tuple[FilterLedger, ...]:
+        """One entry per filter, in their order; complete once all documents went through."""
         return tuple(step.ledger() for step in self._steps)
 
     def _through(self, record: Record) -> Record | None:
@@ -57,53 +57,53 @@ class PassChain:
         return remaining
 
 
-def library_versions(passes: Passes) -> dict[str, str]:
+def library_versions(filters: Filters) -> dict[str, str]:
     """The libraries that decide which documents remain, with their versions, and the version of
     Unicode where its tables do (it comes with Python): part of a recipe."""
-    used = {"py3langid": passes.language, "rensa": passes.near_dedup}
+    used = {"py3langid": filters.language, "rensa": filters.near_dedup}
     found = {name: version(name) for name, settings in used.items() if settings is not None}
-    by_unicode = (passes.normalise, passes.exact_dedup, passes.near_dedup, passes.contamination)
+    by_unicode = (filters.normalise, filters.exact_dedup, filters.near_dedup, filters.contamination)
     if any(settings is not None for settings in by_unicode):
         found["unicode"] = unicodedata.unidata_version
     return found
 
 
-def _made(passes: Passes, references: References | None) -> Iterator[Pass]:
-    """The passes, heavy libraries and all, each imported only where it is asked for."""
-    if passes.normalise is not None:
-        from cpt_residual.data.passes.normalise import NormalisePass
+def _made(filters: Filters, references: References | None) -> Iterator[Filter]:
+    """The filters, heavy libraries and all, each imported only where it is asked for."""
+    if filters.normalise is not None:
+        from cpt_residual.data.filters.normalise import NormaliseFilter
 
-        yield NormalisePass(passes.normalise)
-    if passes.date is not None:
-        from cpt_residual.data.passes.date_range import DateRangePass
+        yield NormaliseFilter(filters.normalise)
+    if filters.date is not None:
+        from cpt_residual.data.filters.date_range import DateRangeFilter
 
-        yield DateRangePass(passes.date)
-    if passes.length is not None:
-        from cpt_residual.data.passes.length import LengthPass
+        yield DateRangeFilter(filters.date)
+    if filters.length is not None:
+        from cpt_residual.data.filters.length import LengthFilter
 
-        yield LengthPass(passes.length)
-    if passes.language is not None:
-        from cpt_residual.data.passes.language import LanguagePass
+        yield LengthFilter(filters.length)
+    if filters.language is not None:
+        from cpt_residual.data.filters.language import LanguageFilter
 
-        yield LanguagePass(passes.language)
-    if passes.exact_dedup is not None:
-        from cpt_residual.data.passes.exact_dedup import ExactDedupPass
+        yield LanguageFilter(filters.language)
+    if filters.exact_dedup is not None:
+        from cpt_residual.data.filters.exact_dedup import ExactDedupFilter
 
-        yield ExactDedupPass(passes.exact_dedup)
-    if passes.near_dedup is not None:
-        from cpt_residual.data.passes.near_dedup import NearDedupPass
+        yield ExactDedupFilter(filters.exact_dedup)
+    if filters.near_dedup is not None:
+        from cpt_residual.data.filters.near_dedup import NearDedupFilter
 
-        yield NearDedupPass(passes.near_dedup)
-    if passes.contamination is not None:
-        from cpt_residual.data.passes.contamination import ContaminationPass
+        yield NearDedupFilter(filters.near_dedup)
+    if filters.contamination is not None:
+        from cpt_residual.data.filters.contamination import ContaminationFilter
 
-        yield ContaminationPass(passes.contamination, references or ())
+        yield ContaminationFilter(filters.contamination, references or ())
 
 
 class _Step:
-    """One pass and its counters."""
+    """One filter and its counters."""
 
-    def __init__(self, one: Pass) -> None:
+    def __init__(self, one: Filter) -> None:
         self._pass = one
         self._documents_in = self._documents_out = 0
         self._characters_in = self._characters_out = 0
@@ -131,14 +131,14 @@ class _Step:
             if documents:
                 yield f"{self._pass.name}: {documents:,} dropped ({reason.replace('_', ' ')})"
 
-    def ledger(self) -> PassLedger:
+    def ledger(self) -> FilterLedger:
         dropped = [
             Drop(reason=reason, documents=documents, characters=characters)
             for reason, (documents, characters) in self._dropped.items()
         ]
         lost = sum(drop.characters for drop in dropped)
         assert self._documents_in == self._documents_out + sum(drop.documents for drop in dropped)
-        return PassLedger(
+        return FilterLedger(
             name=self._pass.name,
             documents_in=self._documents_in,
             documents_out=self._documents_out,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import ClassVar
 
-from cpt_residual.config.passes import DateRange
-from cpt_residual.data.passes.one import Dropped, Fact, Pass
+from cpt_residual.config.filters import DateRange
+from cpt_residual.data.filters.base import Dropped, Fact, Filter
 from cpt_residual.data.problems import Problems
 from cpt_residual.data.records import Record
 
@@ -19,7 +19,7 @@ _WRITTEN = re.compile(
 )
 
 
-class DateRangePass(Pass):
+class DateRangeFilter(Filter):
     """Keeps the order and the text. With `unreadable=fail` all records without a date are named in
     one error at the end; their documents are dropped until then."""
 

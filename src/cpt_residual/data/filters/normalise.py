@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from cpt_residual.config.passes import Normalise
-from cpt_residual.data.passes.one import Dropped, Fact, Pass
+from cpt_residual.config.filters import Normalise
+from cpt_residual.data.filters.base import Dropped, Fact, Filter
 from cpt_residual.data.records import Record
 
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85]")
@@ -24,7 +24,7 @@ _COUNTS = (
 )
 
 
-class NormalisePass(Pass):
+class NormaliseFilter(Filter):
     """Doing it twice changes nothing more. `counts`: documents that changed, and of what."""
 
     name: ClassVar[str] = "normalise"

@@ -1,4 +1,4 @@
-"""The words of a text as the passes compare them: no case, no punctuation, one written form."""
+"""The words of a text as the filters compare them: no case, no punctuation, one written form."""
 
 from __future__ import annotations
 

@@ -7,15 +7,15 @@ import unicodedata
 from collections.abc import Mapping
 from typing import ClassVar
 
-from cpt_residual.config.passes import ExactDedup
-from cpt_residual.data.passes.one import Dropped, Fact, Pass
-from cpt_residual.data.passes.words import folded_words
+from cpt_residual.config.filters import ExactDedup
+from cpt_residual.data.filters.base import Dropped, Fact, Filter
+from cpt_residual.data.filters.words import folded_words
 from cpt_residual.data.records import Record
 
 _DIGEST_BYTES = 16
 
 
-class ExactDedupPass(Pass):
+class ExactDedupFilter(Filter):
     """Which texts remain does not depend on the order of the documents, but for which of several
     copies it is. Memory: a digest of 16 bytes per document kept, some 200 bytes with the set that
     holds it; with 1e9 documents two different ones share a digest with probability 1e-21."""

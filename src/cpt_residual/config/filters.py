@@ -1,6 +1,6 @@
-"""The passes between a reader and a corpus. Each is off (`null`) unless an experiment names it.
+"""The filters between a reader and a corpus. Each is off (`null`) unless an experiment names it.
 
-Their order is fixed and is the order of the fields of `Passes`, whatever the order in the file:
+Their order is fixed and is the order of the fields of `Filters`, whatever the order in the file:
 what mends text comes first, then what is cheap, then what has to remember other documents, and the
 contamination check last, so that it speaks of the documents that are really trained on.
 """
@@ -165,7 +165,7 @@ class Contamination(Frozen):
         return self
 
 
-class Passes(Frozen):
+class Filters(Frozen):
     """What is done to the documents of a corpus, in this order."""
 
     normalise: Normalise | None = None

@@ -1,4 +1,4 @@
-"""Passes: nothing lost, nothing done twice, and what does not depend on order does not."""
+"""Filters: nothing lost, nothing done twice, and what does not depend on order does not."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from datetime import date
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt_residual.config.passes import (
+from cpt_residual.config.filters import (
     Contamination,
     DateRange,
     ExactDedup,
+    Filters,
     Length,
     NearDedup,
     Normalise,
-    Passes,
 )
-from cpt_residual.data.passes.ledger import PassLedger
-from cpt_residual.data.passes.ngrams import NgramIndex, NgramSettings
-from cpt_residual.data.passes.references import Reference
+from cpt_residual.data.filters.ledger import FilterLedger
+from cpt_residual.data.filters.ngrams import NgramIndex, NgramSettings
+from cpt_residual.data.filters.references import Reference
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
-from support.records import passed
+from support.records import filtered
 
 LETTERS = st.sampled_from("abé\u0301\u0300 \r\n\x0b\x0c\x85\x00\x7fAﬁ①가ᄀ\ufeff-")
 TEXTS = st.text(LETTERS, min_size=1, max_size=12).filter(lambda text: text.strip())
@@ -45,8 +45,8 @@ _CONTAMINATION = st.none() | st.builds(
     min_words=st.sampled_from([2, 3]),
     max_questions=st.sampled_from([1, 10]),
 )
-PASSES = st.builds(
-    Passes,
+FILTERS = st.builds(
+    Filters,
     normalise=st.none() | st.builds(Normalise),
     date=_DATES,
     length=st.none() | st.just(Length(min_characters=2, max_characters=20)),
@@ -56,20 +56,20 @@ PASSES = st.builds(
 )
 
 
-def _passed(
-    passes: Passes, records: list[Record], references: list[Reference] | None = None
-) -> tuple[list[Record], tuple[PassLedger, ...]]:
-    """As `passed`; nothing left is fine here."""
+def _filtered(
+    filters: Filters, records: list[Record], references: list[Reference] | None = None
+) -> tuple[list[Record], tuple[FilterLedger, ...]]:
+    """As `filtered`; nothing left is fine here."""
     with suppress(CorpusError):
-        return passed(passes, records, references)
+        return filtered(filters, records, references)
     return [], ()
 
 
-@given(PASSES, RECORDS, REFERENCES)
+@given(FILTERS, RECORDS, REFERENCES)
 def test_every_document_and_character_is_counted(
-    passes: Passes, records: list[Record], references: list[Reference]
+    filters: Filters, records: list[Record], references: list[Reference]
 ) -> None:
-    remaining, ledgers = _passed(passes, records, references)
+    remaining, ledgers = _filtered(filters, records, references)
     if not ledgers:
         return
     assert ledgers[0].documents_in == len(records)
@@ -87,22 +87,22 @@ def test_every_document_and_character_is_counted(
             assert ledger.characters_added == 0
 
 
-@given(PASSES, RECORDS, REFERENCES)
+@given(FILTERS, RECORDS, REFERENCES)
 def test_what_remains_remains_and_stays_in_order(
-    passes: Passes, records: list[Record], references: list[Reference]
+    filters: Filters, records: list[Record], references: list[Reference]
 ) -> None:
-    """A second time the same passes change and drop nothing."""
-    once, _ = _passed(passes, records, references)
-    twice, _ = _passed(passes, once, references)
+    """A second time the same filters change and drop nothing."""
+    once, _ = _filtered(filters, records, references)
+    twice, _ = _filtered(filters, once, references)
     assert twice == once
-    if passes.normalise is None:
+    if filters.normalise is None:
         positions = [next(i for i, each in enumerate(records) if each is one) for one in once]
         assert positions == sorted(positions)
 
 
 @given(st.builds(Normalise), TEXTS)
 def test_normalised_text_has_one_written_form(settings_: Normalise, text: str) -> None:
-    for record in _passed(Passes(normalise=settings_), [Record(text, "a:1")])[0]:
+    for record in _filtered(Filters(normalise=settings_), [Record(text, "a:1")])[0]:
         if settings_.unicode_form != "keep":
             assert unicodedata.is_normalized(settings_.unicode_form, record.text)
         if settings_.line_ends:
@@ -116,12 +116,12 @@ def test_normalised_text_has_one_written_form(settings_: Normalise, text: str) -
 def test_which_texts_exact_dedup_keeps_does_not_depend_on_order(
     records: list[Record], rng: random.Random
 ) -> None:
-    passes = Passes(exact_dedup=ExactDedup())
+    filters = Filters(exact_dedup=ExactDedup())
     shuffled = rng.sample(records, len(records))
     forms = [
         {
             " ".join(unicodedata.normalize("NFC", record.text).split())
-            for record in _passed(passes, order)[0]
+            for record in _filtered(filters, order)[0]
         }
         for order in (records, shuffled)
     ]
@@ -136,7 +136,7 @@ def test_what_contamination_finds_does_not_depend_on_order(
     found = [
         [
             task.model_dump(exclude={"examples"})
-            for task in _passed(Passes(contamination=check), documents, questions)[1][0].tasks
+            for task in _filtered(Filters(contamination=check), documents, questions)[1][0].tasks
         ]
         for documents, questions in (
             (records, references),

@@ -1,4 +1,4 @@
-"""The passes of a corpus as configuration: off by default, checked, and said in few words."""
+"""The filters of a corpus as configuration: off by default, checked, and said in few words."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import pytest
 
 from cpt_residual.config.compose import compose
 from cpt_residual.config.corpora import HubCorpus
-from cpt_residual.config.passes import Passes
+from cpt_residual.config.filters import Filters
 
-PREFIX = "corpora.new_domain.passes"
+PREFIX = "corpora.new_domain.filters"
 
 
-def _passes(*overrides: str) -> Passes:
+def _filters(*overrides: str) -> Filters:
     given = [f"{PREFIX}{override}" for override in overrides]
     corpus = compose(["+experiment=llama3_500m", *given]).corpora["new_domain"]
     assert isinstance(corpus, HubCorpus)
-    return corpus.passes
+    return corpus.filters
 
 
 def test_all_are_off_unless_named() -> None:
-    assert _passes().model_dump(exclude_none=True) == {}
+    assert _filters().model_dump(exclude_none=True) == {}
 
 
 def test_a_pass_is_on_once_it_is_named() -> None:
-    passes = _passes(".exact_dedup={}", ".date.not_before=2024-12-01", ".language.keep=[en,de]")
-    assert passes.exact_dedup is not None
-    assert passes.date is not None
-    assert passes.date.not_before == date(2024, 12, 1)
-    assert passes.language is not None
-    assert passes.language.keep == ["en", "de"]
-    assert Passes.model_validate(passes.model_dump(mode="json"), strict=True) == passes
+    filters = _filters(".exact_dedup={}", ".date.not_before=2024-12-01", ".language.keep=[en,de]")
+    assert filters.exact_dedup is not None
+    assert filters.date is not None
+    assert filters.date.not_before == date(2024, 12, 1)
+    assert filters.language is not None
+    assert filters.language.keep == ["en", "de"]
+    assert Filters.model_validate(filters.model_dump(mode="json"), strict=True) == filters
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_pass_is_on_once_it_is_named() -> None:
 def test_what_is_wrong_is_said_with_its_place(
     problems: Callable[..., list[str]], name: str, settings: dict[str, object], problem: str
 ) -> None:
-    corpus = {"kind": "local", "files": ["a.jsonl"], "passes": {name: settings}}
+    corpus = {"kind": "local", "files": ["a.jsonl"], "filters": {name: settings}}
     [found] = problems(("corpora/new_domain", corpus))
     assert found.startswith(f"{PREFIX}.{name}")
     assert problem in found
@@ -65,7 +65,15 @@ def test_what_is_wrong_is_said_with_its_place(
 
 
 def test_a_check_against_nothing_is_refused(problems: Callable[..., list[str]]) -> None:
-    passes = {"contamination": {"action": "report"}}
-    corpus = {"kind": "local", "files": ["a.jsonl"], "heldout_documents": 9, "passes": passes}
+    filters = {"contamination": {"action": "report"}}
+    corpus = {"kind": "local", "files": ["a.jsonl"], "heldout_documents": 9, "filters": filters}
     found = problems(("corpora/new_domain", corpus), ("evaluation/suites", ["heldout"]))
     assert any("none of evaluation.suites asks questions" in line for line in found)
+
+
+def test_renamed_keys_name_the_new_one(problems: Callable[..., list[str]]) -> None:
+    corpus = {"kind": "local", "files": ["a.jsonl"], "passes": {"length": None}}
+    assert problems(("corpora/new_domain", corpus), ("packs/cpt/sources/0/max_passes", 2)) == [
+        "corpora.new_domain.passes: {'length': None}: this key was renamed to filters.",
+        "packs.cpt.sources[0].max_passes: 2: this key was renamed to max_epochs.",
+    ]

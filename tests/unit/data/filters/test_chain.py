@@ -9,23 +9,23 @@ from itertools import pairwise
 
 import pytest
 
-from cpt_residual.config.passes import (
+from cpt_residual.config.filters import (
     Contamination,
     DateRange,
     ExactDedup,
+    Filters,
     Language,
     Length,
     NearDedup,
     Normalise,
-    Passes,
 )
-from cpt_residual.data.passes.chain import PassChain, library_versions
-from cpt_residual.data.passes.references import Reference
+from cpt_residual.data.filters.chain import FilterChain, library_versions
+from cpt_residual.data.filters.references import Reference
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
-from support.records import dropped, passed, records_of
+from support.records import dropped, filtered, records_of
 
-ALL = Passes(
+ALL = Filters(
     contamination=Contamination(action="drop", ngram_words=5, min_words=3),
     near_dedup=NearDedup(shingle_words=2),
     exact_dedup=ExactDedup(),
@@ -38,14 +38,14 @@ NEWS = "The council of the town will meet on Monday to talk about the new bridge
 OTHER = "After many years of work the museum opened its doors and people came from everywhere."
 
 
-def test_without_passes_everything_goes_through_and_nothing_is_recorded() -> None:
+def test_without_filters_everything_goes_through_and_nothing_is_recorded() -> None:
     records = records_of(["a", "a", "b\r\n"])
-    remaining, ledgers = passed(Passes(), records)
+    remaining, ledgers = filtered(Filters(), records)
     assert remaining == records
     assert ledgers == ()
 
 
-def test_all_passes_in_their_order_each_with_its_counts() -> None:
+def test_all_filters_in_their_order_each_with_its_counts() -> None:
     texts = [
         NEWS,
         NEWS.replace(" ", "\r\n", 1),  # a copy once normalised, as white space is one blank
@@ -59,9 +59,9 @@ def test_all_passes_in_their_order_each_with_its_counts() -> None:
     dates = ["2024-05-01"] * 6 + ["2023-12-31", "2024-05-01"]
     references = [Reference(task="rivers", text="What is the name of the river?")]
     near = ALL.near_dedup.model_copy(update={"threshold": 0.6}) if ALL.near_dedup else None
-    passes = ALL.model_copy(update={"near_dedup": near})
-    remaining, ledgers = passed(passes, records_of(texts, dates), references)
-    assert [ledger.name for ledger in ledgers] == list(Passes.model_fields)
+    filters = ALL.model_copy(update={"near_dedup": near})
+    remaining, ledgers = filtered(filters, records_of(texts, dates), references)
+    assert [ledger.name for ledger in ledgers] == list(Filters.model_fields)
     assert [dropped(ledger) for ledger in ledgers] == [
         {},
         {"before": 1},
@@ -85,37 +85,37 @@ def test_one_document_is_taken_at_a_time() -> None:
             taken.append(record.text)
             yield record
 
-    stream = PassChain(Passes(exact_dedup=ExactDedup()))(source())
+    stream = FilterChain(Filters(exact_dedup=ExactDedup()))(source())
     next(stream)
     assert taken == ["one"]
     assert [record.text for record in stream] == ["two", "three"]
 
 
 def test_nothing_left_is_an_error_that_says_which_pass_took_it() -> None:
-    passes = Passes(length=Length(min_characters=5), exact_dedup=ExactDedup())
+    filters = Filters(length=Length(min_characters=5), exact_dedup=ExactDedup())
     with pytest.raises(CorpusError) as error:
-        passed(passes, records_of(["abc", "d"]))
-    assert error.value.what == "the passes left none of 2 documents"
+        filtered(filters, records_of(["abc", "d"]))
+    assert error.value.what == "the filters left none of 2 documents"
     assert error.value.problems == ("length: 2 dropped (too short)",)
 
 
-def test_no_document_at_all_is_not_the_passes_business() -> None:
-    assert passed(ALL, [], [Reference(task="a", text="b")])[0] == []
+def test_no_document_at_all_is_not_the_filters_business() -> None:
+    assert filtered(ALL, [], [Reference(task="a", text="b")])[0] == []
 
 
 def test_libraries_are_named_only_where_they_decide() -> None:
-    assert library_versions(Passes()) == {}
-    assert library_versions(Passes(length=Length(min_characters=1))) == {}
+    assert library_versions(Filters()) == {}
+    assert library_versions(Filters(length=Length(min_characters=1))) == {}
     assert sorted(library_versions(ALL)) == ["py3langid", "rensa", "unicode"]
 
 
 @pytest.mark.parametrize(
-    "passes",
+    "filters",
     [
-        Passes(normalise=Normalise()),
-        Passes(exact_dedup=ExactDedup()),
-        Passes(contamination=Contamination(action="report")),
+        Filters(normalise=Normalise()),
+        Filters(exact_dedup=ExactDedup()),
+        Filters(contamination=Contamination(action="report")),
     ],
 )
-def test_what_the_tables_of_unicode_decide_names_their_version(passes: Passes) -> None:
-    assert library_versions(passes) == {"unicode": unicodedata.unidata_version}
+def test_what_the_tables_of_unicode_decide_names_their_version(filters: Filters) -> None:
+    assert library_versions(filters) == {"unicode": unicodedata.unidata_version}

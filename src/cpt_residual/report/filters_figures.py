@@ -1,4 +1,4 @@
-"""What the passes left of a corpus, and which questions of the evaluation were in it."""
+"""What the filters left of a corpus, and which questions of the evaluation were in it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.inspection.corpus import CorpusInspection
-from cpt_residual.data.passes.ledger import PassLedger
 from cpt_residual.report.format import MINUS
 from cpt_residual.report.style import FAINT, INK, Axes, Figure, new_figure
 
@@ -29,10 +29,10 @@ class _Bar:
         return self.start[unit] - self.end[unit]
 
 
-def passes_figure(found: CorpusInspection) -> Figure | None:
+def filters_figure(found: CorpusInspection) -> Figure | None:
     """A waterfall from what was read to what is trained on: one bar for each reason to drop."""
     bars = _bars(found)
-    if not found.passes or not bars:
+    if not found.filters or not bars:
         return None
     figure = new_figure(10.0, 1.35 + _ROW_HEIGHT * len(bars))
     panels = figure.subplots(1, 2, sharey=True)
@@ -41,13 +41,13 @@ def passes_figure(found: CorpusInspection) -> Figure | None:
         axes.set_xlabel(name)
     panels[0].set_yticks(range(len(bars)), [bar.name for bar in bars])
     panels[0].set_ylim(len(bars) - 0.5, -0.5)
-    panels[0].set_title("What the passes left of the corpus")
+    panels[0].set_title("What the filters left of the corpus")
     return figure
 
 
-def contamination_figure(passes: Sequence[PassLedger]) -> Figure | None:
+def contamination_figure(filters: Sequence[FilterLedger]) -> Figure | None:
     """For each task the share of its questions of which the corpus holds an n-gram."""
-    tasks = [task for one in passes for task in one.tasks]
+    tasks = [task for one in filters for task in one.tasks]
     if not tasks:
         return None
     figure = new_figure(9.0, 1.2 + _ROW_HEIGHT * len(tasks))
@@ -75,9 +75,9 @@ def contamination_figure(passes: Sequence[PassLedger]) -> Figure | None:
 
 
 def _bars(found: CorpusInspection) -> list[_Bar]:
-    """Top to bottom. What a pass changes within documents moves the next bar's characters."""
+    """Top to bottom. What a filter changes within documents moves the next bar's characters."""
     bars: list[_Bar] = []
-    for one in found.passes:
+    for one in found.filters:
         left = (one.documents_in, one.characters_in + one.characters_added)
         if not bars:
             bars.append(_Bar("read", (one.documents_in, one.characters_in), (0, 0), _WHOLE))
@@ -89,8 +89,8 @@ def _bars(found: CorpusInspection) -> list[_Bar]:
             left = end
         if not reasons:
             bars.append(_Bar(one.name.replace("_", " "), left, left, _LOST))
-    if bars and found.passes:
-        last = found.passes[-1]
+    if bars and found.filters:
+        last = found.filters[-1]
         left = (last.documents_out, last.characters_out)
         for name, key, colour in (
             ("copies of held-out documents", "heldout_copies_dropped", _LOST),

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from cpt_residual.config.passes import Contamination
-from cpt_residual.data.passes.ledger import Match, TaskContamination
-from cpt_residual.data.passes.ngrams import NgramIndex, NgramSettings, Occurrence
-from cpt_residual.data.passes.one import Dropped, Fact, Pass
-from cpt_residual.data.passes.references import References
-from cpt_residual.data.passes.words import folded_words
+from cpt_residual.config.filters import Contamination
+from cpt_residual.data.filters.base import Dropped, Fact, Filter
+from cpt_residual.data.filters.ledger import Match, TaskContamination
+from cpt_residual.data.filters.ngrams import NgramIndex, NgramSettings, Occurrence
+from cpt_residual.data.filters.references import References
+from cpt_residual.data.filters.words import folded_words
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
 _EXAMPLES_PER_TASK = 5
 
 
-class ContaminationPass(Pass):
+class ContaminationFilter(Filter):
     """What it finds does not depend on the order of the documents, but for the examples. `report`
     lets every document pass; `drop` drops those in which it finds something.
 
@@ -38,7 +38,7 @@ class ContaminationPass(Pass):
         if not questions:
             raise CorpusError(
                 "contamination check: the evaluation's suites have no questions to look for",
-                remedy="Nothing was checked. Take `passes.contamination` out, or evaluate a suite "
+                remedy="Nothing was checked. Take `filters.contamination` out, or evaluate a suite "
                 "that asks something.",
             )
         self._owners = owners

@@ -1,4 +1,4 @@
-"""What a pass did, counted; part of the ledger of a corpus."""
+"""What a filter did, counted; part of the ledger of a corpus."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from cpt_residual.config.frozen import Frozen
 
 
 class Drop(Frozen):
-    """The documents that one pass dropped for one reason; characters as they came in."""
+    """The documents that one filter dropped for one reason; characters as they came in."""
 
     reason: str
     documents: int
@@ -14,8 +14,8 @@ class Drop(Frozen):
 
 
 class Match(Frozen):
-    """A place where document number `document` (from 1, as the pass met them) and a question share
-    words; `words` as they were compared."""
+    """Where document number `document` (from 1, as the filter met them) and a question share words;
+    `words` as they were compared."""
 
     document: int
     words: str
@@ -42,14 +42,14 @@ class TaskContamination(Frozen):
     examples: tuple[Match, ...] = ()
 
 
-class PassLedger(Frozen):
+class FilterLedger(Frozen):
     """Where every document and every character went:
 
     documents_in = documents_out + the documents of `dropped`;
     characters_in + characters_added = characters_out + the characters of `dropped`.
 
     characters_added: net, by changes to the documents that stay (negative where more went).
-    counts: of what the pass changed or found besides. facts: settings and versions that decide.
+    counts: of what the filter changed or found besides. facts: settings and versions that decide.
     """
 
     name: str
