@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpt_residual.config.frozen import Frozen, Name, PositiveInt
+from cpt_residual.base_model import Frozen, Name, PositiveInt
 from cpt_residual.config.measures import Measure
 
 SpanKind = Literal["name", "number", "date"]

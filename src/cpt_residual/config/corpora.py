@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cpt_residual.base_model import Count, Frozen, Line, PositiveInt
 from cpt_residual.config.filters import Filters
-from cpt_residual.config.frozen import Count, Frozen, Line, PositiveInt
 
 BadLines = Literal["fail", "skip"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

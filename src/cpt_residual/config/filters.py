@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cpt_residual.config.frozen import Frozen, Line, PositiveInt, Share
+from cpt_residual.base_model import Frozen, Line, PositiveInt, Share
 
 
 def _written_date(value: object) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 
 MeasureRole = Literal[
     "instruction_following",

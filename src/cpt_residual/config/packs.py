@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpt_residual.config.frozen import Frozen, Name, PositiveInt, Share
+from cpt_residual.base_model import Frozen, Name, PositiveInt, Share
 
 MAX_SOURCES = 256
 """A source's number is one byte."""

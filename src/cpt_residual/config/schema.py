@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cpt_residual.base_model import Count, FolderName, Frozen, Line, Name, PositiveInt, Text
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, World
-from cpt_residual.config.frozen import Count, FolderName, Frozen, Line, Name, PositiveInt, Text
 from cpt_residual.config.measures import (
     Measure,
     MeasureRole,

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from cpt_residual.config.frozen import PRINTABLE, PRINTABLE_LINE
+from cpt_residual.base_model import PRINTABLE, PRINTABLE_LINE
 from cpt_residual.config.renamed import renamed
 from cpt_residual.config.schema import Experiment
 from cpt_residual.config.structure import (

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import JsonValue, ValidationError
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.files import list_files
 from cpt_residual.core.hashing import FileRecord, canonical_json, file_sha256, text_sha256
 from cpt_residual.core.stage import Metric

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.disk import FullDiskReport, check_free_space
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.graph import Graph

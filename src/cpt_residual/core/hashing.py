@@ -18,7 +18,7 @@ from typing import cast
 
 from pydantic import BaseModel, JsonValue
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.files import replacing
 
 _BLOCK_BYTES = 4 * 1024 * 1024

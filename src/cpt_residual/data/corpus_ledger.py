@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
 

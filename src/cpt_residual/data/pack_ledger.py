@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import ConfigDict, Field
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError, CorruptArtifactError

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.data.documents import parse_text
 from cpt_residual.data.file_names import LEDGER_FILE

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.cloze import ClozeSuite, SpanKind
-from cpt_residual.config.frozen import Frozen
 from cpt_residual.data.spans import Span, lower_words, shape_of, starts_sentence, telling_words
 
 QUESTIONS_FILE = "questions.jsonl"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.corpora import BadLines, HubCorpus, LocalCorpus
 from cpt_residual.config.filters import Filters
-from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, ProgressReport, RunContext, Stage
 from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.files import suffix_of

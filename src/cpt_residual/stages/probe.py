@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.data.questions import SPANS_PER_DOCUMENT
 from cpt_residual.errors import ConfigError

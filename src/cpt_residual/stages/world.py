@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.corpora import World as WorldConfig
-from cpt_residual.config.frozen import Frozen
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.data.world.size import WorldSize
 

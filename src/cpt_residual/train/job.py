@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.derived import accumulation_steps, micro_batch_rows_used, num_steps
-from cpt_residual.config.frozen import Frozen
 from cpt_residual.config.schema import DeepSpeed, Launch, TrainRecipe
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import ConfigError, WorkerError

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights import arithmetic
 from cpt_residual.weights.checkpoint import Checkpoint

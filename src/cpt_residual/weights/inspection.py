@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import CONFIG_FILE, eos_ids_of, read_json_object
 from cpt_residual.weights.checkpoint import is_adapter, open_checkpoint

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, JsonValue, ValidationError
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.merging import Storage
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError

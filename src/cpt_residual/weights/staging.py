@@ -21,7 +21,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.disk import FullDiskReport
 from cpt_residual.core.files import list_files, sync_directory, sync_file, write_json_atomic
 from cpt_residual.core.lock import hold

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.errors import (
     ArtifactError,
     CompatibilityError,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
 from cpt_residual.core.disk import check_free_space, free_bytes
 from cpt_residual.weights.checkpoint import Checkpoint

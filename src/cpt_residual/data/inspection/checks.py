@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.artifact import MANIFEST, Manifest, check_files
 
 CheckState = Literal["agrees", "differs", "not checked"]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.data.documents import chat_characters, parse_messages, parse_text
 from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE, LEDGER_FILE

@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 
 BINS_PER_OCTAVE = 4
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.filters.ledger import FilterLedger

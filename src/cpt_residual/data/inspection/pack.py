@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import JsonValue
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.data.inspection.checks import Check
 from cpt_residual.data.inspection.lengths import LengthSummary
 from cpt_residual.data.inspection.lineage import Lineage, SourceCorpus, corpora_of

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.data.pack_format import PackView
 from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START, Ids
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 
 
 class FileLedger(Frozen):

@@ -23,7 +23,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from cpt_residual.config.frozen import Frozen
+from cpt_residual.base_model import Frozen
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.validation import field_problems
