@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_residual.core.stage import no_progress
-from cpt_residual.data.index import seeded_order
-from cpt_residual.data.inspection.lengths import Lengths, LengthSummary
-from cpt_residual.data.inspection.recount import Recount, recount
+from cpt_residual.data.inspection.lengths import summary_of
+from cpt_residual.data.inspection.recount import recount
 from cpt_residual.data.inspection.samples import Decoder, SampleRow, sample_row
 from cpt_residual.data.pack_format import PackView, open_pack
 from cpt_residual.data.packing import Source
@@ -103,62 +102,14 @@ def test_the_recount_is_the_ledger(case: Case, rows: int) -> None:
     for number, source in enumerate(ledger.sources):
         counted = found.counted(number)
         assert counted == {name: getattr(source, name) for name in counted}
-    assert found.faults.lines() == []
+    assert found.faults() == []
     assert found.counted()["rows"] == ledger.num_rows == len(order)
-    assert found.tokens_BS.sum() + found.padding_B.sum() == ledger.num_rows * case.length
-    assert (found.tokens_BS.sum(axis=0) == [source.tokens for source in ledger.sources]).all()
-    same_lengths(found, again)
+    for source, lengths in zip(ledger.sources, found.lengths, strict=True):
+        assert lengths.total() == source.documents + source.continuations
+        assert sum(length * count for length, count in lengths.items()) == source.tokens
+    assert again.lengths == found.lengths
     assert (again.counts_SC == found.counts_SC).all()
-    assert (again.tokens_BS == found.tokens_BS).all()
     assert again.max_id == found.max_id
-
-
-def same_lengths(a: Recount, b: Recount) -> None:
-    assert a.num_unfinished == b.num_unfinished
-    for one, other in zip(a.documents.by_source, b.documents.by_source, strict=True):
-        assert one.summary() == other.summary()
-
-
-@given(case=cases())
-@settings(deadline=None, max_examples=80)
-def test_documents_are_as_long_as_they_were(case: Case) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        view = case.build(Path(folder))
-        found = recount(view, no_progress)
-    text, fitted, chat = found.documents.by_source
-    assert text.summary() == summary_of(in_pack(case.texts, view.ledger.sources[0].tokens))
-    for lengths, source in ((fitted, view.ledger.sources[1]), (chat, view.ledger.sources[2])):
-        summary = lengths.summary()
-        assert (summary.count if summary else 0) == source.documents
-        assert (summary.total if summary else 0) == source.tokens
-    if max(len(one.encode()) + 2 for one in case.fitted) <= case.length and not cut(view):
-        known = Counter(len(one.encode()) + 2 for one in case.fitted)
-        summary = fitted.summary()
-        for value in (summary.shortest, summary.median, summary.longest) if summary else ():
-            assert value in known
-
-
-def cut(view: PackView) -> bool:
-    return any(source.tokens_cut for source in view.ledger.sources)
-
-
-def in_pack(texts: list[str], tokens: int) -> list[int]:
-    """Lengths of the documents of the source `text`, in the order they are read, up to `tokens`."""
-    found: list[int] = []
-    epoch = 0
-    while sum(found) < tokens:
-        for number in seeded_order(len(texts), seed=0, name="text", epoch=epoch).tolist():
-            length = len(texts[number].encode()) + 2
-            length = min(length, tokens - sum(found))
-            found += [length] if length else []
-        epoch += 1
-    return found
-
-
-def summary_of(lengths: list[int]) -> LengthSummary | None:
-    found = Lengths()
-    found.add_all(np.array(lengths, dtype=np.int64))
-    return found.summary()
 
 
 @given(case=cases())
@@ -188,7 +139,7 @@ def runs(row: SampleRow) -> list:
 
 @given(lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=60))
 def test_lengths_are_counted_exactly(lengths: list[int]) -> None:
-    summary = summary_of(lengths)
+    summary = summary_of(Counter(lengths))
     assert summary is not None
     ordered = sorted(lengths)
     assert (summary.shortest, summary.longest) == (ordered[0], ordered[-1])

@@ -7,7 +7,7 @@ cpt-residual data export PACK --out DIR [--to parquet|hf]
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -18,12 +18,11 @@ from cpt_residual.errors import ConfigError
 from cpt_residual.launch.console import UserConsole
 
 if TYPE_CHECKING:
+    from cpt_residual.core.artifact import Manifest
+    from cpt_residual.core.stage import ProgressReport
     from cpt_residual.data.inspection.corpus import CorpusInspection
     from cpt_residual.data.inspection.decoding import TokenDecoder
-    from cpt_residual.data.inspection.lineage import Lineage
-    from cpt_residual.data.inspection.looking import Looking
     from cpt_residual.data.inspection.pack import PackInspection
-    from cpt_residual.report.figures import FigureNote
 
 app = typer.Typer(help="Look at packs and corpora; hand packs to others.", no_args_is_help=True)
 
@@ -49,7 +48,9 @@ def inspect(  # noqa: PLR0913 - a verb's options
     tokenizer: Annotated[
         Path | None, typer.Option(help="a model directory; default: the one in the store")
     ] = None,
-    figures: Annotated[Path | None, typer.Option(help="write PNG figures into this folder")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="write a figure of the lengths into this folder")
+    ] = None,
     *,
     full: Annotated[bool, typer.Option("--full", help="show samples in full length")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="also read and hash every file")] = False,
@@ -60,17 +61,16 @@ def inspect(  # noqa: PLR0913 - a verb's options
     Exit status 1 when the files differ from the ledger or the manifest.
     """
     from cpt_residual.cli.artifacts import find_artifact
-    from cpt_residual.data.inspection.looking import Looking
 
     terminal = Terminal(as_json=as_json)
     path = find_artifact(artifact, root=root, stages=_DATA_STAGES)
     if figures is not None:
         require_writable(figures)
     with interruptible("nothing was changed"), terminal.progress("inspect", path.name) as report:
-        looking = Looking(rows=rows, seed=seed, verify=verify, report=report)
-        found = _inspected(path, tokenizer, looking, terminal)
-        notes = _draw(found, figures) if figures else ()
-    _tell(found, figures, notes, terminal=terminal, full=full, as_json=as_json)
+        asked = _Asked(samples=(rows, seed), verify=verify, report=report)
+        found = _inspected(path, tokenizer, asked, terminal)
+        figure = _draw(found, figures) if figures else None
+    _show(found, figure, terminal=terminal, full=full, as_json=as_json)
     if any(check.state == "differs" for check in found.checks):
         raise typer.Exit(1)
 
@@ -90,7 +90,7 @@ def export(
     """Write a pack as a data set of the Hugging Face libraries, its ledger beside it."""
     from cpt_residual.cli.artifacts import find_artifact
     from cpt_residual.data.export import export_pack
-    from cpt_residual.data.inspection.looking import kind_of, read_manifest
+    from cpt_residual.data.inspection.artifacts import kind_of, read_manifest
 
     terminal = Terminal(as_json=as_json)
     path = find_artifact(pack, root=root, stages=("pack",))
@@ -113,18 +113,26 @@ def export(
     )
 
 
-def _inspected(
-    path: Path, tokenizer: Path | None, looking: Looking, terminal: Terminal
-) -> PackInspection | CorpusInspection:
-    from cpt_residual.data.inspection.lineage import Lineage
-    from cpt_residual.data.inspection.looking import kind_of
+class _Asked(TypedDict):
+    """samples: how many rows or documents to show, and the seed that chooses them."""
 
-    lineage = Lineage.of(path)
-    kind = kind_of(path, lineage.manifest)
+    samples: tuple[int, int]
+    verify: bool
+    report: ProgressReport
+
+
+def _inspected(
+    path: Path, tokenizer: Path | None, asked: _Asked, terminal: Terminal
+) -> PackInspection | CorpusInspection:
+    from cpt_residual.data.inspection.artifacts import kind_of, read_manifest
+
+    manifest = read_manifest(path)
+    kind = kind_of(path, manifest)
     if kind == "pack":
         from cpt_residual.data.inspection.pack import inspect_pack
 
-        return inspect_pack(lineage, _decoder(lineage, tokenizer, looking, terminal), looking)
+        decoder = _decoder(path, manifest, tokenizer, terminal) if asked["samples"][0] else None
+        return inspect_pack(path, manifest, decoder, **asked)
     if tokenizer is not None:
         raise ConfigError(
             f"{path} is a {kind}: its documents are text, not tokens",
@@ -133,22 +141,21 @@ def _inspected(
         )
     from cpt_residual.data.inspection.corpus import inspect_corpus
 
-    return inspect_corpus(path, lineage.manifest, looking)
+    return inspect_corpus(path, manifest, **asked)
 
 
 def _decoder(
-    lineage: Lineage, tokenizer: Path | None, looking: Looking, terminal: Terminal
+    path: Path, manifest: Manifest | None, tokenizer: Path | None, terminal: Terminal
 ) -> TokenDecoder | None:
     """What was asked for, else what the pack was made with; None (and a note) when it is gone."""
-    if tokenizer is None and not looking.rows:
-        return None
+    from cpt_residual.data.inspection.artifacts import tokenizer_of
     from cpt_residual.data.inspection.decoding import TokenDecoder
     from cpt_residual.data.pack_format import open_pack
 
-    directory = tokenizer or lineage.input("tokenizer")
+    directory = tokenizer or tokenizer_of(path, manifest)
     if directory is not None:
-        return TokenDecoder.of_pack(directory, open_pack(lineage.path).ledger)
-    why = "there is no manifest" if lineage.manifest is None else "the model is not in the store"
+        return TokenDecoder.of_pack(directory, open_pack(path).ledger)
+    why = "there is no manifest" if manifest is None else "the model is not in the store"
     terminal.note(
         f"rows are shown as token ids: {why}, so the tokenizer is not known; give --tokenizer "
         "the directory of the model"
@@ -156,20 +163,21 @@ def _decoder(
     return None
 
 
-def _draw(found: PackInspection | CorpusInspection, folder: Path) -> tuple[FigureNote, ...]:
+def _draw(found: PackInspection | CorpusInspection, folder: Path) -> Path | None:
     from cpt_residual.data.inspection.pack import PackInspection
-    from cpt_residual.report.data_figures import draw_corpus_figures, draw_pack_figures
+    from cpt_residual.report.length_figure import draw_lengths
 
     with writing(folder):
         if isinstance(found, PackInspection):
-            return draw_pack_figures(found, folder)
-        return draw_corpus_figures(found, folder)
+            curves = {each.corpus: each.lengths for each in found.sources if each.lengths}
+            return draw_lengths(folder, curves, "tokens")
+        curves = {each.name: each.lengths for each in found.files if each.lengths}
+        return draw_lengths(folder, curves, "characters")
 
 
-def _tell(
+def _show(
     found: PackInspection | CorpusInspection,
-    folder: Path | None,
-    notes: tuple[FigureNote, ...],
+    figure: Path | None,
     *,
     terminal: Terminal,
     full: bool,
@@ -178,9 +186,10 @@ def _tell(
     from cpt_residual.cli.data_text import show_corpus, show_pack
     from cpt_residual.data.inspection.pack import PackInspection
 
-    paths = {n.name: f"{folder}/{n.name}.png" for n in notes if n.skipped is None}
     if as_json:
-        terminal.result(found.model_dump(mode="json") | {"figures": paths}, dict)
+        document = found.model_dump(mode="json", by_alias=True)
+        document["figures"] = {} if figure is None else {"lengths": str(figure)}
+        terminal.result(document, dict)
         return
     out = UserConsole()
     if not out.is_terminal:
@@ -189,6 +198,5 @@ def _tell(
         show_pack(out, found, full=full)
     else:
         show_corpus(out, found, full=full)
-    for note in notes:
-        told = paths.get(note.name) or f"not drawn: {note.skipped}"
-        out.print_text(f"figure {note.name}: {told}")
+    if figure is not None:
+        out.print_text(f"figure lengths: {figure}")

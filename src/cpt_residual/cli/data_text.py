@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping, Sequence
 
-from pydantic import JsonValue
-from rich.console import Console
+from pydantic import BaseModel
 from rich.text import Text
 
 from cpt_residual.cli.sample_text import show_documents, show_rows
+from cpt_residual.data.corpus_ledger import CorpusLedger
 from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.inspection.checks import Check
 from cpt_residual.data.inspection.corpus import CorpusInspection
-from cpt_residual.data.inspection.lengths import LengthBin, LengthSummary
+from cpt_residual.data.inspection.lengths import LengthSummary
 from cpt_residual.data.inspection.pack import PackInspection
+from cpt_residual.data.pack_ledger import PhaseLedger
+from cpt_residual.launch.console import UserConsole
 from cpt_residual.launch.visible import visible
 
 _BAR = 40
 _FILES = 10
 _STYLES = {"agrees": "green", "differs": "bold red", "not checked": "dim"}
-_SHORT = "tokenizer_map_hash"  # as every sha256 shown by its first digits
+_HASHES = ("rows_sha256", "tokenizer_map_hash", "sha256")  # shown by their first digits
 
 
-def show_pack(out: Console, found: PackInspection, *, full: bool) -> None:
+def show_pack(out: UserConsole, found: PackInspection, *, full: bool) -> None:
     """`full`: samples without anything left out."""
     _title(out, found)
-    _fields(out, found.ledger | {"tokenizer": found.tokenizer or "not opened"})
-    sources = found.ledger.get("sources")
-    if isinstance(sources, list):
-        _heading(out, "sources, by the ledger")
-        _table(out, _transposed([source for source in sources if isinstance(source, dict)]))
-    _phases(out, found)
-    named = [(source.corpus, source.lengths) for source in found.sources if source.lengths]
-    _lengths(out, "documents", "tokens", named, " (of a document that is cut: what is in the pack)")
-    out.print()
-    out.print(Text(f"  documents whose end is not in the pack: {found.unfinished_documents:,}"))
-    for corpus in found.corpora:
-        if corpus.filters:
-            _filters(out, f"corpus {visible(corpus.corpus)}", corpus.filters)
+    ledger = found.ledger
+    _fields(out, ledger.model_dump() | {"tokenizer": found.tokenizer or "not opened"})
+    _heading(out, "sources, by the ledger")
+    _table(out, zip(*_rows(ledger.sources), strict=True))
+    if ledger.phases:
+        _heading(out, "phases, and the tokens of each source")
+        _table(out, _phases(ledger.phases, [source.corpus for source in found.sources]))
+    named = {source.corpus: source.lengths for source in found.sources if source.lengths}
+    _lengths(out, "segments", "tokens", named, " (a segment: a document, or its part in a row)")
     if found.samples:
         _heading(out, f"{len(found.samples)} rows")
-        show_rows(out, found.samples, found.num_rows, full=full)
+        show_rows(out, found.samples, ledger.num_rows, full=full)
     _checks(out, found.checks)
 
 
-def show_corpus(out: Console, found: CorpusInspection, *, full: bool) -> None:
+def show_corpus(out: UserConsole, found: CorpusInspection, *, full: bool) -> None:
     """`full`: samples without anything left out."""
     _title(out, found)
-    _fields(out, found.ledger)
-    named = [(file.name, file.lengths) for file in found.files if file.lengths]
+    ledger = found.ledger
+    _fields(out, ledger.model_dump() if isinstance(ledger, CorpusLedger) else ledger)
+    named = {file.name: file.lengths for file in found.files if file.lengths}
     _lengths(out, "documents", "characters", named)
-    if found.filters:
-        _filters(out, "the corpus", found.filters)
-    _details(out, found.ledger)
+    if isinstance(ledger, CorpusLedger):
+        _history(out, ledger)
     for file in found.files:
         if file.samples:
             _heading(out, f"{len(file.samples)} of {file.documents:,} documents of {file.name}")
@@ -61,175 +58,138 @@ def show_corpus(out: Console, found: CorpusInspection, *, full: bool) -> None:
     _checks(out, found.checks)
 
 
-def _title(out: Console, found: PackInspection | CorpusInspection) -> None:
+def _title(out: UserConsole, found: PackInspection | CorpusInspection) -> None:
     what = found.fingerprint[:12] if found.fingerprint else "no manifest"
     _heading(out, f"{found.node or found.kind} ({what})  {found.path}")
 
 
-def _heading(out: Console, text: str) -> None:
+def _heading(out: UserConsole, text: str) -> None:
     out.print()
-    out.print(Text(visible(text), "bold"), soft_wrap=True)
+    out.print_text(visible(text), style="bold")
 
 
-def _fields(out: Console, ledger: Mapping[str, JsonValue]) -> None:
+def _fields(out: UserConsole, ledger: Mapping[str, object]) -> None:
     """Every plain field of a ledger, as it is named there."""
-    plain = {
-        name: _value(name, value)
-        for name, value in ledger.items()
-        if not isinstance(value, list | dict)
-    }
+    plain = {name: value for name, value in ledger.items() if _is_plain(value)}
     width = max((len(name) for name in plain), default=0)
     for name, value in plain.items():
-        out.print(Text(f"  {visible(name):<{width}}  {value}"), soft_wrap=True)
+        out.print_text(f"  {visible(name):<{width}}  {_value(name, value)}")
 
 
-def _phases(out: Console, found: PackInspection) -> None:
-    """Each phase of a curriculum: where it begins and what it holds."""
-    phases = found.ledger.get("phases")
-    if not isinstance(phases, list) or not phases:
-        return
-    rows = [["phase", "share", "first row", "rows", *(visible(s.corpus) for s in found.sources)]]
-    for number, phase in enumerate(phases, start=1):
-        fields = phase if isinstance(phase, dict) else {}
-        by_source = fields.get("tokens_by_source")
-        numbers = [fields.get(name) for name in ("share", "first_row", "rows")]
-        numbers += by_source if isinstance(by_source, list) else []
-        rows.append([f"{number}", *(_value("", value) for value in numbers)])
-    _heading(out, "phases, and the tokens of each source")
-    _table(out, rows)
-
-
-def _details(out: Console, ledger: Mapping[str, JsonValue]) -> None:
-    """The files that a corpus was read from, and what was left out of them."""
-    files, bad = ledger.get("files"), ledger.get("first_bad_rows")
-    if isinstance(files, list) and files:
-        fields = [file for file in files[:_FILES] if isinstance(file, dict)]
-        more = f", the first {_FILES}" if len(files) > _FILES else ""
-        _heading(out, f"{len(files):,} files were read{more}")
-        rows = [[_value(name, value) for name, value in file.items()] for file in fields]
-        _table(out, [[visible(name) for name in fields[0]], *rows] if fields else [])
-    if isinstance(bad, list) and bad:
+def _history(out: UserConsole, ledger: CorpusLedger) -> None:
+    """Filters, questions of the evaluation that were found, and the files that were read."""
+    if ledger.filters:
+        _heading(out, "filters")
+        header = ["filter", "documents in", "out", "dropped", "characters in", "out", "why"]
+        _table(out, [header, *map(_filter, ledger.filters)], words=1)
+    tasks = [task for each in ledger.filters for task in each.tasks]
+    if tasks:
+        _heading(out, "questions of the evaluation in the corpus")
+        rows = [["task", "questions", "looked for", "found", "%", "documents"]]
+        for task in tasks:
+            share = 100 * task.questions_found / max(1, task.questions_checked)
+            numbers = (task.questions, task.questions_checked, task.questions_found)
+            found = [*(f"{number:,}" for number in numbers), f"{share:.2f}", f"{task.documents:,}"]
+            rows.append([visible(task.task), *found])
+        _table(out, rows)
+    if ledger.files:
+        more = f", the first {_FILES}" if len(ledger.files) > _FILES else ""
+        _heading(out, f"{len(ledger.files):,} files were read{more}")
+        _table(out, _rows(ledger.files[:_FILES]))
+    if ledger.first_bad_rows:
         _heading(out, "rows that could not be used and were left out")
-        for line in bad:
-            out.print(Text(f"  {visible(str(line))}"), soft_wrap=True)
+        for line in ledger.first_bad_rows:
+            out.print_text(f"  {visible(line)}")
 
 
-def _value(name: str, value: JsonValue) -> str:
+def _filter(one: FilterLedger) -> list[str]:
+    why = [
+        f"{drop.reason.replace('_', ' ')} {drop.documents:,}"
+        for drop in one.dropped
+        if drop.documents
+    ]
+    counts = (one.documents_in, one.documents_out, one.documents_in - one.documents_out)
+    numbers = (*counts, one.characters_in, one.characters_out)
+    return [visible(one.name), *(f"{number:,}" for number in numbers), visible(", ".join(why))]
+
+
+def _phases(phases: Sequence[PhaseLedger], names: Sequence[str]) -> list[list[str]]:
+    rows = [["phase", "share", "first row", "rows", *map(visible, names)]]
+    for number, phase in enumerate(phases, start=1):
+        numbers = (phase.first_row, phase.rows, *phase.tokens_by_source)
+        rows.append([f"{number}", f"{phase.share}", *(f"{value:,}" for value in numbers)])
+    return rows
+
+
+def _rows(models: Sequence[BaseModel]) -> list[list[str]]:
+    """The names of all plain fields, then their values in each of `models` (at least one)."""
+    dumped = [model.model_dump() for model in models]
+    names = [n for n in dumped[0] if all(_is_plain(fields[n]) for fields in dumped)]
+    return [names, *([_value(name, fields[name]) for name in names] for fields in dumped)]
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _value(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    if value is None:
-        return "none"
-    text = visible(str(value))
-    return text[:12] if name == _SHORT or name.endswith("sha256") else text
+    text = "none" if value is None else visible(str(value))
+    return text[:12] if name in _HASHES else text
 
 
-def _transposed(rows: Sequence[Mapping[str, JsonValue]]) -> list[list[str]]:
-    """Fields down, sources across; what is a list or an object is left to --json."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table: list[list[str]] = []
-    for name in names:
-        values = [row.get(name) for row in rows]
-        if not any(isinstance(value, list | dict) for value in values):
-            table.append([visible(name), *(_value(name, value) for value in values)])
-    return table
-
-
-def _table(out: Console, rows: Sequence[Sequence[str]], *, words: int = 0) -> None:
+def _table(out: UserConsole, rows: Iterable[Sequence[str]], *, words: int = 0) -> None:
     """The first column to the left, and the last when it is `words`; the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip_longest(*rows, fillvalue="")]
-    left = {0, len(widths) - words}
+    rows = list(rows)
+    num_columns = max(map(len, rows))
+    rows = [[*row, *[""] * (num_columns - len(row))] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {0, num_columns - words}
     for row in rows:
         cells = [
             f"{cell:<{width}}" if at in left else f"{cell:>{width}}"
-            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        out.print(Text(f"  {'  '.join(cells)}".rstrip()), soft_wrap=True)
+        out.print_text(f"  {'  '.join(cells)}".rstrip())
 
 
 def _lengths(
-    out: Console, what: str, unit: str, named: Sequence[tuple[str, LengthSummary]], note: str = ""
+    out: UserConsole, what: str, unit: str, named: Mapping[str, LengthSummary], note: str = ""
 ) -> None:
     if not named:
         return
     _heading(out, f"lengths of {what}, in {unit}{note}")
-    names = ("", what, unit, "shortest", "median", "mean", "90 %", "99 %", "longest")
-    rows = [list(names)]
-    for name, found in named:
-        numbers = (found.count, found.total, found.shortest, found.median)
-        ends = (found.p90, found.p99, found.longest)
-        rows.append(
-            [
-                visible(name),
-                *(f"{number:,}" for number in numbers),
-                f"{found.mean:,.1f}",
-                *(f"{number:,}" for number in ends),
-            ]
-        )
+    rows = [["", what, unit, "shortest", "median", "mean", "90 %", "99 %", "longest"]]
+    for name, each in named.items():
+        first = (each.count, each.total, each.shortest, each.median)
+        last = (each.p90, each.p99, each.longest)
+        numbers = [*(f"{n:,}" for n in first), f"{each.mean:,.1f}", *(f"{n:,}" for n in last)]
+        rows.append([visible(name), *numbers])
     _table(out, rows)
     out.print()
-    bins = [bin_ for _, found in named for bin_ in found.bins]
-    _table(out, _histogram(bins, what, unit), words=1)
+    _table(out, _histogram(list(named.values()), what, unit), words=1)
 
 
-def _histogram(bins: Sequence[LengthBin], what: str, unit: str) -> list[list[str]]:
-    """One line for each factor of two."""
-    octaves: dict[int, tuple[int, int]] = {}
-    for bin_ in bins:
-        octave = bin_.first.bit_length()
-        count, total = octaves.get(octave, (0, 0))
-        octaves[octave] = (count + bin_.count, total + bin_.total)
-    most = max(count for count, _ in octaves.values())
-    whole = sum(total for _, total in octaves.values()) or 1
+def _histogram(found: Sequence[LengthSummary], what: str, unit: str) -> list[list[str]]:
+    """One line for each factor of two, over all sources or files."""
+    lines: dict[tuple[int, int], tuple[int, int]] = {}
+    for bin_ in (bin_ for each in found for bin_ in each.bins):
+        count, total = lines.get((bin_.first, bin_.last), (0, 0))
+        lines[bin_.first, bin_.last] = (count + bin_.count, total + bin_.total)
+    most = max(count for count, _ in lines.values())
+    whole = sum(total for _, total in lines.values()) or 1
     rows = [["length", what, f"{unit}, %", ""]]
-    for octave in range(min(octaves), max(octaves) + 1):
-        count, total = octaves.get(octave, (0, 0))
-        first, last = (1 << octave) >> 1, (1 << octave) - 1
-        bar = "#" * -(-_BAR * count // most)
+    for (first, last), (count, total) in sorted(lines.items()):
         length = f"{first:,}" if first == last else f"{first:,} - {last:,}"
+        bar = "#" * -(-_BAR * count // most)
         rows.append([length, f"{count:,}", f"{100 * total / whole:.1f}", bar])
     return rows
 
 
-def _filters(out: Console, name: str, filters: Sequence[FilterLedger]) -> None:
-    _heading(out, f"filters over {name}")
-    rows = [["pass", "documents in", "out", "dropped", "characters in", "out", "why"]]
-    for one in filters:
-        why = ", ".join(
-            f"{drop.reason.replace('_', ' ')} {drop.documents:,}"
-            for drop in one.dropped
-            if drop.documents
-        )
-        dropped = one.documents_in - one.documents_out
-        counts = (one.documents_in, one.documents_out, dropped)
-        characters = (one.characters_in, one.characters_out)
-        numbers = [f"{number:,}" for number in (*counts, *characters)]
-        rows.append([visible(one.name), *numbers, visible(why)])
-    _table(out, rows, words=1)
-    tasks = list(_contamination(filters))
-    if tasks:
-        _heading(out, f"questions of the evaluation in {name}")
-        _table(
-            out,
-            [["task", "questions", "looked for", "found", "%", "documents"], *tasks],
-        )
-
-
-def _contamination(filters: Sequence[FilterLedger]) -> Iterator[list[str]]:
-    for task in (task for one in filters for task in one.tasks):
-        share = 100 * task.questions_found / max(1, task.questions_checked)
-        yield [
-            visible(task.task),
-            f"{task.questions:,}",
-            f"{task.questions_checked:,}",
-            f"{task.questions_found:,}",
-            f"{share:.2f}",
-            f"{task.documents:,}",
-        ]
-
-
-def _checks(out: Console, checks: Sequence[Check]) -> None:
+def _checks(out: UserConsole, checks: Sequence[Check]) -> None:
     _heading(out, "checks")
     for check in checks:
         line = Text("  ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -88,32 +88,17 @@ def _text_of(run: Run) -> str:
 
 
 def _show_pieces(out: Console, pieces: Sequence[Piece], *, full: bool) -> None:
+    """Without `full` the head and the tail of what is long, and how much lies between."""
     if not pieces:
         return
     text = Text()
-    for kind, piece in pieces if full else _clipped(pieces):
+    for kind, piece in pieces:
         shown = visible(piece)
         if kind == "masked" and not out.is_terminal:
             shown = f"\u27e6{shown}\u27e7"
         text.append(shown, _STYLES[kind])
+    left_out = len(text) - _HEAD - _TAIL
+    if left_out > 0 and not full:
+        between = Text(f" ... {left_out:,} characters left out ... ", "italic")
+        text = Text.assemble(text[:_HEAD], between, text[-_TAIL:])
     out.print(Padding(text, (0, 0, 0, 4), expand=False), soft_wrap=False)
-
-
-def _clipped(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """The head and the tail of what is long, and how much lies between."""
-    length = sum(len(text) for _, text in pieces)
-    if length <= _HEAD + _TAIL:
-        yield from pieces
-        return
-    yield from _part(pieces, 0, _HEAD)
-    yield "special", f" ... {length - _HEAD - _TAIL:,} characters left out ... "
-    yield from _part(pieces, length - _TAIL, length)
-
-
-def _part(pieces: Sequence[Piece], first: int, last: int) -> Iterator[Piece]:
-    at = 0
-    for kind, text in pieces:
-        kept = text[max(0, first - at) : max(0, last - at)]
-        if kept:
-            yield kind, kept
-        at += len(text)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pathlib import Path
+
+from pydantic import ConfigDict, Field, ValidationError
 
 from cpt_residual.base_model import Frozen
+from cpt_residual.core.validation import field_problems
+from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
+from cpt_residual.errors import CorruptArtifactError
 
 
 class SplitLedger(Frozen):
@@ -54,14 +59,7 @@ class CorpusLedger(SplitLedger):
         cls, read: ReadLedger, filters: tuple[FilterLedger, ...], split: SplitLedger
     ) -> CorpusLedger:
         """The three parts as one; that nothing got lost between them is asserted."""
-        documents, characters = read.documents, read.characters
-        for each in filters:
-            assert each.documents_in == documents, f"documents got lost before {each.name}"
-            assert each.characters_in == characters, f"characters got lost before {each.name}"
-            documents, characters = each.documents_out, each.characters_out
-        assert split.documents_given == documents, "documents got lost before the split"
-        assert split.characters_given == characters, "characters got lost before the split"
-        return cls(
+        ledger = cls(
             documents_read=read.documents,
             characters_read=read.characters,
             bad_rows_skipped=read.bad_rows_skipped,
@@ -70,3 +68,54 @@ class CorpusLedger(SplitLedger):
             filters=filters,
             **split.model_dump(),
         )
+        lost = ledger.imbalances()
+        assert not lost, lost
+        return ledger
+
+    def imbalances(self) -> list[str]:
+        """Where documents or characters got lost between the files, the filters and the split into
+        kept and held out; nothing in a ledger that this package wrote."""
+        before, left = "what was read", (self.documents_read, self.characters_read)
+        wrong: list[str] = []
+        for each in self.filters:
+            into = (each.documents_in, each.characters_in)
+            wrong += _unequal((before, left), (f"into {each.name}", into))
+            went = (
+                each.documents_out + sum(drop.documents for drop in each.dropped),
+                each.characters_out + sum(drop.characters for drop in each.dropped),
+            )
+            came = (each.documents_in, each.characters_in + each.characters_added)
+            wrong += _unequal(
+                (f"into {each.name}", came), (f"out of {each.name} and dropped", went)
+            )
+            before, left = f"out of {each.name}", (each.documents_out, each.characters_out)
+        given = (self.documents_given, self.characters_given)
+        return wrong + _unequal((before, left), ("kept, held out and copies of these", given))
+
+
+_Station = tuple[str, tuple[int, int]]
+"""Where documents are, and how many with how many characters."""
+
+
+def _unequal(before: _Station, after: _Station) -> list[str]:
+    return [
+        f"{unit}: {before[0]} {one:,}, {after[0]} {other:,}"
+        for unit, one, other in zip(("documents", "characters"), before[1], after[1], strict=True)
+        if one != other
+    ]
+
+
+def read_corpus_ledger(path: Path) -> CorpusLedger:
+    """The ledger of the corpus in directory `path`. Raises CorruptArtifactError when it is none of
+    this version."""
+    try:
+        return CorpusLedger.model_validate_json((path / LEDGER_FILE).read_bytes())
+    except OSError as error:
+        problems = [str(error)]
+    except ValidationError as error:
+        problems = field_problems(error)
+    raise CorruptArtifactError(
+        f"corpus {path} has no readable ledger",
+        problems=[f"{LEDGER_FILE}: {problem}" for problem in problems[:8]],
+        remedy="Delete the artifact and run again; it will be rebuilt.",
+    )

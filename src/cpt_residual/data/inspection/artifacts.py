@@ -1,30 +1,17 @@
-"""What an artifact of data is, and how closely to look at it."""
+"""Artifacts of data on disk: their kind, their manifest, and the tokenizer of a pack."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cpt_residual.core.artifact import Manifest
-from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.data.file_names import DOCUMENTS_FILE, LEDGER_FILE
 from cpt_residual.errors import ArtifactError, CorruptArtifactError
 
 DataKind = Literal["pack", "corpus", "world"]
 
 PACK_FILES = ("pack.json", "ids.npy", "flags.npy")
-
-
-@dataclass(frozen=True)
-class Looking:
-    """rows: how many rows (documents of a corpus) to show; seed: which ones; verify: also read and
-    hash every file."""
-
-    rows: int = 0
-    seed: int = 0
-    verify: bool = False
-    report: ProgressReport = no_progress
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -39,6 +26,16 @@ def read_manifest(path: Path) -> Manifest | None:
             remedy="Delete the artifact and run again; it will be rebuilt. To look at the files "
             "alone, copy them to a folder without manifest.json.",
         ) from error
+
+
+def tokenizer_of(pack: Path, manifest: Manifest | None) -> Path | None:
+    """The model directory that the manifest of a pack names as its tokenizer, if it is still in the
+    store: the folder two levels up. Whether it is the right one is for its token map to show."""
+    record = manifest.inputs.get("tokenizer") if manifest else None
+    if record is None:
+        return None
+    store = pack.resolve().parent.parent
+    return next(iter(sorted(store.glob(f"*/{record.fingerprint[:16]}"))), None)
 
 
 def kind_of(path: Path, manifest: Manifest | None) -> DataKind:
