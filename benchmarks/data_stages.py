@@ -89,7 +89,7 @@ class Workplace:
         path = self.folder
         for node in graph.nodes:
             ctx = RunContext(
-                run_dir=self.folder, threads=node.stage.cost().cores, progress=no_progress
+                run_dir=self.folder, threads=node.stage.resources().cores, progress=no_progress
             )
             path = build_node(store, graph, node, ctx).ref.path
         return path

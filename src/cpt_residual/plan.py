@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -21,12 +21,13 @@ from cpt_residual.config.compose import compose_with_files
 from cpt_residual.config.schema import Experiment, Launch
 from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.graph import Graph
-from cpt_residual.core.measure import usable_cores
+from cpt_residual.core.stage import Resources
 from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError
 from cpt_residual.launch.console import UserConsole, duration, scientific
 from cpt_residual.launch.door import Parser, enter, say
-from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.launch.machine import planned_machine
+from cpt_residual.launch.schedule import Grant, Machine, Span, wall_seconds
 from cpt_residual.launch.visible import visible
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.frozen import FrozenPlan
@@ -34,7 +35,7 @@ from cpt_residual.stages.overview import Overview, PlannedStage
 from cpt_residual.stages.preflight import preflight
 from cpt_residual.stages.registry import localised
 
-_TABLE_WIDTH = 116
+_TABLE_WIDTH = 140
 _STYLES = {"ready": "green", "missing": "", "busy": "yellow", "stale": "red", "corrupt": "red"}
 
 
@@ -132,13 +133,16 @@ def _show(
     identity = f"  seed {experiment.seed}  plan {graph.fingerprint[:8]}"
     console.print(Text.assemble((visible(experiment.name), "bold"), identity))
     console.print(experiment.question, style="italic", soft_wrap=True)
-    console.print(_table(overview.stages, frozen))
+    timetable = overview.timetable(planned_machine(experiment.launch))
+    console.print(_table(overview.stages, timetable, frozen))
     merged = f"evaluate:{experiment.roles.merged}"
     if merged in graph:
         console.print(graph.lineage(merged), soft_wrap=True)
     reused, missing = len(overview.reused), len(overview.to_build)
     counted = f"{len(overview.stages)} stages: {reused} ready and reused, {missing} to build."
-    console.print(f"\n{counted} {_estimate(experiment.launch, overview)}", soft_wrap=True)
+    console.print(
+        f"\n{counted} {_estimate(experiment.launch, overview, timetable)}", soft_wrap=True
+    )
     for stage in overview.stages:
         if stage.status.state in ("stale", "corrupt", "busy"):
             reason = stage.status.reason.removeprefix(f"{stage.name}: ")
@@ -146,29 +150,34 @@ def _show(
     console.print(f"store: {store.root}", soft_wrap=True)
 
 
-def _estimate(launch: Launch, overview: Overview) -> str:
+def _estimate(launch: Launch, overview: Overview, timetable: Mapping[str, Span]) -> str:
     """What building the missing stages takes."""
     if not overview.to_build:
         return "Nothing to do."
-    cores = min(launch.cores or usable_cores(), usable_cores())
+    serial = sum(stage.cost.seconds for stage in overview.to_build)
+    largest = max(overview.to_build, key=lambda stage: stage.resources.memory_bytes)
     return (
         f"Estimated: {scientific(overview.flops) or 'no counted'} FLOPs, about "
-        f"{duration(overview.wall_seconds(cores))} on {_machine(launch, cores)}, "
-        f"peak {format_bytes(overview.peak_memory_bytes)} a process, "
+        f"{duration(wall_seconds(timetable.values()))} on {_machine(launch)} "
+        f"({duration(serial)} one after another), "
+        f"at most {format_bytes(largest.resources.memory_bytes)} of memory ({largest.name}), "
         f"{format_bytes(overview.disk_bytes_needed)} of disk."
     )
 
 
-def _machine(launch: Launch, cores: int) -> str:
-    if not uses_gpu(launch):
-        fewer = launch.cores is not None and launch.cores > cores
-        note = f" (launch.cores={launch.cores}, but there are no more)" if fewer else ""
-        return f"{cores} cores{note}"
-    return f"{launch.num_processes} GPUs (evaluation not counted)"
+def _machine(launch: Launch) -> str:
+    machine = planned_machine(launch)
+    fewer = launch.cores is not None and launch.cores > machine.cores
+    note = f" (launch.cores={launch.cores}, but there are no more)" if fewer else ""
+    several = f" on {launch.num_nodes} nodes" if launch.num_nodes > 1 else ""
+    return f"{machine}{several}{note}"
 
 
-def _table(stages: Sequence[PlannedStage], frozen: FrozenPlan | None) -> Table:
-    """Each stage in a line, with its row's number where a plan is written."""
+def _table(
+    stages: Sequence[PlannedStage], timetable: Mapping[str, Span], frozen: FrozenPlan | None
+) -> Table:
+    """Each stage in a line, with its row's number where a plan is written. `start` and `on`: what
+    runs beside what on the machine of the estimate."""
     rows = {row.fingerprint: str(row.index) for row in frozen.rows} if frozen else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     if rows:
@@ -176,10 +185,10 @@ def _table(stages: Sequence[PlannedStage], frozen: FrozenPlan | None) -> Table:
     table.add_column("stage", no_wrap=True)
     table.add_column("id", no_wrap=True)
     table.add_column("status", no_wrap=True)
-    for column in ("tokens", "steps", "FLOPs", "time", "memory", "disk"):
+    for column in ("tokens", "steps", "FLOPs", "start", "time", "on", "memory", "disk"):
         table.add_column(column, justify="right", no_wrap=True)
     for stage in stages:
-        cost = stage.cost
+        cost, span = stage.cost, timetable.get(stage.name)
         state = stage.status.state
         table.add_row(
             *([rows[stage.node.fingerprint]] if rows else []),
@@ -189,11 +198,27 @@ def _table(stages: Sequence[PlannedStage], frozen: FrozenPlan | None) -> Table:
             f"{cost.tokens:,}" if cost.tokens else "",
             f"{cost.steps:,}" if cost.steps else "",
             scientific(cost.flops),
+            duration(span.start) if span else "",
             duration(cost.seconds) if cost.seconds else "",
-            _bytes(cost.memory_bytes),
+            _slots(span.grant) if span else "",
+            _memory(stage.resources),
             _bytes(cost.disk_bytes),
         )
     return table
+
+
+def _slots(grant: Grant) -> str:
+    """`GPU 3`, `8 GPUs` or `2 cores`."""
+    if len(grant.gpus) == 1:
+        return f"GPU {grant.gpus[0]}"
+    return str(Machine(grant.cores)) if not grant.gpus else f"{len(grant.gpus)} GPUs"
+
+
+def _memory(resources: Resources) -> str:
+    """Of each GPU where the stage has some, else of the host."""
+    if resources.gpus_per_node:
+        return f"{format_bytes(resources.gpu_memory_bytes)}/GPU"
+    return _bytes(resources.memory_bytes)
 
 
 def _bytes(number: int) -> str:
@@ -201,6 +226,7 @@ def _bytes(number: int) -> str:
 
 
 def _as_json(experiment: Experiment, overview: Overview) -> dict[str, object]:
+    timetable = overview.timetable(planned_machine(experiment.launch))
     return {
         "experiment": experiment.name,
         "seed": experiment.seed,
@@ -213,10 +239,20 @@ def _as_json(experiment: Experiment, overview: Overview) -> dict[str, object]:
                 "reason": stage.status.reason,
                 "inputs": dict(stage.node.inputs),
                 "cost": vars(stage.cost),
+                "resources": vars(stage.resources),
+                "expected": _expected(timetable.get(stage.name)),
             }
             for stage in overview.stages
         ],
     }
+
+
+def _expected(span: Span | None) -> dict[str, object] | None:
+    """When and where a missing stage would run."""
+    if span is None:
+        return None
+    grant = {"cores": span.grant.cores, "gpus": span.grant.gpus}
+    return {"start_seconds": span.start, "end_seconds": span.end, **grant}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m cpt_residual.row plan.json 7
 
 A row that is ready is skipped; a row whose inputs are not ready is refused. No Hydra.
+The row of the report ends the run as `run` does, with its table and verdict.
 Exit status: 0 done; 2 bad input, too little disk or the like; 1 the stage failed otherwise; 75 a
 training was stopped by a signal from outside; 130 Ctrl-C, 143 SIGTERM: the same row resumes.
 """
@@ -13,14 +14,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cpt_residual.core.stage import is_tracked
 from cpt_residual.errors import ConfigError
 from cpt_residual.launch.console import BuildConsole, UserConsole, duration, paragraph
 from cpt_residual.launch.door import Parser, enter
 from cpt_residual.launch.environment import set_maths_defaults
 from cpt_residual.launch.stopping import terminable
-from cpt_residual.stages.closing import say_uploads
+from cpt_residual.stages.closing import ENVIRONMENT_FILE, begin, end, say_uploads
 from cpt_residual.stages.execute import Builder, BuildRequest
-from cpt_residual.stages.frozen import GPU_STAGES, FrozenPlan
+from cpt_residual.stages.frozen import FrozenPlan
+from cpt_residual.stages.registry import REPORT_NODE
 from cpt_residual.tracking.sinks import check_tracking
 
 
@@ -43,8 +46,8 @@ def _build(path: Path, index: int) -> None:
     plan = FrozenPlan.read(path)
     row = plan.row(index)
     set_maths_defaults()
-    run_dir = _run_folder(plan)
     builder = Builder.of(plan.config)
+    run_dir = _run_folder(plan, builder)
     present = builder.graph[row.node].fingerprint
     if present != row.fingerprint:
         raise ConfigError(
@@ -56,17 +59,21 @@ def _build(path: Path, index: int) -> None:
     screen = UserConsole()
     if _will_be_tracked(builder, row.node) and (tracked := check_tracking(plan.config.tracking)):
         paragraph(screen, tracked)
+    is_last = row.node == REPORT_NODE
     try:
         with BuildConsole(screen, total_stages=1) as console:
             _build_row(builder, BuildRequest(plan.config, row.node, run_dir), console)
+        if is_last:
+            end(builder, run_dir, screen, seconds=None)
     finally:
-        say_uploads(run_dir, screen, row.node)
+        if not is_last:
+            say_uploads(run_dir, screen, row.node)
 
 
 def _will_be_tracked(builder: Builder, name: str) -> bool:
     node = builder.graph[name]
-    tracked = node.stage.name in GPU_STAGES
-    return tracked and builder.store.status(builder.graph, node).state != "ready"
+    is_missing = builder.store.status(builder.graph, node).state != "ready"
+    return name == REPORT_NODE or (is_tracked(node.stage) and is_missing)
 
 
 def _build_row(builder: Builder, request: BuildRequest, console: BuildConsole) -> None:
@@ -81,14 +88,14 @@ def _build_row(builder: Builder, request: BuildRequest, console: BuildConsole) -
         console.finished(request.node, f"{duration(outcome.seconds)}  {outcome.ref.path}")
 
 
-def _run_folder(plan: FrozenPlan) -> Path:
-    """One folder below `runs/` for all rows of a plan: their logs, and the record that keeps what
-    they build from being collected as garbage."""
+def _run_folder(plan: FrozenPlan, builder: Builder) -> Path:
+    """One folder below `runs/` for all rows of a plan, begun by the first of them."""
     name = f"rows-{plan.experiment}-{plan.fingerprint[:8]}"
     folder = Path(plan.config.paths.root) / "runs" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        plan.write(folder / "plan.json")
+        if not (folder / ENVIRONMENT_FILE).exists():
+            begin(builder, folder)
     except OSError as error:
         raise ConfigError(
             f"nothing can be written below the plan's paths.root: {folder}: {error.strerror}",

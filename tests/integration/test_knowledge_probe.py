@@ -217,7 +217,7 @@ def test_identity(lab: Lab) -> None:
     assert Probe("renamed", SUITE, probe.corpora, 0).recipe() == probe.recipe()
     assert probe.recipe().references == {"old": "documents.jsonl", "held-out new": "heldout.jsonl"}
     assert set(probe.inputs()) == {"corpus:new", "corpus:old"}
-    assert probe.cost().seconds > 0 < probe.cost().memory_bytes
+    assert probe.cost().seconds > 0 < probe.resources().memory_bytes
 
 
 def test_nothing_to_compare_with_is_an_error(lab: Lab) -> None:

@@ -10,7 +10,15 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.stage import (
+    ONE_CORE,
+    ArtifactRef,
+    Cost,
+    Metrics,
+    Resources,
+    RunContext,
+    Stage,
+)
 
 Sources = tuple[tuple[str, Stage], ...]
 
@@ -50,6 +58,9 @@ class TextStage:
 
     def cost(self) -> Cost:
         return Cost(disk_bytes=self.disk_bytes)
+
+    def resources(self) -> Resources:
+        return ONE_CORE
 
     def describe(self) -> str:
         return f"text={self.text}"
@@ -93,6 +104,9 @@ class ActionStage:
 
     def cost(self) -> Cost:
         return Cost()
+
+    def resources(self) -> Resources:
+        return ONE_CORE
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         del inputs, ctx

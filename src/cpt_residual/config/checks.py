@@ -211,7 +211,7 @@ def _packs(experiment: Experiment) -> Iterator[str]:
 
 
 def _recipes(experiment: Experiment) -> Iterator[str]:
-    num_processes = experiment.launch.num_processes
+    world_size = experiment.launch.world_size
     for key, recipe in experiment.recipes.items():
         pack = experiment.packs[recipe.pack]
         tokens, length = recipe.global_batch_tokens, pack.sequence_length
@@ -222,10 +222,10 @@ def _recipes(experiment: Experiment) -> Iterator[str]:
             )
             continue
         rows = rows_per_step(recipe, pack)
-        if rows % num_processes:
+        if rows % world_size:
             yield (
                 f"recipes.{key}.global_batch_tokens: {tokens}: {rows} rows per step cannot be "
-                f"shared evenly by launch.num_processes={num_processes}"
+                f"shared evenly by {experiment.launch.ranks}"
             )
         yield from _warmup(key, recipe, pack)
 

@@ -284,17 +284,29 @@ Few = Annotated[int, Field(gt=0, le=65_536)]
 
 
 class Launch(Frozen):
-    """How the work is spread over this machine. Never changes a fingerprint."""
+    """How the work is spread over machines. Never changes a fingerprint."""
 
     cores: Few | None = None  # budget for parallel stages; null = all cores of the machine
     threads: Few = 1  # torch threads of a training process
     threads_for: dict[Name, Few] = Field(default_factory=dict)  # model name -> threads
-    num_processes: Few = 1  # ranks of every training stage (torchrun)
+    num_nodes: Few = 1  # machines of every training stage; more than one through SLURM only
+    num_processes: Few = 1  # ranks of every training stage on each of them (torchrun)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     micro_batch_rows: Few = 8
     eval_batch_size: Few = 32
     checkpoint_every_steps: PositiveInt = 100
     gradient_checkpointing: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of a training stage, on all nodes."""
+        return self.num_nodes * self.num_processes
+
+    @property
+    def ranks(self) -> str:
+        """The world size as it is set."""
+        nodes = f" on launch.num_nodes={self.num_nodes}" if self.num_nodes > 1 else ""
+        return f"launch.num_processes={self.num_processes}{nodes}"
 
 
 class DeepSpeed(Frozen):

@@ -19,19 +19,35 @@ class Cost:
     """What a stage is expected to cost. Zero means unknown or negligible.
 
     tokens: training tokens; steps: optimizer steps; flops: floating point operations;
-    seconds: wall time on this machine; memory_bytes: peak per process (GPU memory when the stage
-    runs on one); disk_bytes: size of the artifact; scratch_bytes: what
-    the build needs besides it (checkpoints), freed afterwards; cores: torch threads it keeps busy.
+    seconds: wall time on its resources; disk_bytes: size of the artifact; scratch_bytes: what the
+    build needs besides it (checkpoints), freed afterwards. The rates are those of `core/rates.py`.
     """
 
     tokens: int = 0
     steps: int = 0
     flops: float = 0.0
     seconds: float = 0.0
-    memory_bytes: int = 0
     disk_bytes: int = 0
     scratch_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage occupies while it is built: how it runs, never part of its identity.
+
+    nodes: machines; the rest is of each of them. gpus: whole devices, for this stage alone;
+    cores: threads it keeps busy; memory_bytes: peak of host memory; gpu_memory_bytes: peak on each
+    GPU.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 0
     cores: int = 1
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
+
+
+ONE_CORE = Resources()
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,11 @@ class Stage(Protocol):
     survives a kill (checkpoints). It never decides whether to run, where to publish or what to
     log to. Raises a `CptResidualError` for everything a user can mend.
 
-    Three members are optional: `describe() -> str` adds a few words to the lineage tree;
-    `needs_network -> bool` (a property) says that `build` downloads, so `--prefetch` builds it; and
+    Four members are optional: `describe() -> str` adds a few words to the lineage tree;
+    `needs_network -> bool` (a property) says that `build` downloads, so `--prefetch` builds it;
     the class attribute `links_allowed = True` lets `out/` hold links to files outside the store
-    (released models of many gigabytes); their content is hashed all the same.
+    (released models of many gigabytes); their content is hashed all the same; and the class
+    attribute `tracked = True` gives the stage a run of its own in W&B for its series and scores.
     """
 
     name: ClassVar[str]
@@ -109,6 +126,10 @@ class Stage(Protocol):
         """An estimate made without reading artifacts (shown by the plan)."""
         ...
 
+    def resources(self) -> Resources:
+        """What the local executor and SLURM set aside for `build`."""
+        ...
+
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics: ...
 
 
@@ -120,3 +141,8 @@ class Node:
     fingerprint: str
     level: int
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])  # role -> node name
+
+
+def is_tracked(stage: Stage) -> bool:
+    """Whether the stage has a W&B run of its own."""
+    return bool(getattr(stage, "tracked", False))

@@ -9,8 +9,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Mapping, MutableMapping
+from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,14 +80,19 @@ def visible_gpus() -> int | None:
         return None
 
 
-def require_gpus(launch: Launch) -> None:
-    """LaunchError when training on `launch.device` would find fewer GPUs than processes."""
-    if launch.device != "cuda" and not (uses_gpu(launch) and launch.num_processes > 1):
-        return
-    found = visible_gpus()
-    on_cpu = launch.device == "auto" and found == 0  # as training will decide
-    if found is not None and found < launch.num_processes and not on_cpu:
-        raise too_few_gpus(launch, found)
+def named_gpus() -> tuple[str, ...] | None:
+    """The entries of CUDA_VISIBLE_DEVICES: numbers, or names of GPUs and MIG devices; as CUDA does,
+    up to a negative one. None when it is not set."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    entries = [entry.strip() for entry in text.split(",")]
+    return tuple(takewhile(lambda entry: entry and not entry.startswith("-"), entries))
+
+
+def show_gpus(gpus: Sequence[str]) -> None:
+    """Let this process and its children see these GPUs only. To be called before CUDA is used."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
 
 def too_few_gpus(launch: Launch, found: int) -> LaunchError:

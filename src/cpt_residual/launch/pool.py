@@ -1,11 +1,10 @@
-"""Run a graph of jobs on long-lived worker processes within a core budget.
+"""Run a graph of jobs on worker processes, in the order and on the slots of `Schedule`.
 
 A worker imports the heavy libraries once and then builds one job after another, so a graph of
 forty small stages pays for two imports of torch and not for forty. Guarantees:
 
-* a job starts only when all its dependencies are done, and never takes the sum of cores above the
-  budget (a job that wants more than the budget runs alone);
-* jobs on the longest remaining path start first;
+* a job that holds GPUs has a process that sees these GPUs only and ends with the job, which gives
+  their memory back; the others see none of the GPUs that are given out;
 * a failed job blocks what depends on it and nothing else, except that a full disk blocks all;
 * a job that a process outside does already waits, without a worker, until that process ends;
 * workers die with their parent, also when it is killed with SIGKILL.
@@ -30,6 +29,8 @@ from typing import Any, Literal
 
 from cpt_residual.errors import BusyError, CptResidualError, DiskSpaceError, WorkerError
 from cpt_residual.launch.endings import MEMORY_HINT, how_it_ended
+from cpt_residual.launch.environment import show_gpus
+from cpt_residual.launch.schedule import Job, Machine, Schedule
 
 Report = Callable[[int, int, str], None]
 Work = Callable[[Any, Report], Any]
@@ -40,20 +41,6 @@ _POLL_SECONDS = 1.0
 _WORKER_GRACE_SECONDS = 20.0
 _TERMINATED = 128 + signal.SIGTERM
 _GRACE_SECONDS = 600.0  # a training writes a checkpoint first, which takes minutes when it is large
-
-
-@dataclass(frozen=True)
-class Job:
-    """One unit of work. `seconds` is its expected time, used only to order the queue.
-
-    `alone`: runs by itself in a process that ends with it, which gives GPU memory back."""
-
-    name: str
-    payload: Any
-    needs: frozenset[str] = frozenset()
-    cores: int = 1
-    seconds: float = 0.0
-    alone: bool = False
 
 
 Holder = Callable[[Job], str | None]
@@ -86,7 +73,7 @@ def run_jobs(
     jobs: Mapping[str, Job],
     work: Work,
     *,
-    cores: int,
+    machine: Machine,
     log: Path,
     on_event: OnEvent,
     holder: Holder = _nobody,
@@ -98,59 +85,11 @@ def run_jobs(
     `KeyboardInterrupt` stops the workers (SIGTERM, then SIGKILL after ten minutes or at a second
     interrupt) and is raised again."""
     held = _Held(holder, on_event)
-    pool = _Pool(work, cores=cores, log=log, on_event=on_event, queue=_Queue(jobs), held=held)
+    pool = _Pool(work, log=log, on_event=on_event, schedule=Schedule(jobs, machine), held=held)
     try:
         return pool.run()
     finally:
         pool.stop()
-
-
-class _Queue:
-    """Which jobs may start, in order of their longest remaining path."""
-
-    def __init__(self, jobs: Mapping[str, Job]) -> None:
-        self.waiting: dict[str, Job] = dict(jobs)
-        self.done: set[str] = set()
-        self.failed: set[str] = set()
-        self._rank = _longest_paths(jobs)
-
-    def ready(self) -> list[Job]:
-        jobs = [job for job in self.waiting.values() if job.needs <= self.done]
-        return sorted(jobs, key=lambda job: (-self._rank[job.name], job.name))
-
-    def abandon(self) -> list[Job]:
-        """Everything that has not started; it leaves the queue."""
-        found = list(self.waiting.values())
-        self.failed.update(self.waiting)
-        self.waiting.clear()
-        return found
-
-    def blocked(self) -> list[Job]:
-        """Jobs that can no longer run; they leave the queue."""
-        found: list[Job] = []
-        while hit := [job for job in self.waiting.values() if job.needs & self.failed]:
-            for job in hit:
-                found.append(self.waiting.pop(job.name))
-                self.failed.add(job.name)
-        return found
-
-
-def _longest_paths(jobs: Mapping[str, Job]) -> dict[str, float]:
-    """Seconds from the start of each job to the end of the graph along its longest path."""
-    followers: dict[str, list[str]] = {name: [] for name in jobs}
-    for job in jobs.values():
-        for need in job.needs:
-            followers[need].append(job.name)
-    rank: dict[str, float] = {}
-
-    def visit(name: str) -> float:
-        if name not in rank:
-            rank[name] = jobs[name].seconds + max(map(visit, followers[name]), default=0.0)
-        return rank[name]
-
-    for name in jobs:
-        visit(name)
-    return rank
 
 
 class _Held:
@@ -180,6 +119,7 @@ class _Held:
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    keeps_gpus: bool = False
     job: Job | None = field(default=None)
     begun: bool = False
     """Whether it has said that it began its job."""
@@ -188,52 +128,41 @@ class _Worker:
 
 class _Pool:
     def __init__(
-        self, work: Work, *, cores: int, log: Path, on_event: OnEvent, queue: _Queue, held: _Held
+        self, work: Work, *, log: Path, on_event: OnEvent, schedule: Schedule, held: _Held
     ) -> None:
-        self._work, self._cores, self._log = work, cores, log
-        self._on_event, self._queue, self._held = on_event, queue, held
+        self._work, self._log = work, log
+        self._on_event, self._schedule, self._held = on_event, schedule, held
         self._workers: list[_Worker] = []
 
     def run(self) -> bool:
-        while self._queue.waiting or any(worker.job for worker in self._workers):
-            self._start_what_fits()
+        while not self._schedule.is_over:
+            for job, grant in self._schedule.starts(self._held.holds):
+                self._hand_over(job, grant.gpus)
+                self._on_event(Event("start", job.name))
             self._listen()
-        return not self._queue.failed
+        return not self._schedule.failed
 
-    def _start_what_fits(self) -> None:
-        used = sum(self._cores_of(worker.job) for worker in self._workers if worker.job)
-        for job in self._queue.ready():
-            if self._held.holds(job):
-                continue
-            if used and used + self._cores_of(job) > self._cores:
-                break  # in order: a wide job is not starved by narrow ones behind it
-            del self._queue.waiting[job.name]
-            self._hand_over(job)
-            used += self._cores_of(job)
-            self._on_event(Event("start", job.name))
-
-    def _hand_over(self, job: Job) -> None:
-        """Give the job to an idle worker, else to a new one. An idle worker that was killed from
-        outside had nothing to lose: it is replaced."""
-        for idle in [worker for worker in self._workers if worker.job is None]:
+    def _hand_over(self, job: Job, gpus: tuple[str, ...]) -> None:
+        """Give the job to an idle worker, else to a new one; one that holds GPUs always to a new
+        one. An idle worker that was killed from outside had nothing to lose: it is replaced."""
+        for idle in [worker for worker in self._workers if worker.job is None and not gpus]:
             if idle.process.is_alive() and _sent(idle, job.payload):
                 idle.job = job
                 return
             self._retire(idle)
-        worker = self._spawn()
+        worker = self._spawn(gpus)
         worker.job = job
         _sent(worker, job.payload)  # of one that is gone already, `_listen` hears
 
-    def _cores_of(self, job: Job) -> int:
-        return self._cores if job.alone else job.cores
-
-    def _spawn(self) -> _Worker:
+    def _spawn(self, gpus: tuple[str, ...]) -> _Worker:
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(self._work, theirs, self._log), daemon=False)
+        shown = gpus if self._schedule.machine.gpus else None
+        arguments = (self._work, theirs, self._log, shown)
+        process = context.Process(target=_serve, args=arguments, daemon=False)
         process.start()
         theirs.close()
-        worker = _Worker(process, ours)
+        worker = _Worker(process, ours, keeps_gpus=bool(gpus))
         self._workers.append(worker)
         return worker
 
@@ -246,7 +175,7 @@ class _Pool:
             except (EOFError, OSError):  # it is gone, perhaps in the middle of an answer
                 if worker.job and worker.num_done and not worker.begun:
                     self._retire(worker)  # it was killed when idle, and the job not yet begun
-                    self._hand_over(worker.job)
+                    self._hand_over(worker.job, ())
                     continue
                 kind, value = "failed", self._bury(worker)
             self._handle(worker, kind, value)
@@ -262,20 +191,19 @@ class _Pool:
             self._on_event(Event("progress", job.name, done=done, total=total, unit=unit))
             return
         worker.job, worker.begun, worker.num_done = None, False, worker.num_done + 1
-        if job.alone and worker in self._workers:
-            self._retire(worker)
+        if worker.keeps_gpus and worker in self._workers:
+            self._retire(worker)  # before others get its GPUs
         if kind == "done":
-            self._queue.done.add(job.name)
+            self._schedule.finish(job.name)
             self._on_event(Event("done", job.name, result=value))
             return
         if isinstance(value, BusyError):
-            self._queue.waiting[job.name] = job
+            self._schedule.put_back(job.name)
             self._held.holds(job)  # tells who, and leaves it alone for a moment
             return
-        self._queue.failed.add(job.name)
-        self._on_event(Event("failed", job.name, error=value))
         full = isinstance(value, DiskSpaceError)  # what starts now would meet it too
-        for blocked in self._queue.abandon() if full else self._queue.blocked():
+        self._on_event(Event("failed", job.name, error=value))
+        for blocked in self._schedule.fail(job.name, all_others=full):
             self._on_event(Event("blocked", blocked.name))
 
     def _bury(self, worker: _Worker) -> CptResidualError:
@@ -322,9 +250,11 @@ def _sent(worker: _Worker, payload: Any) -> bool:
     return True
 
 
-def _serve(work: Work, pipe: Connection, log: Path) -> None:
-    """Main loop of a worker process."""
+def _serve(work: Work, pipe: Connection, log: Path, gpus: tuple[str, ...] | None) -> None:
+    """Main loop of a worker process. `gpus`: all that it may see; None leaves it as it is."""
     _print_to(log)
+    if gpus is not None:
+        show_gpus(gpus)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with_parent, daemon=True).start()

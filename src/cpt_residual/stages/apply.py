@@ -10,14 +10,16 @@ from typing import ClassVar
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.config.schema import Frozen
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.stages.inputs import num_parameters_of, open_model
+from cpt_residual.core.rates import (
+    SECONDS_TO_CHECK_STOPS,
+    WEIGHT_BYTES_PER_SECOND,
+    WEIGHTS_MEMORY,
+)
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
+from cpt_residual.stages.inputs import model_bytes_of, num_parameters_of, open_model
 from cpt_residual.stages.residual import ResidualStage
 
 _FLOPS_PER_PARAMETER = 2  # one product, one sum
-_PARAMETERS_PER_SECOND = 100e6
-_SECONDS_TO_VERIFY = 3.0
-_BYTES_PER_PARAMETER = 4  # at most; released models have 2
 
 
 class ApplyRecipe(Frozen):
@@ -62,14 +64,18 @@ class Apply:
         return inputs
 
     def cost(self) -> Cost:
-        num_parameters = self.num_parameters()
-        size = _BYTES_PER_PARAMETER * num_parameters
+        """Target and residual are hashed and read, the merged model is written, hashed and loaded
+        once. A method that measures first reads more, which is not counted."""
+        size = model_bytes_of(self.target)
+        handled = 5 * size + 2 * self.residual.cost().disk_bytes
         return Cost(
-            flops=_FLOPS_PER_PARAMETER * num_parameters,
-            seconds=_SECONDS_TO_VERIFY + num_parameters / _PARAMETERS_PER_SECOND,
-            memory_bytes=500 * 2**20 + size,  # verify_stops loads the merged model
+            flops=_FLOPS_PER_PARAMETER * self.num_parameters(),
+            seconds=SECONDS_TO_CHECK_STOPS + handled / WEIGHT_BYTES_PER_SECOND,
             disk_bytes=size,
         )
+
+    def resources(self) -> Resources:
+        return Resources(memory_bytes=WEIGHTS_MEMORY)
 
     def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
         """The residual fits the target, and the merged model will have a chat side."""

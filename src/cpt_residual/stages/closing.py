@@ -1,4 +1,4 @@
-"""What a finished run shows: comparison, verdict, times, figures, and where the report is."""
+"""Start and end of a run: its record, and the comparison, verdict, times and figures it shows."""
 
 from __future__ import annotations
 
@@ -7,18 +7,59 @@ from pathlib import Path
 from pydantic import JsonValue
 from rich.console import Console
 
+from cpt_residual.core.artifact import MANIFEST, RECEIPT
 from cpt_residual.core.disk import format_bytes
-from cpt_residual.core.files import write_json_atomic
+from cpt_residual.core.files import copy_files, write_json_atomic
+from cpt_residual.core.run_record import git_state, library_versions
 from cpt_residual.launch.console import duration, paragraph
 from cpt_residual.stages.execute import Builder
+from cpt_residual.stages.frozen import FrozenPlan
+from cpt_residual.stages.registry import REPORT_NODE
 from cpt_residual.tracking.outcome import upload_lines
+from cpt_residual.tracking.sinks import track_report
+
+ENVIRONMENT_FILE = "environment.json"
 
 TIMES_FILE = "times.json"
 """Measured times and peak memory of every stage. Beside the report, not part of its artifact:
 they differ from machine to machine while the report is the same to the byte."""
 
 
-def show_results(builder: Builder, run_dir: Path, console: Console, *, seconds: float) -> None:
+def begin(builder: Builder, run_dir: Path) -> None:
+    """What every run folder holds from its start: the plan, which keeps what is built from being
+    collected as garbage, and the state of code and libraries."""
+    FrozenPlan.of(builder.experiment, builder.graph).write(run_dir / "plan.json")
+    git = git_state(Path.cwd())
+    record: dict[str, JsonValue] = {
+        "git": {"commit": git["commit"], "dirty": git["dirty"]},
+        "libraries": dict(library_versions()),
+    }
+    write_json_atomic(run_dir / ENVIRONMENT_FILE, record)
+
+
+def end(builder: Builder, run_dir: Path, console: Console, *, seconds: float | None) -> Path:
+    """End a run whose report is ready, on one machine or row by row: report in the run folder, W&B
+    summary, table and verdict on the screen. Returns the report's folder.
+
+    `seconds`: what the run took, where one process knows it."""
+    experiment, report_dir = builder.experiment, run_dir / "report"
+    artifact = builder.store.path_of(builder.graph[REPORT_NODE])
+    copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
+    track_report(
+        experiment.tracking,
+        experiment=experiment.name,
+        seed=experiment.seed,
+        fingerprint=builder.graph.fingerprint,
+        run_dir=run_dir,
+        report_dir=report_dir,
+    )
+    show_results(builder, run_dir, console, seconds=seconds)
+    return report_dir
+
+
+def show_results(
+    builder: Builder, run_dir: Path, console: Console, *, seconds: float | None
+) -> None:
     """Print the comparison and paths; `report: PATH` is the last line. Writes `times.json`."""
     from cpt_residual.report.published import read_report
     from cpt_residual.report.tables import comparison_table, comparison_text
@@ -53,7 +94,7 @@ def say_uploads(run_dir: Path, console: Console, node: str | None = None) -> Non
         console.print(line, markup=False, soft_wrap=True, highlight=False)
 
 
-def _times(builder: Builder, report_dir: Path, seconds: float) -> str:
+def _times(builder: Builder, report_dir: Path, seconds: float | None) -> str:
     """Write `times.json` from the receipts; one line about them."""
     receipts = {node.stage.node: builder.store.receipt(node) for node in builder.graph.distinct()}
     found = {name: receipt for name, receipt in receipts.items() if receipt is not None}
@@ -64,7 +105,8 @@ def _times(builder: Builder, report_dir: Path, seconds: float) -> str:
     write_json_atomic(report_dir / TIMES_FILE, {"run_seconds": seconds, "stages": table})
     total = sum(receipt.seconds for receipt in found.values())
     peak = max((receipt.peak_rss_bytes for receipt in found.values()), default=0)
+    whole = "" if seconds is None else f"this run took {duration(seconds)}; "
     return (
-        f"this run took {duration(seconds)}; all stages took {duration(total)} when they were "
+        f"{whole}all stages took {duration(total)} when they were "
         f"built, peak memory {format_bytes(peak)} a process"
     )

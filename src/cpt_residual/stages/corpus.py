@@ -12,7 +12,17 @@ from pydantic import Field, JsonValue
 from cpt_residual.base_model import Frozen
 from cpt_residual.config.corpora import BadLines, HubCorpus, LocalCorpus
 from cpt_residual.config.filters import Filters
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, ProgressReport, RunContext, Stage
+from cpt_residual.core.rates import HUB_TEXT_BYTES_PER_SECOND, LOCAL_TEXT_BYTES_PER_SECOND
+from cpt_residual.core.stage import (
+    ONE_CORE,
+    ArtifactRef,
+    Cost,
+    Metrics,
+    ProgressReport,
+    Resources,
+    RunContext,
+    Stage,
+)
 from cpt_residual.data.file_names import LEDGER_FILE
 from cpt_residual.data.files import suffix_of
 
@@ -23,8 +33,6 @@ if TYPE_CHECKING:
     from cpt_residual.data.local import LocalReader
     from cpt_residual.data.records import Record
 
-_LOCAL_BYTES_PER_SECOND = 40e6
-_HUB_BYTES_PER_SECOND = 5e6
 _UNPACKED = 3
 """Text is about so many times as large as its compressed file."""
 _REPORT_EVERY = 1000
@@ -114,9 +122,12 @@ class Corpus:
 
     def cost(self) -> Cost:
         num_bytes = self._expected_bytes()
-        rate = _HUB_BYTES_PER_SECOND if self.needs_network else _LOCAL_BYTES_PER_SECOND
+        rate = HUB_TEXT_BYTES_PER_SECOND if self.needs_network else LOCAL_TEXT_BYTES_PER_SECOND
         scratch = num_bytes if self.corpus.heldout_documents else 0
         return Cost(seconds=num_bytes / rate, disk_bytes=num_bytes, scratch_bytes=scratch)
+
+    def resources(self) -> Resources:
+        return ONE_CORE
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.core.files import write_json_atomic

@@ -18,19 +18,26 @@ from cpt_residual.config.schema import (
     Suite,
     WorldSuite,
 )
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import (
+    CPU_FLOPS_PER_THREAD,
+    EVALUATION_MEMORY,
+    GPU_PEAK_FLOPS,
+    GPU_SCORING_MFU,
+    GPU_SECONDS_PER_GENERATED_TOKEN,
+    SECONDS_TO_START_EVALUATION,
+)
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 from cpt_residual.data.questions import QUESTIONS_FILE
 from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
-from cpt_residual.stages.inputs import CorpusInput
-from cpt_residual.stages.residual import num_parameters_of
+from cpt_residual.evaluation.workload import AskedOf, workload_of
+from cpt_residual.launch.environment import uses_gpu
+from cpt_residual.stages.inputs import CorpusInput, num_parameters_of
+from cpt_residual.stages.world import World
 
 if TYPE_CHECKING:
     from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings
 
-_SECONDS_MEASURED = 2.0  # about 700 prompts and 300 documents, one thread
-_PARAMETERS_MEASURED = 1.2e6
-_MEMORY_BYTES = 900 * 2**20  # libraries and a batch
 _BYTES = {"fp32": 4, "bf16": 2}
 _DISK_BYTES = 2**20
 
@@ -73,6 +80,7 @@ class Evaluate:
 
     name: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 1
+    tracked: ClassVar[bool] = True
 
     @property
     def node(self) -> str:
@@ -101,15 +109,31 @@ class Evaluate:
         return ", ".join(self.suites)
 
     def cost(self) -> Cost:
-        """Time is known for the world's own suites only (stock tasks differ by orders)."""
-        num_parameters = num_parameters_of(self.model)
-        own = all(isinstance(suite, WorldSuite | HeldoutSuite) for suite in self.suites.values())
-        size = max(1.0, num_parameters / _PARAMETERS_MEASURED)
+        """2 N FLOPs a token that is read or generated; on GPUs a batch takes a fixed time for each
+        token it generates. The counts are estimates (`evaluation/workload.py`)."""
+        work = workload_of(self.suites.values(), self._asked_of())
+        flops = 2.0 * num_parameters_of(self.model) * sum(each.tokens for each in work)
+        seconds = flops / CPU_FLOPS_PER_THREAD
+        if uses_gpu(self.launch):
+            batches = sum(each.generated_batches(self.launch.eval_batch_size) for each in work)
+            seconds = flops / (GPU_PEAK_FLOPS * GPU_SCORING_MFU)
+            seconds += batches * GPU_SECONDS_PER_GENERATED_TOKEN
         return Cost(
-            seconds=_SECONDS_MEASURED * size if own and self.world is not None else 0.0,
-            memory_bytes=_MEMORY_BYTES + _BYTES[self.precision] * num_parameters,
-            disk_bytes=_DISK_BYTES,
+            flops=flops, seconds=SECONDS_TO_START_EVALUATION + seconds, disk_bytes=_DISK_BYTES
         )
+
+    def resources(self) -> Resources:
+        """One GPU where there are some, so that as many variants are evaluated at once."""
+        weights = _BYTES[self.precision] * num_parameters_of(self.model)
+        if uses_gpu(self.launch):
+            memory = EVALUATION_MEMORY + weights  # while they are loaded
+            return Resources(gpus_per_node=1, memory_bytes=memory, gpu_memory_bytes=weights)
+        return Resources(memory_bytes=EVALUATION_MEMORY + weights)
+
+    def _asked_of(self) -> AskedOf:
+        world = self.world if isinstance(self.world, World) else None
+        made_here = (key for key, given in self.corpora.items() if isinstance(given.stage, World))
+        return AskedOf(world.size.num_prompts_per_type if world else 0, frozenset(made_here))
 
     def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
         """The tasks are known and their data is here, the template renders, and the variant has

@@ -10,9 +10,8 @@ from typing import Self
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.build import BuildOutcome, build_node
 from cpt_residual.core.graph import Graph
-from cpt_residual.core.stage import Node, ProgressReport, RunContext
+from cpt_residual.core.stage import Node, ProgressReport, RunContext, is_tracked
 from cpt_residual.core.store import Store
-from cpt_residual.stages.frozen import GPU_STAGES
 from cpt_residual.stages.registry import build_graph, open_store
 from cpt_residual.tracking.sinks import open_sinks
 
@@ -46,9 +45,11 @@ class Builder:
         Raises a `CptResidualError` with the reason when it cannot be built.
         """
         node = self.graph[request.node]
-        ctx = RunContext(run_dir=request.run_dir, threads=node.stage.cost().cores, progress=report)
+        ctx = RunContext(
+            run_dir=request.run_dir, threads=node.stage.resources().cores, progress=report
+        )
         ready = self.store.status(self.graph, node).state == "ready"
-        if ready or node.stage.name not in GPU_STAGES:
+        if ready or not is_tracked(node.stage):
             return build_node(self.store, self.graph, node, ctx)
         return self._build_tracked(node, ctx)
 

@@ -17,31 +17,28 @@ from cpt_residual.config.schema import Experiment, Frozen
 from cpt_residual.config.validate import dotted, problems_in
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.graph import Graph
+from cpt_residual.core.stage import Resources
 from cpt_residual.errors import ConfigError
-
-GPU_STAGES = frozenset({"pretrain", "sft", "cpt", "evaluate"})
-"""Stages that train or evaluate: they use GPUs where there are some, and have a series or scores
-of their own to track."""
 
 _AGAIN = "Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN"
 _MOST_PROBLEMS = 8
 
 
 class PlanRow(Frozen):
-    """One artifact to build. `gpu`: it trains or evaluates."""
+    """One artifact to build, on what it needs for it."""
 
     index: int
     level: int
     node: str
     stage: str
     fingerprint: str
-    gpu: bool
+    resources: Resources
 
 
 class FrozenPlan(Frozen):
     """An experiment with its rows. `levels` lists row indices by level."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     experiment: str
     fingerprint: str
     levels: list[list[int]]
@@ -59,7 +56,7 @@ class FrozenPlan(Frozen):
                 node=node.stage.node,
                 stage=node.stage.name,
                 fingerprint=node.fingerprint,
-                gpu=node.stage.name in GPU_STAGES,
+                resources=node.stage.resources(),
             )
             for index, node in enumerate(nodes)
         ]

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from cpt_residual.config.schema import Frozen
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.stages.inputs import num_parameters_of, open_model
+from cpt_residual.core.rates import (
+    GEOMETRY_BYTES_PER_SECOND,
+    WEIGHT_BYTES_PER_SECOND,
+    WEIGHTS_MEMORY,
+)
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
+from cpt_residual.stages.inputs import model_bytes_of, open_model
 
 GEOMETRY_FILE = "geometry.json"
-_PARAMETERS_PER_SECOND = 20e6
 
 
 class GeometryRecipe(Frozen):
@@ -43,10 +47,12 @@ class Geometry:
         return inputs | ({"instruct_cpt": self.instruct_cpt} if self.instruct_cpt else {})
 
     def cost(self) -> Cost:
-        return Cost(
-            seconds=num_parameters_of(self.base) / _PARAMETERS_PER_SECOND,
-            memory_bytes=500 * 2**20,
-        )
+        """Every model is hashed, and read for its norms."""
+        size = sum(map(model_bytes_of, self.inputs().values()))
+        return Cost(seconds=size / WEIGHT_BYTES_PER_SECOND + size / GEOMETRY_BYTES_PER_SECOND)
+
+    def resources(self) -> Resources:
+        return Resources(memory_bytes=WEIGHTS_MEMORY)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.core.files import write_json_atomic

@@ -9,12 +9,15 @@ from typing import ClassVar
 
 from cpt_residual.config import derived
 from cpt_residual.config.schema import Architecture, Frozen
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import (
+    RANDOM_PARAMETERS_PER_SECOND,
+    SECONDS_TO_TRAIN_TOKENIZER,
+    TORCH_MEMORY,
+)
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 from cpt_residual.stages.inputs import CorpusInput
 
 _BYTES_PER_PARAMETER = 4
-_SECONDS = 2.0
-_PARAMETERS_PER_SECOND = 50e6
 
 
 class InitRecipe(Frozen):
@@ -54,12 +57,15 @@ class Init:
         return {"corpus": self.corpus.stage}
 
     def cost(self) -> Cost:
-        size = _BYTES_PER_PARAMETER * self.num_parameters()
-        return Cost(
-            seconds=_SECONDS + self.num_parameters() / _PARAMETERS_PER_SECOND,
-            memory_bytes=600 * 2**20 + 2 * size,
-            disk_bytes=size,
-        )
+        drawing = self.num_parameters() / RANDOM_PARAMETERS_PER_SECOND
+        return Cost(seconds=SECONDS_TO_TRAIN_TOKENIZER + drawing, disk_bytes=self._num_bytes)
+
+    def resources(self) -> Resources:
+        return Resources(memory_bytes=TORCH_MEMORY + 2 * self._num_bytes)
+
+    @property
+    def _num_bytes(self) -> int:
+        return _BYTES_PER_PARAMETER * self.num_parameters()
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.modeling.initialise import write_initial_model

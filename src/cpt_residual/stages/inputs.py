@@ -36,6 +36,11 @@ def num_parameters_of(stage: Stage) -> int:
     return stage.num_parameters() if isinstance(stage, _Sized) else 0
 
 
+def model_bytes_of(stage: Stage) -> int:
+    """Size of a model's weights on disk; of a linked one, two bytes a parameter are assumed."""
+    return stage.cost().disk_bytes or 2 * num_parameters_of(stage)
+
+
 def open_model(ref: ArtifactRef, *, role: str) -> Checkpoint:
     """The weights of a model artifact. Links are followed only where the source stage made them."""
     from cpt_residual.weights.checkpoint import open_checkpoint

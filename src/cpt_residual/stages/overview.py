@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cpt_residual.core.graph import Graph
-from cpt_residual.core.stage import Cost, Node
+from cpt_residual.core.stage import Cost, Node, Resources
 from cpt_residual.core.store import NodeStatus, Store
+from cpt_residual.launch.schedule import Job, Machine, Span, simulate
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One row of the plan."""
+    """One row of the plan. needs: the rows whose artifacts it reads."""
 
     node: Node
     status: NodeStatus
     cost: Cost
+    resources: Resources
+    needs: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -35,10 +37,17 @@ class Overview:
 
     @classmethod
     def of(cls, graph: Graph, store: Store) -> Overview:
-        """Ask the store for the status of every node (quick check) and each stage for its cost."""
+        """Ask the store for the status of every node (quick check), each stage what it takes."""
+        first = {node.fingerprint: node.stage.node for node in reversed(graph.nodes)}
         return cls(
             tuple(
-                PlannedStage(node, store.status(graph, node), node.stage.cost())
+                PlannedStage(
+                    node,
+                    store.status(graph, node),
+                    node.stage.cost(),
+                    node.stage.resources(),
+                    tuple(first[each.fingerprint] for each in graph.inputs_of(node).values()),
+                )
                 for node in graph.distinct()
             )
         )
@@ -63,27 +72,22 @@ class Overview:
         return scratch + sum(stage.cost.disk_bytes for stage in self.to_build)
 
     @property
-    def peak_memory_bytes(self) -> int:
-        """The largest single stage among those to build."""
-        return max((stage.cost.memory_bytes for stage in self.to_build), default=0)
-
-    @property
     def flops(self) -> float:
         return sum(stage.cost.flops for stage in self.to_build)
 
-    def wall_seconds(self, cores: int) -> float:
-        """Estimated wall time on `cores` cores: list scheduling in the order of the plan."""
-        return _makespan(self.to_build, cores)
+    def jobs(self) -> dict[str, Job]:
+        """The missing stages as jobs without work."""
+        missing = frozenset(stage.name for stage in self.to_build)
+        return {
+            stage.name: Job(
+                name=stage.name,
+                needs=missing.intersection(stage.needs),
+                resources=stage.resources,
+                seconds=stage.cost.seconds,
+            )
+            for stage in self.to_build
+        }
 
-
-def _makespan(stages: Sequence[PlannedStage], cores: int) -> float:
-    free = [0.0] * cores  # when each core is free
-    end: dict[str, float] = {}
-    for stage in stages:
-        wanted = min(stage.cost.cores, cores)
-        ready = max((end.get(name, 0.0) for name in stage.node.inputs.values()), default=0.0)
-        free.sort()
-        start = max(ready, free[wanted - 1])
-        end[stage.name] = start + stage.cost.seconds
-        free[:wanted] = [end[stage.name]] * wanted
-    return max(end.values(), default=0.0)
+    def timetable(self, machine: Machine) -> dict[str, Span]:
+        """When each missing stage would run on `machine`, as the local executor orders them."""
+        return simulate(self.jobs(), machine)

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from cpt_residual.base_model import Frozen
 from cpt_residual.config.packs import Pack
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import ENCODED_TOKENS_PER_SECOND_AND_CORE, PACK_MEMORY
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.encoding_limits import (
     ENCODING_BYTES_PER_CHARACTER,
@@ -28,11 +29,9 @@ if TYPE_CHECKING:
 
 _BYTES_PER_TOKEN = 5  # uint32 id + uint8 flags
 _SCRATCH_BYTES_PER_TOKEN = 5  # ids that wait in token files, and those encoded ahead
-_TOKENS_PER_SECOND_AND_CORE = 600_000
 _PARALLEL_TOKENS = 4_000_000
 """From here on it pays to have processes that encode; to begin anew takes longer than seconds."""
 _PADDED_ROWS = 1.1
-_MEMORY_BYTES = 500 * 2**20  # interpreter, libraries, short documents that are encoded together
 
 
 class PackSourceRecipe(Frozen):
@@ -127,16 +126,21 @@ class PackStage:
 
     def cost(self) -> Cost:
         tokens = self.pack.token_budget
-        cores = self.available_cores if self.is_large else 1
         pads = any(s.format == "chat" or s.packing == "best_fit" for s in self.pack.sources)
         return Cost(
             tokens=tokens,
-            seconds=tokens / (_TOKENS_PER_SECOND_AND_CORE * cores),
-            memory_bytes=_MEMORY_BYTES + self._memory_of_a_long_document(),
+            seconds=tokens / (ENCODED_TOKENS_PER_SECOND_AND_CORE * self._cores),
             disk_bytes=int(tokens * _BYTES_PER_TOKEN * (_PADDED_ROWS if pads else 1.0)),
             scratch_bytes=_SCRATCH_BYTES_PER_TOKEN * tokens if self.is_large else 0,
-            cores=cores,
         )
+
+    def resources(self) -> Resources:
+        memory = PACK_MEMORY + self._memory_of_a_long_document()
+        return Resources(cores=self._cores, memory_bytes=memory)
+
+    @property
+    def _cores(self) -> int:
+        return self.available_cores if self.is_large else 1
 
     def _memory_of_a_long_document(self) -> int:
         """The most that a document takes that is encoded at once, as far as it is known before its

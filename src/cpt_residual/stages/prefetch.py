@@ -20,6 +20,7 @@ from cpt_residual.stages.overview import Overview
 from cpt_residual.stages.session import (
     build_all,
     check_released,
+    machine_for,
     new_run,
     require_store,
     tell_unfinished,
@@ -60,7 +61,8 @@ def prefetch_experiment(experiment: Experiment, console: Console) -> tuple[CptRe
         errors: Mapping[str, CptResidualError] = {}
         if overview.stages:
             run_dir = new_run(builder)
-            errors = build_all(builder, overview, run_dir, console)
+            machine = machine_for(builder, overview)
+            errors = build_all(builder, overview, run_dir, machine, console)
             if errors:
                 tell_unfinished(errors, run_dir, console)
         missing = _fetch_evaluation(experiment, console)

@@ -20,7 +20,8 @@ from cpt_residual.core.stage import Node, Stage
 from cpt_residual.core.store import Store
 from cpt_residual.errors import CompatibilityError, CptResidualError, WorkerError
 from cpt_residual.launch.endings import MEMORY_HINT
-from cpt_residual.launch.pool import Event, Job, Report, run_jobs
+from cpt_residual.launch.pool import Event, Report, run_jobs
+from cpt_residual.launch.schedule import Job, Machine
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.overview import Overview
 from cpt_residual.stages.source import Source, check_model
@@ -96,7 +97,7 @@ def preflight(builder: Builder, overview: Overview) -> Preflight:
     job = Job("preflight", payload=builder.experiment)
     with tempfile.TemporaryDirectory(prefix="cpt-residual-") as folder:
         log = Path(folder) / "log"
-        run_jobs({job.name: job}, check_all, cores=1, log=log, on_event=ended.append)
+        run_jobs({job.name: job}, check_all, machine=Machine(1), log=log, on_event=ended.append)
         if ended[-1].error is not None:
             raise _with_output(ended[-1].error, log)
     return cast("Preflight", ended[-1].result)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cpt_residual.base_model import Frozen
 from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import CLOZE_TEXT_BYTES_PER_SECOND
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 from cpt_residual.data.questions import SPANS_PER_DOCUMENT
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.inputs import CorpusInput
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _BYTES_PER_QUESTION = 1000
 _BYTES_PER_SPAN = 1000
-_BYTES_PER_SECOND = 10e6
 
 
 class ProbeRecipe(Frozen):
@@ -75,10 +75,13 @@ class Probe:
         stages = {key: self.corpora[key].stage for key in keys}
         num_bytes = sum(stage.cost().disk_bytes for stage in stages.values())
         return Cost(
-            seconds=2 * num_bytes / _BYTES_PER_SECOND,
-            memory_bytes=self.suite.max_documents * SPANS_PER_DOCUMENT * _BYTES_PER_SPAN,
+            seconds=2 * num_bytes / CLOZE_TEXT_BYTES_PER_SECOND,
             disk_bytes=self.suite.num_questions * _BYTES_PER_QUESTION,
         )
+
+    def resources(self) -> Resources:
+        spans = self.suite.max_documents * SPANS_PER_DOCUMENT
+        return Resources(memory_bytes=spans * _BYTES_PER_SPAN)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.data.pack_ledger import read_ledger

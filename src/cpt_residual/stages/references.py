@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import ClassVar
 
 from cpt_residual.config.schema import Frozen, HarnessSuite, Suite, WorldSuite
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import SECONDS_PER_TASK_DATA
+from cpt_residual.core.stage import (
+    ONE_CORE,
+    ArtifactRef,
+    Cost,
+    Metrics,
+    Resources,
+    RunContext,
+    Stage,
+)
 from cpt_residual.data.filters.references import REFERENCES_FILE, write_references
 from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.scorer import harness_version
 
-_SECONDS_PER_TASK = 3.0
 _BYTES_PER_TASK = 2**20
 
 
@@ -73,8 +81,11 @@ class References:
     def cost(self) -> Cost:
         num_tasks = len(self._tasks())
         return Cost(
-            seconds=num_tasks * _SECONDS_PER_TASK, disk_bytes=(num_tasks + 1) * _BYTES_PER_TASK
+            seconds=num_tasks * SECONDS_PER_TASK_DATA, disk_bytes=(num_tasks + 1) * _BYTES_PER_TASK
         )
+
+    def resources(self) -> Resources:
+        return ONE_CORE
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.evaluation.questions import questions_of

@@ -20,7 +20,8 @@ from cpt_residual.config.schema import (
     TrainRecipe,
 )
 from cpt_residual.core.graph import Graph
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import REPORT_MEMORY, SECONDS_TO_REPORT
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 
 if TYPE_CHECKING:
     from cpt_residual.report.facts import ReportFacts, Training
@@ -94,7 +95,10 @@ class Report:
         return found | ({"geometry": self.geometry} if self.geometry else {})
 
     def cost(self) -> Cost:
-        return Cost(seconds=4.0, memory_bytes=400 * 2**20, disk_bytes=2_000_000)
+        return Cost(seconds=SECONDS_TO_REPORT, disk_bytes=2_000_000)
+
+    def resources(self) -> Resources:
+        return Resources(memory_bytes=REPORT_MEMORY)
 
     def describe(self) -> str:
         return f"{len(self.evaluations)} variants"

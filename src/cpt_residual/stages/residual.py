@@ -10,12 +10,11 @@ from typing import ClassVar
 
 from cpt_residual.config.merging import EXACT_STORAGE, Storage, VocabPolicy
 from cpt_residual.config.schema import Frozen
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
-from cpt_residual.stages.inputs import num_parameters_of, open_model
+from cpt_residual.core.rates import WEIGHT_BYTES_PER_SECOND, WEIGHTS_MEMORY
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
+from cpt_residual.stages.inputs import model_bytes_of, num_parameters_of, open_model
 
-_PARAMETERS_PER_SECOND = 60e6
-_BYTES_PER_PARAMETER = 4
-_MEMORY_BYTES = 500 * 2**20
+_BYTES_PER_PARAMETER = {"fp32": 4, "bf16": 2}
 
 
 class ResidualRecipe(Frozen):
@@ -53,13 +52,16 @@ class ResidualStage:
         return {"base": self.base, "instruct": self.instruct}
 
     def cost(self) -> Cost:
+        """Both models are hashed and read, the residual is written and hashed."""
         num_parameters = self.num_parameters()
+        size = _BYTES_PER_PARAMETER[self.storage.dtype] * num_parameters
+        handled = 2 * (model_bytes_of(self.base) + model_bytes_of(self.instruct) + size)
         return Cost(
-            flops=num_parameters,
-            seconds=num_parameters / _PARAMETERS_PER_SECOND,
-            memory_bytes=_MEMORY_BYTES,
-            disk_bytes=_BYTES_PER_PARAMETER * num_parameters,
+            flops=num_parameters, seconds=handled / WEIGHT_BYTES_PER_SECOND, disk_bytes=size
         )
+
+    def resources(self) -> Resources:
+        return Resources(memory_bytes=WEIGHTS_MEMORY)
 
     def checks(self, folder_of: Callable[[Stage], Path | None]) -> Iterator[partial[object]]:
         """Base and instruct fit: config, names, shapes, tokens, and tied tensors stored twice."""

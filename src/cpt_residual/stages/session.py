@@ -9,28 +9,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import JsonValue
 from rich.console import Console
 
 from cpt_residual.config.schema import Experiment
-from cpt_residual.core.artifact import MANIFEST, RECEIPT
 from cpt_residual.core.build import BuildOutcome
 from cpt_residual.core.disk import FullDiskReport, check_free_space, format_bytes
-from cpt_residual.core.files import append_line, copy_files, write_json_atomic
+from cpt_residual.core.files import append_line
 from cpt_residual.core.measure import usable_cores
-from cpt_residual.core.run_record import git_state, library_versions, new_run_dir
+from cpt_residual.core.run_record import new_run_dir
 from cpt_residual.core.store import Store
 from cpt_residual.errors import ConfigError, CptResidualError, DiskSpaceError
 from cpt_residual.launch.console import BuildConsole, duration, paragraph
-from cpt_residual.launch.environment import require_gpus, set_maths_defaults, uses_gpu
-from cpt_residual.launch.pool import Event, Job, run_jobs
-from cpt_residual.stages.closing import say_uploads, show_results
+from cpt_residual.launch.environment import set_maths_defaults
+from cpt_residual.launch.machine import local_machine
+from cpt_residual.launch.pool import Event, run_jobs
+from cpt_residual.launch.schedule import Job, Machine, wall_seconds
+from cpt_residual.stages.closing import begin, end, say_uploads
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
-from cpt_residual.stages.frozen import GPU_STAGES, FrozenPlan
-from cpt_residual.stages.overview import Overview, PlannedStage
+from cpt_residual.stages.overview import Overview
 from cpt_residual.stages.preflight import missing_sources, preflight
 from cpt_residual.stages.registry import REPORT_NODE
-from cpt_residual.tracking.sinks import check_tracking, track_report
+from cpt_residual.tracking.sinks import check_tracking
 
 WORKERS_LOG = "workers.log"
 """What libraries printed while stages were built; below the folder of the run."""
@@ -72,21 +71,26 @@ def run_experiment(experiment: Experiment, console: Console, *, overrides: str =
     tracked = check_tracking(experiment.tracking)
     if tracked:
         paragraph(console, tracked)
-    if any(stage.node.stage.name in GPU_STAGES for stage in overview.to_build):
-        require_gpus(experiment.launch)
+    machine = machine_for(builder, overview)
     with FullDiskReport(Path(experiment.paths.root), 0):
         started = time.monotonic()
         models, run_dir = missing_sources(overview), None
         if models.stages:
             run_dir = new_run(builder)
-            errors = build_all(builder, models, run_dir, console)
+            errors = build_all(builder, models, run_dir, machine, console)
             if errors:
                 tell_unfinished(errors, run_dir, console)
                 return Finished(experiment, None, tuple(errors.values()), overrides)
             overview = Overview.of(builder.graph, builder.store)
         check_released(builder, overview, console)
-        finished = _run(builder, overview, run_dir or new_run(builder), console, started)
-        return replace(finished, overrides=overrides)
+        run_dir = run_dir or new_run(builder)
+        errors = build_all(builder, overview, run_dir, machine, console)
+        if builder.store.status(builder.graph, REPORT_NODE).state != "ready":
+            tell_unfinished(errors, run_dir, console)
+            say_uploads(run_dir, console)
+            return Finished(experiment, None, tuple(errors.values()), overrides)
+        report_dir = end(builder, run_dir, console, seconds=time.monotonic() - started)
+        return Finished(experiment, report_dir, overrides=overrides)
 
 
 def require_store(store: Store, overview: Overview) -> None:
@@ -96,15 +100,20 @@ def require_store(store: Store, overview: Overview) -> None:
     check_free_space(store.root, overview.disk_bytes_needed)
 
 
+def machine_for(builder: Builder, overview: Overview) -> Machine:
+    """What is here for the missing stages. LaunchError when it does not suffice for one of them."""
+    wanted = {stage.name: stage.resources for stage in overview.to_build}
+    return local_machine(builder.experiment.launch, wanted)
+
+
 def build_all(
-    builder: Builder, overview: Overview, run_dir: Path, console: Console
+    builder: Builder, overview: Overview, run_dir: Path, machine: Machine, console: Console
 ) -> Mapping[str, CptResidualError]:
     """Build what `overview` misses, with bars and a log; what went wrong, by stage."""
-    cores = builder.experiment.launch.cores or usable_cores()
-    _announce(builder, overview, cores, console)
+    _announce(builder, overview, machine, console)
     with BuildConsole(console, total_stages=len(overview.stages)) as bars:
         session = _Session(builder, run_dir, bars)
-        session.run(overview, cores)
+        session.run(overview, machine)
     return session.errors
 
 
@@ -115,23 +124,6 @@ def check_released(builder: Builder, overview: Overview, console: Console) -> No
     found.require_sound()
     if found.checked:
         paragraph(console, f"checked: {found}")
-
-
-def _run(
-    builder: Builder, overview: Overview, run_dir: Path, console: Console, started: float
-) -> Finished:
-    experiment = builder.experiment
-    errors = build_all(builder, overview, run_dir, console)
-    if builder.store.status(builder.graph, REPORT_NODE).state != "ready":
-        tell_unfinished(errors, run_dir, console)
-        say_uploads(run_dir, console)
-        return Finished(experiment, None, tuple(errors.values()))
-    report_dir = run_dir / "report"
-    artifact = builder.store.path_of(builder.graph[REPORT_NODE])
-    copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
-    _track(builder, run_dir, report_dir)
-    show_results(builder, run_dir, console, seconds=time.monotonic() - started)
-    return Finished(experiment, report_dir)
 
 
 def tell_unfinished(
@@ -164,47 +156,30 @@ def new_run(builder: Builder) -> Path:
     experiment = builder.experiment
     root = Path(experiment.paths.root)
     run_dir = new_run_dir(root / "runs", experiment.name, builder.graph.fingerprint)
-    FrozenPlan.of(experiment, builder.graph).write(run_dir / "plan.json")
-    git = git_state(Path.cwd())
-    record: dict[str, JsonValue] = {
-        "git": {"commit": git["commit"], "dirty": git["dirty"]},
-        "libraries": dict(library_versions()),
-    }
-    write_json_atomic(run_dir / "environment.json", record)
+    begin(builder, run_dir)
     return run_dir
 
 
-def _track(builder: Builder, run_dir: Path, report_dir: Path) -> None:
-    experiment = builder.experiment
-    track_report(
-        experiment.tracking,
-        experiment=experiment.name,
-        seed=experiment.seed,
-        fingerprint=builder.graph.fingerprint,
-        run_dir=run_dir,
-        report_dir=report_dir,
-    )
-
-
-def _announce(builder: Builder, overview: Overview, cores: int, console: Console) -> None:
+def _announce(builder: Builder, overview: Overview, machine: Machine, console: Console) -> None:
     experiment = builder.experiment
     paragraph(console, f"{experiment.name} (seed {experiment.seed}): {experiment.question}")
     missing = len(overview.to_build)
     text = f"{len(overview.stages)} stages, {len(overview.reused)} ready, {missing} to build"
     if missing:
+        seconds = wall_seconds(overview.timetable(machine).values())
         text += (
-            f": about {duration(overview.wall_seconds(cores))} on {cores} cores, "
+            f": about {duration(seconds)} on {machine}, "
             f"{format_bytes(overview.disk_bytes_needed)} of disk"
         )
     if overview.busy:
         text += f"; {len(overview.busy)} of these by another process right now"
     paragraph(console, text)
     console.print(f"store: {builder.store.root}", markup=False)
-    if cores > usable_cores():
+    if machine.cores > usable_cores():
         paragraph(
             console,
-            f"launch.cores={cores}, but this machine has {usable_cores()}: stages will slow each "
-            "other down",
+            f"launch.cores={machine.cores}, but this machine has {usable_cores()}: stages will "
+            "slow each other down",
             style="yellow",
         )
 
@@ -216,18 +191,18 @@ class _Session:
         self._builder, self._run_dir, self._bars = builder, run_dir, bars
         self.errors: dict[str, CptResidualError] = {}
 
-    def run(self, overview: Overview, cores: int) -> None:
+    def run(self, overview: Overview, machine: Machine) -> None:
         for stage in overview.reused:
             self._bars.skipped(stage.name, stage.status.reason)
             self._log("skip", stage.name, reason=stage.status.reason)
-        jobs = self._jobs(overview)
+        jobs = {name: self._with_work(job) for name, job in overview.jobs().items()}
         log = self._run_dir / WORKERS_LOG
         if jobs:
             set_maths_defaults()
             run_jobs(
                 jobs,
                 execute,
-                cores=cores,
+                machine=machine,
                 log=log,
                 on_event=self._on_event,
                 holder=self._holder,
@@ -236,22 +211,9 @@ class _Session:
     def _holder(self, job: Job) -> str | None:
         return self._builder.store.holder(self._builder.graph[job.name])
 
-    def _jobs(self, overview: Overview) -> Mapping[str, Job]:
-        missing = {stage.node.fingerprint: stage for stage in overview.to_build}
-        return {stage.name: self._job(stage, missing) for stage in missing.values()}
-
-    def _job(self, stage: PlannedStage, missing: Mapping[str, PlannedStage]) -> Job:
-        inputs = self._builder.graph.inputs_of(stage.node).values()
-        return Job(
-            name=stage.name,
-            payload=BuildRequest(self._builder.experiment, stage.name, self._run_dir),
-            needs=frozenset(
-                missing[node.fingerprint].name for node in inputs if node.fingerprint in missing
-            ),
-            cores=stage.cost.cores,
-            seconds=stage.cost.seconds,
-            alone=stage.node.stage.name in GPU_STAGES and uses_gpu(self._builder.experiment.launch),
-        )
+    def _with_work(self, job: Job) -> Job:
+        request = BuildRequest(self._builder.experiment, job.name, self._run_dir)
+        return replace(job, payload=request)
 
     def _on_event(self, event: Event) -> None:
         match event.kind:

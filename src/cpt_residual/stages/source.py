@@ -11,7 +11,16 @@ from typing import ClassVar, NoReturn
 
 from cpt_residual.config.schema import Frozen, PretrainedModel
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import DOWNLOAD_BYTES_PER_SECOND, SECONDS_TO_LINK_MODEL
+from cpt_residual.core.stage import (
+    ONE_CORE,
+    ArtifactRef,
+    Cost,
+    Metrics,
+    Resources,
+    RunContext,
+    Stage,
+)
 from cpt_residual.errors import ArtifactError
 from cpt_residual.launch.hub import MODEL_SUFFIXES, HubModel, snapshot
 from cpt_residual.modeling.side_files import carried_files, left_out_files
@@ -20,7 +29,6 @@ from cpt_residual.weights.checkpoint import open_checkpoint
 _NOT_WANTED = re.compile(r"^(training_args|trainer_state|adapter_|consolidated|README|LICENSE|\.)")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _BYTES_PER_PARAMETER = 2
-_DOWNLOAD_BYTES_PER_SECOND = 50e6
 
 
 class SourceRecipe(Frozen):
@@ -78,9 +86,12 @@ class Source:
 
     def cost(self) -> Cost:
         if self.model.revision is None:
-            return Cost(seconds=1.0)
+            return Cost(seconds=SECONDS_TO_LINK_MODEL)
         size = _BYTES_PER_PARAMETER * self.num_parameters()
-        return Cost(seconds=size / _DOWNLOAD_BYTES_PER_SECOND, disk_bytes=size)
+        return Cost(seconds=size / DOWNLOAD_BYTES_PER_SECOND, disk_bytes=size)
+
+    def resources(self) -> Resources:
+        return ONE_CORE
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         del inputs

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cpt_residual.config.derived import micro_batch_rows_used, num_steps, rows_per_step
 from cpt_residual.config.schema import Architecture, DeepSpeed, Frozen, Launch, TrainRecipe
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import (
+    CPU_FLOPS_PER_THREAD,
+    GPU_PEAK_FLOPS,
+    GPU_TRAINING_MFU,
+    SECONDS_TO_START_RANKS,
+    SECONDS_TO_START_TRAINING,
+    TORCH_MEMORY,
+)
+from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 from cpt_residual.launch.environment import uses_gpu
 from cpt_residual.stages.inputs import num_parameters_of
 from cpt_residual.stages.pack import PackStage
 
-_CPU_FLOPS_PER_THREAD = 80e9  # measured: one AVX-512 core, rows of 128 tokens, fp32
-_GPU_FLOPS = 350e12  # bf16 with ZeRO, about a third of an H100's peak
-_SECONDS_PER_RUN = 0.7
-_SECONDS_TO_START_RANKS = 12.0
 _BYTES_PER_CHECKPOINT = 2 * 16  # two checkpoints: weights, fp32 masters, two moments
-_PROCESS_BYTES = 600 * 2**20  # Python with torch and transformers
 _BACKWARD = 3  # forward and backward cost three forwards
 
 
@@ -47,6 +50,7 @@ class Train:
     deepspeed: DeepSpeed
 
     version: ClassVar[int] = 1
+    tracked: ClassVar[bool] = True
 
     if TYPE_CHECKING:
         name: ClassVar[str]  # as the protocol has it; one class serves three names
@@ -112,21 +116,33 @@ class Train:
     def cost(self) -> Cost:
         """Tokens and steps without the padding of chat rows; FLOPs are 6 N per token and
         12 layers T hidden for attention (where the architecture is known), seconds follow from
-        them at a stated rate, memory is weights, gradients and optimizer per process, plus
-        activations where the architecture is known."""
+        them at a stated rate."""
         tokens, length = self.pack.pack.token_budget, self.pack.pack.sequence_length
         rows = rows_per_step(self.training, self.pack.pack)
         flops = self._flops(tokens, length)
-        processes = self.launch.num_processes
         return Cost(
             tokens=tokens,
             steps=num_steps(-(-tokens // length), max(rows, 1)),
             flops=flops,
             seconds=self._seconds(flops),
-            memory_bytes=self._memory(rows, length),
             disk_bytes=self._bytes_per_weight() * self.num_parameters(),
             scratch_bytes=_BYTES_PER_CHECKPOINT * self.num_parameters(),
-            cores=self.threads * processes,
+        )
+
+    def resources(self) -> Resources:
+        """With GPUs the training state lies on them, and the host holds the ranks, the weights
+        while they are loaded, and an optimizer that is offloaded."""
+        launch, on_gpu = self.launch, uses_gpu(self.launch)
+        ranks, state = launch.num_processes, self._state_bytes()
+        loading = self._bytes_per_weight() * self.num_parameters()
+        offloaded = 12 * self.num_parameters() if self.deepspeed.offload_optimizer else 0
+        beside = loading + offloaded // launch.num_nodes if on_gpu else ranks * state
+        return Resources(
+            nodes=launch.num_nodes,
+            gpus_per_node=ranks if on_gpu else 0,
+            cores=self.threads * ranks,
+            memory_bytes=ranks * TORCH_MEMORY + beside,
+            gpu_memory_bytes=state if on_gpu else 0,
         )
 
     def _flops(self, tokens: int, length: int) -> float:
@@ -137,19 +153,21 @@ class Train:
         return tokens * per_token
 
     def _seconds(self, flops: float) -> float:
-        processes = self.launch.num_processes
-        rate = _GPU_FLOPS if uses_gpu(self.launch) else _CPU_FLOPS_PER_THREAD * self.threads
-        ranks = processes > 1 or self.deepspeed.zero_stage != "off"
-        start = _SECONDS_TO_START_RANKS if ranks else _SECONDS_PER_RUN
-        return start + flops / (rate * processes)
+        launch = self.launch
+        on_gpu = GPU_PEAK_FLOPS * GPU_TRAINING_MFU
+        rate = on_gpu if uses_gpu(launch) else CPU_FLOPS_PER_THREAD * self.threads
+        ranks = launch.world_size > 1 or self.deepspeed.zero_stage != "off"
+        start = SECONDS_TO_START_RANKS if ranks else SECONDS_TO_START_TRAINING
+        return start + flops / (rate * launch.world_size)
 
     def _bytes_per_weight(self) -> int:
         return 2 if self.training.precision == "bf16" else 4
 
-    def _memory(self, rows: int, length: int) -> int:
+    def _state_bytes(self) -> int:
+        """Of one rank: weights, gradients, optimizer, and activations where they are known."""
         stage, parameters = self.deepspeed.zero_stage, self.num_parameters()
         shares = {
-            kind: self.launch.num_processes if stage != "off" and stage >= first else 1
+            kind: self.launch.world_size if stage != "off" and stage >= first else 1
             for kind, first in (("optimizer", 1), ("gradients", 2), ("weights", 3))
         }
         mixed = stage != "off" and self.training.precision == "bf16"
@@ -159,18 +177,19 @@ class Train:
         state = parameters * (
             weights / shares["weights"] + 4 / shares["gradients"] + optimizer / shares["optimizer"]
         )
-        base = 0 if uses_gpu(self.launch) else _PROCESS_BYTES
-        return base + math.ceil(state) + self._activations(rows, length)
+        return math.ceil(state) + self._activations()
 
-    def _activations(self, rows: int, length: int) -> int:
+    def _activations(self) -> int:
         """Saved tensors of one micro-batch: about 16 of width `hidden` and 3 of the feed-forward
         width per layer and token, attention scores, and three copies of the logits in fp32."""
-        shape = self.architecture()
+        shape, launch = self.architecture(), self.launch
         if shape is None:
             return 0
-        micro = micro_batch_rows_used(rows, self.launch.num_processes, self.launch.micro_batch_rows)
+        length = self.pack.pack.sequence_length
+        rows = rows_per_step(self.training, self.pack.pack)
+        micro = micro_batch_rows_used(rows, launch.world_size, launch.micro_batch_rows)
         layer = 16 * shape.hidden_size + 3 * shape.intermediate_size + shape.num_heads * length
-        if self.launch.gradient_checkpointing:
+        if launch.gradient_checkpointing:
             layer = shape.hidden_size
         return 4 * micro * length * (shape.num_layers * layer + 3 * shape.vocab_size)
 

@@ -9,11 +9,19 @@ from typing import ClassVar
 
 from cpt_residual.base_model import Frozen
 from cpt_residual.config.corpora import World as WorldConfig
-from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
+from cpt_residual.core.rates import WORLD_DOCUMENTS_PER_SECOND
+from cpt_residual.core.stage import (
+    ONE_CORE,
+    ArtifactRef,
+    Cost,
+    Metrics,
+    Resources,
+    RunContext,
+    Stage,
+)
 from cpt_residual.data.world.size import WorldSize
 
 _BYTES_PER_DOCUMENT = 160
-_DOCUMENTS_PER_SECOND = 25_000
 
 
 class WorldRecipe(Frozen):
@@ -68,9 +76,12 @@ class World:
             + size.num_tokenizer_documents
         )
         return Cost(
-            seconds=num_documents / _DOCUMENTS_PER_SECOND,
+            seconds=num_documents / WORLD_DOCUMENTS_PER_SECOND,
             disk_bytes=num_documents * _BYTES_PER_DOCUMENT,
         )
+
+    def resources(self) -> Resources:
+        return ONE_CORE
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         del inputs

@@ -77,7 +77,7 @@ def training_arguments(job: TrainJob, batching: Batching) -> TrainingArguments:
             precision=recipe.precision,
             micro_batch_rows=batching.micro_batch_rows,
             accumulation_steps=batching.accumulation_steps,
-            num_processes=job.launch.num_processes,
+            num_processes=job.launch.world_size,
             max_grad_norm=recipe.max_grad_norm,
         ),
     )
@@ -111,8 +111,8 @@ class CptTrainer(Trainer):
         """Raise LaunchError for set-ups in which training runs, but not the one asked for."""
         facts: dict[str, tuple[object, object]] = {
             "DeepSpeed in use": (self.is_deepspeed_enabled, job.deepspeed.zero_stage != "off"),
-            "processes": (self.accelerator.num_processes, job.launch.num_processes),
-            "WORLD_SIZE": (rank_environment().world_size, job.launch.num_processes),
+            "processes": (self.accelerator.num_processes, job.launch.world_size),
+            "WORLD_SIZE": (rank_environment().world_size, job.launch.world_size),
             "GPUs per process": (max(self.args.n_gpu, 1), 1),
             "device": (self.args.device.type, "cpu" if self.args.use_cpu else "cuda"),
             "loss averaged over all tokens": (self.model_accepts_loss_kwargs, True),

@@ -78,12 +78,12 @@ class TrainJob(Frozen):
     @property
     def spawns_ranks(self) -> bool:
         """Whether torchrun is needed; otherwise the training runs in this process."""
-        return self.launch.num_processes > 1 or self.deepspeed.zero_stage != "off"
+        return self.launch.world_size > 1 or self.deepspeed.zero_stage != "off"
 
     def batching(self, *, num_rows: int, sequence_length: int) -> Batching:
         """Cut the steps. Raises ConfigError when the global batch is not a whole number of rows
         for every process."""
-        recipe, processes = self.recipe, self.launch.num_processes
+        recipe, processes = self.recipe, self.launch.world_size
         rows, rest = divmod(recipe.global_batch_tokens, sequence_length)
         if rest or rows == 0 or rows % processes:
             raise ConfigError(
@@ -91,7 +91,7 @@ class TrainJob(Frozen):
                 problems=[
                     f"recipe.global_batch_tokens={recipe.global_batch_tokens}",
                     f"pack.sequence_length={sequence_length}",
-                    f"launch.num_processes={processes}",
+                    self.launch.ranks,
                 ],
                 remedy="Choose global_batch_tokens as a multiple of "
                 f"sequence_length * num_processes = {sequence_length * processes}.",
@@ -109,7 +109,7 @@ class TrainJob(Frozen):
         off = self.deepspeed.zero_stage == "off"
         return Layout(
             zero_stage=self.deepspeed.zero_stage,
-            num_processes=1 if off else self.launch.num_processes,
+            num_processes=1 if off else self.launch.world_size,
             precision=self.recipe.precision,
             num_steps=batching.num_steps,
             rows_per_step=batching.rows_per_step,

@@ -60,10 +60,10 @@ def train_rank(job: TrainJob, *, reporter: Reporter, flag: StopFlag) -> RankResu
 def _check_world(job: TrainJob) -> None:
     """A job for N processes that finds another number of ranks trains on the wrong share."""
     world = rank_environment().world_size
-    if world != job.launch.num_processes:
+    if world != job.launch.world_size:
         raise LaunchError(
             "the number of ranks is not the number asked for",
-            problems=[f"WORLD_SIZE={world}", f"launch.num_processes={job.launch.num_processes}"],
+            problems=[f"WORLD_SIZE={world}", f"asked for: {job.launch.world_size}"],
             remedy="Start training through cpt_residual itself, which runs torchrun.",
         )
 

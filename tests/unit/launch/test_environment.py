@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 
 import cpt_residual
-from cpt_residual.config.schema import Launch
 from cpt_residual.errors import LaunchError
 from cpt_residual.launch import environment
 from cpt_residual.launch.environment import (
     child_environment,
     preserved_environment,
     rank_environment,
-    require_gpus,
     set_maths_defaults,
     visible_gpus,
 )
@@ -91,39 +89,6 @@ def test_maths_libraries_are_told_what_the_user_has_not_chosen(
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert child_environment(threads=1)["MKL_CBWR"] == "COMPATIBLE"
-
-
-def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:
-    monkeypatch.setattr(environment, "visible_gpus", lambda: count)
-    monkeypatch.setattr(environment, "uses_gpu", lambda launch: launch.device != "cpu")
-
-
-def test_a_gpu_that_is_not_there_is_missed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    see_gpus(monkeypatch, 0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    with pytest.raises(LaunchError, match="no GPU is visible") as caught:
-        require_gpus(Launch(device="cuda"))
-    assert caught.value.problems == ("launch.device=cuda", "CUDA_VISIBLE_DEVICES=-1")
-    assert caught.value.exit_code == 2
-    assert "num_processes" not in str(caught.value)
-
-
-def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    see_gpus(monkeypatch, 2)
-    for device in ("cuda", "auto"):
-        with pytest.raises(LaunchError, match="fewer GPUs than processes") as caught:
-            require_gpus(Launch.model_validate({"device": device, "num_processes": 4}))
-        assert "launch.num_processes=2" in caught.value.remedy
-
-
-def test_gpus_that_suffice_or_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    see_gpus(monkeypatch, 4)
-    require_gpus(Launch(device="cuda", num_processes=4))
-    see_gpus(monkeypatch, 0)
-    require_gpus(Launch(device="auto", num_processes=4))  # training takes the CPU then
-    require_gpus(Launch(device="cpu"))
-    see_gpus(monkeypatch, None)  # nobody knows: training will say
-    require_gpus(Launch(device="cuda"))
 
 
 def test_torch_is_asked_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.core.lock import describe_holder, hold
+from cpt_residual.core.stage import Resources
 from cpt_residual.errors import ConfigError, DiskSpaceError, WorkerError
-from cpt_residual.launch.pool import Event, Job, run_jobs
+from cpt_residual.launch.pool import Event, run_jobs
+from cpt_residual.launch.schedule import Job, Machine
 
 Report = Callable[[int, int, str], None]
 
@@ -27,7 +29,8 @@ def _work(payload: dict[str, object], report: Report) -> object:
         case "span":
             started = time.monotonic()
             time.sleep(float(str(payload["seconds"])))
-            return started, time.monotonic(), os.getpid()
+            shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+            return started, time.monotonic(), os.getpid(), shown
         case "progress":
             for done in range(1, 4):
                 report(done, 3, "tokens")
@@ -58,11 +61,13 @@ def _kill(payload: dict[str, object], report: Report) -> None:
     time.sleep(float(str(payload.get("wait", 0))))
 
 
-def _run(tmp_path: Path, *jobs: Job, cores: int = 2) -> tuple[bool, list[Event]]:
+def _run(
+    tmp_path: Path, *jobs: Job, cores: int = 2, gpus: tuple[str, ...] = ()
+) -> tuple[bool, list[Event]]:
     events: list[Event] = []
     by_name = {job.name: job for job in jobs}
-    log = tmp_path / "workers.log"
-    complete = run_jobs(by_name, _work, cores=cores, log=log, on_event=events.append)
+    log, machine = tmp_path / "workers.log", Machine(cores, gpus)
+    complete = run_jobs(by_name, _work, machine=machine, log=log, on_event=events.append)
     return complete, events
 
 
@@ -86,7 +91,7 @@ def _of(events: list[Event], kind: str) -> dict[str, Event]:
 
 def _span(name: str, *needs: str, cores: int = 1, rank: float = 0.0) -> Job:
     payload = {"do": "span", "seconds": 0.15}
-    return Job(name, payload, frozenset(needs), cores=cores, seconds=rank)
+    return Job(name, payload, frozenset(needs), Resources(cores=cores), seconds=rank)
 
 
 def test_dependencies_end_before_their_users_start_and_workers_are_reused(tmp_path: Path) -> None:
@@ -173,7 +178,11 @@ def test_an_idle_worker_that_is_killed_is_replaced(tmp_path: Path, wait: float) 
 
     ends: dict[str, int] = {}
     complete = run_jobs(
-        {job.name: job for job in jobs}, _work, cores=2, log=tmp_path / "log", on_event=on_event
+        {job.name: job for job in jobs},
+        _work,
+        machine=Machine(2),
+        log=tmp_path / "log",
+        on_event=on_event,
     )
     assert not _of(events, "failed")
     assert complete
@@ -213,7 +222,8 @@ def _spawn_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
             """
             import os, time
             from pathlib import Path
-            from cpt_residual.launch.pool import Job, run_jobs
+            from cpt_residual.launch.pool import run_jobs
+            from cpt_residual.launch.schedule import Job, Machine
 
             def work(payload, report):
                 Path(payload).write_text(str(os.getpid()))
@@ -222,7 +232,8 @@ def _spawn_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
             if __name__ == "__main__":
                 here = Path(__file__).parent
                 job = Job("sleep", str(here / "pid"))
-                run_jobs({"sleep": job}, work, cores=1, log=here / "log", on_event=lambda e: None)
+                log, ignore = here / "log", lambda e: None
+                run_jobs({"sleep": job}, work, machine=Machine(1), log=log, on_event=ignore)
             """
         )
     )
@@ -255,14 +266,39 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
         time.sleep(0.05)
 
 
-def test_a_job_that_runs_alone_has_a_process_of_its_own(tmp_path: Path) -> None:
-    alone = Job("alone", {"do": "span", "seconds": 0.1}, alone=True)
-    complete, events = _run(tmp_path, _span("a"), alone, _span("b"), _span("c"))
+_DEVICES = ("3", "GPU-5a1c", "MIG-77", "0")
+
+
+def _on_gpus(name: str, number: int, *needs: str) -> Job:
+    payload = {"do": "span", "seconds": 0.3}
+    return Job(name, payload, frozenset(needs), Resources(gpus_per_node=number))
+
+
+def test_every_gpu_job_sees_its_own_gpus_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Four evaluations on four devices beside a job of the CPU, then a training on all four."""
+    single = [_on_gpus(f"evaluate{n}", 1) for n in range(4)]
+    training = _on_gpus("train", 4, *(job.name for job in single))
+    jobs = [*single, training, _span("cpu"), _span("after", "train")]
+    complete, events = _run(tmp_path, *jobs, cores=5, gpus=_DEVICES)
     assert complete
     spans = {name: event.result for name, event in _of(events, "done").items()}
-    own = spans.pop("alone")
-    assert all(span[1] <= own[0] or own[1] <= span[0] for span in spans.values())
-    assert all(span[2] != own[2] or span[1] <= own[0] for span in spans.values())
+    shown = {name: span[3] for name, span in spans.items()}
+    assert sorted(shown[job.name] for job in single) == sorted(_DEVICES)
+    assert shown["train"] == ",".join(_DEVICES)
+    assert shown["cpu"] == shown["after"] == "", "they see no GPU that somebody may be given"
+    kinds = [event.kind for event in events if event.job in {job.name for job in single}]
+    assert kinds[:4] == ["start"] * 4, "all at once"
+    own = {spans[name][2] for name in shown if shown[name]}
+    assert len(own) == 5
+    assert spans["after"][2] not in own
+
+
+def test_without_gpus_to_give_out_a_worker_sees_what_its_parent_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    _, events = _run(tmp_path, _on_gpus("a", 1))
+    assert _of(events, "done")["a"].result[3] == "1,2"
 
 
 def _run_with_lock(tmp_path: Path, *, ask: bool) -> list[Event]:
@@ -280,7 +316,7 @@ def _run_with_lock(tmp_path: Path, *, ask: bool) -> list[Event]:
     assert run_jobs(
         {job.name: job for job in jobs},
         _work,
-        cores=1,
+        machine=Machine(1),
         log=tmp_path / "log",
         on_event=events.append,
         holder=holder,
@@ -324,7 +360,8 @@ def test_a_worker_that_is_terminated_gives_back_its_semaphores(tmp_path: Path) -
             """
             import multiprocessing, sys, time
             from pathlib import Path
-            from cpt_residual.launch.pool import Job, run_jobs
+            from cpt_residual.launch.pool import run_jobs
+            from cpt_residual.launch.schedule import Job, Machine
             from cpt_residual.launch.stopping import TerminatedError, terminable
 
             def work(payload, report):
@@ -339,7 +376,8 @@ def test_a_worker_that_is_terminated_gives_back_its_semaphores(tmp_path: Path) -
                 ignore = lambda e: None
                 try:
                     with terminable():
-                        run_jobs({"x": job}, work, cores=1, log=here / "log", on_event=ignore)
+                        log = here / "log"
+                        run_jobs({"x": job}, work, machine=Machine(1), log=log, on_event=ignore)
                 except TerminatedError:
                     print("terminated")
             """

@@ -317,14 +317,14 @@ class TestPack:
         cost = packing.stage.cost()
         assert cost.tokens == 5000
         assert 25_000 <= cost.disk_bytes <= 30_000
-        assert cost.memory_bytes == 500 * 2**20
+        assert packing.stage.resources().memory_bytes == 500 * 2**20
 
     def test_memory_allows_for_long_documents_of_users(self, packing: Packing) -> None:
         """Such a one is encoded at once where the tokenizer has no place to cut it."""
         corpus = CorpusInput(Corpus("hub", hub(Path("x/y")), {}, 0), "documents.jsonl")
         given = (*packing.stage.sources[:2], corpus)
         mixed = dataclasses.replace(packing.stage, sources=given)
-        more = mixed.cost().memory_bytes - packing.stage.cost().memory_bytes
+        more = mixed.resources().memory_bytes - packing.stage.resources().memory_bytes
         assert more == 400 * MAX_UNDIVIDED_CHARACTERS
 
     def test_one_threshold_says_who_encodes(self, packing: Packing, tmp_path: Path) -> None:

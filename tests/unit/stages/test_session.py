@@ -27,7 +27,8 @@ from cpt_residual.errors import (
     WorkerError,
 )
 from cpt_residual.launch import environment
-from cpt_residual.launch.pool import Event, Job, OnEvent
+from cpt_residual.launch.pool import Event, OnEvent
+from cpt_residual.launch.schedule import Job
 from cpt_residual.stages import session
 from cpt_residual.stages.registry import localised
 from cpt_residual.stages.session import Finished, run_experiment

@@ -106,13 +106,13 @@ def test_cost_counts_tokens_steps_flops_and_bytes() -> None:
     assert (cost.tokens, cost.steps, cost.disk_bytes) == (1000, 16, 4 * parameters)
     assert cost.flops == 1000 * (6 * parameters + 12 * 2 * 16 * 32)
     assert cost.seconds > 0.5
-    assert cost.cores == 1
+    assert TRAIN.resources().cores == 1
 
 
 def test_threads_are_those_of_the_model() -> None:
     train = replace(TRAIN, launch=Launch(threads=1, threads_for={"base": 2}, num_processes=3))
     assert train.threads == 2
-    assert train.cost().cores == 6
+    assert train.resources().cores == 6
 
 
 def test_zero_shards_the_memory() -> None:
@@ -123,7 +123,7 @@ def test_zero_shards_the_memory() -> None:
     def state(stage: object) -> int:
         zero = DeepSpeed.model_validate({"zero_stage": stage})
         train = replace(TRAIN, training=training, launch=launch, deepspeed=zero)
-        return train.cost().memory_bytes - train._activations(4, 16)
+        return train.resources().gpu_memory_bytes - train._activations()
 
     parameters = TRAIN.num_parameters()
     assert state("off") == parameters * 16
