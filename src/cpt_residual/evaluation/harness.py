@@ -21,14 +21,14 @@ from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation import taskfiles
 from cpt_residual.evaluation.answers import HarnessAnswer
 from cpt_residual.evaluation.finite import NotFiniteError
+from cpt_residual.evaluation.lazy_import import lazy_import
 from cpt_residual.evaluation.model import ModelSettings, PromptCounter, RecordingLM
-from cpt_residual.evaluation.quiet import quiet_harness
 from cpt_residual.evaluation.results import EvaluationResult, Facts, ResultRow, Sample
 from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
+from cpt_residual.evaluation.silence_lm_eval import silence_lm_eval
 from cpt_residual.evaluation.statistics import mean_stderr
 from cpt_residual.evaluation.stock import StockTask, find_stock_task, load_tasks
 from cpt_residual.evaluation.template import ChatSide
-from cpt_residual.evaluation.untyped import untyped
 from cpt_residual.modeling.token_side import token_map_hash
 
 Progress = Callable[[int, int, str], None]
@@ -87,7 +87,7 @@ def evaluate(
     Everything that can be missing (tasks, nltk data, data sets, probe files) is looked for before
     the model is loaded. Deterministic: greedy decoding, seeded, nothing kept between calls.
     """
-    with quiet_harness():
+    with silence_lm_eval():
         chat = ChatSide.of(inputs.template_dir, asks=asks_through_chat(suites.values()))
         run, counter = _Run(variant, settings, chat.turn_end), PromptCounter(progress)
         chat.check_tokenizer_of(model_dir)
@@ -157,7 +157,9 @@ def _own_plans(
         return
     _check_unique([file.task for file in files])
     folder = taskfiles.write_task_files(files, settings.scratch / "tasks")
-    manager = untyped("lm_eval.tasks").TaskManager(include_path=str(folder), include_defaults=False)
+    manager = lazy_import("lm_eval.tasks").TaskManager(
+        include_path=str(folder), include_defaults=False
+    )
     for through_chat in (True, False):
         names = tuple(file.task for file in files if file.chat == through_chat)
         if names:
@@ -256,7 +258,7 @@ class _Run:
         """One call of lm-eval, turned into rows and samples."""
         lm.rolling = "document" if plan.own else "stock"
         seed = self.settings.seed
-        raw = untyped("lm_eval").simple_evaluate(
+        raw = lazy_import("lm_eval").simple_evaluate(
             model=lm,
             tasks=[*plan.tasks],
             task_manager=plan.manager,

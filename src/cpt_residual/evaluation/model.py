@@ -26,20 +26,20 @@ from cpt_residual.evaluation.finite import (
     first_bad,
     named_request,
 )
+from cpt_residual.evaluation.lazy_import import lazy_import
 from cpt_residual.evaluation.responses import LENGTH, Response, ScoredText
 from cpt_residual.evaluation.template import ChatSide
-from cpt_residual.evaluation.untyped import untyped
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.templates import refused
 from cpt_residual.modeling.tokenizer import backend_of, special_tokens_of
 
-_HFLM = untyped("lm_eval.models.huggingface").HFLM
+_HFLM = lazy_import("lm_eval.models.huggingface").HFLM
 _likelihood_of_tokens = _HFLM._loglikelihood_tokens  # noqa: SLF001 (extended below)
 _call_model = _HFLM._model_call  # noqa: SLF001 (extended below)
-_rolling_windows = untyped("lm_eval.utils").get_rolling_token_windows
-_disjoint_window = untyped("lm_eval.utils").make_disjoint_window
-_normalize = untyped("lm_eval.models.utils").normalize_gen_kwargs
-_stop_strings = untyped("lm_eval.models.utils_hf").stop_sequences_criteria
+_rolling_windows = lazy_import("lm_eval.utils").get_rolling_token_windows
+_disjoint_window = lazy_import("lm_eval.utils").make_disjoint_window
+_normalize = lazy_import("lm_eval.models.utils").normalize_gen_kwargs
+_stop_strings = lazy_import("lm_eval.models.utils_hf").stop_sequences_criteria
 
 _LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**32}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

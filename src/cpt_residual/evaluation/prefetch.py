@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cpt_residual.config.schema import HarnessSuite, HarnessTask, Suite
-from cpt_residual.evaluation.quiet import quiet_harness
+from cpt_residual.evaluation.silence_lm_eval import silence_lm_eval
 from cpt_residual.evaluation.stock import find_stock_task, load_tasks
 
 
@@ -23,7 +23,7 @@ def fetch_task_data(
     yields the names of those that are there. Raises EvaluationError for what is missing (also
     scorers' own data, such as nltk's for IFEval)."""
     for task in tasks:
-        with quiet_harness():
+        with silence_lm_eval():
             found = find_stock_task(task, include_paths)
             load_tasks(found.manager, [task.task], found.data_sets)
         yield task.task

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from cpt_residual.config.schema import HarnessTask
 from cpt_residual.errors import EvaluationError, did_you_mean
+from cpt_residual.evaluation.lazy_import import lazy_import
 from cpt_residual.evaluation.scorer import hash_sources
-from cpt_residual.evaluation.untyped import untyped
 
 PUNKT = "tokenizers/punkt_tab"
 _MAX_LISTED = 5
@@ -50,7 +50,7 @@ def find_stock_task(wanted: HarnessTask, include_paths: Sequence[Path] = ()) -> 
 
 def load_tasks(manager: Any, names: Sequence[str], data_sets: Sequence[str] = ()) -> list[Any]:
     """Build lm-eval's task (and group) objects; this reads or downloads their data."""
-    datasets_error: type[Exception] = untyped("datasets.exceptions").DatasetsError
+    datasets_error: type[Exception] = lazy_import("datasets.exceptions").DatasetsError
 
     try:
         loaded = manager.load(list(names))
@@ -67,7 +67,7 @@ def load_tasks(manager: Any, names: Sequence[str], data_sets: Sequence[str] = ()
 
 
 def _manager_that_knows(name: str, include_paths: Sequence[Path]) -> Any:
-    tasks = untyped("lm_eval.tasks")
+    tasks = lazy_import("lm_eval.tasks")
     root = Path(tasks.__file__).parent
     words = name.split("_")
     guesses = [root / "_".join(words[:end]) for end in range(len(words), 0, -1)]
@@ -133,7 +133,7 @@ def _check_num_fewshot(wanted: HarnessTask, configs: Sequence[Mapping[str, objec
 
 def _prepare_ifeval() -> None:
     """IFEval's scorer needs nltk data (lm-eval finds out after generation), seeded langdetect."""
-    nltk_data = untyped("nltk").data
+    nltk_data = lazy_import("nltk").data
     try:
         nltk_data.find(PUNKT)
     except LookupError as error:
@@ -144,7 +144,7 @@ def _prepare_ifeval() -> None:
             "`python -m nltk.downloader punkt_tab`; else copy tokenizers/punkt_tab into one of "
             "these folders (NLTK_DATA adds one).",
         ) from error
-    untyped("langdetect").DetectorFactory.seed = 0
+    lazy_import("langdetect").DetectorFactory.seed = 0
 
 
 def _no_data(names: Sequence[str], data_sets: Sequence[str], error: Exception) -> EvaluationError:

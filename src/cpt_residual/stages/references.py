@@ -88,13 +88,13 @@ class References:
         return ONE_CORE
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.evaluation.questions import questions_of
+        from cpt_residual.evaluation.prompts import prompts_of
 
         recipe, world = self.recipe(), inputs.get("world")
         (work / "out").mkdir(parents=True, exist_ok=True)
         counts = write_references(
             work / "out" / REFERENCES_FILE,
-            questions_of(
+            prompts_of(
                 recipe.tasks, recipe.probes, probes_dir=world.path / "probes" if world else None
             ),
         )

@@ -166,7 +166,7 @@ def test_a_task_is_found_without_reading_all_of_lm_evals(monkeypatch: pytest.Mon
 def test_an_unknown_task_gets_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
     known = SimpleNamespace(task_index={}, all_tasks=["ifeval", "gsm8k"])
     tasks = SimpleNamespace(TaskManager=lambda **_: known, __file__=str(Path(stock.__file__)))
-    monkeypatch.setattr(stock, "untyped", lambda _: tasks)
+    monkeypatch.setattr(stock, "lazy_import", lambda _: tasks)
     with pytest.raises(EvaluationError, match=r"no task 'if_eval'\. Did you mean 'ifeval'\?"):
         find_stock_task(HarnessTask(task="if_eval"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cpt_residual.data.questions import Question
 from cpt_residual.errors import EvaluationError
-from cpt_residual.evaluation.untyped import untyped
+from cpt_residual.evaluation.lazy_import import lazy_import
 
 METRICS = ("accuracy", "accuracy_per_byte", "recalled", "target_bits_per_byte", "chance")
 
@@ -26,7 +26,7 @@ def load_questions(*, file: str, **_added: object) -> Any:
             remedy="Without questions there is no score. Build the probe again.",
         )
     rows = [question.model_dump(include=_FIELDS) for question in questions]
-    return {"test": untyped("datasets").Dataset.from_list(rows)}
+    return {"test": lazy_import("datasets").Dataset.from_list(rows)}
 
 
 def score_choices(

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from cpt_residual.data.world.checks import follows, states_fact
 from cpt_residual.errors import EvaluationError
+from cpt_residual.evaluation.lazy_import import lazy_import
 from cpt_residual.evaluation.responses import Response, ScoredText
-from cpt_residual.evaluation.untyped import untyped
 
 Metrics = dict[str, Any]
 
@@ -78,7 +78,7 @@ def _table(rows: Sequence[Mapping[str, str]], file: str) -> Any:
             problems=[Path(file).name],
             remedy="Without documents there is no score. Ask for at least one held-out document.",
         )
-    table = untyped("datasets").Dataset.from_list([dict(row) for row in rows])
+    table = lazy_import("datasets").Dataset.from_list([dict(row) for row in rows])
     return {"test": table}
 
 

@@ -1,4 +1,4 @@
-"""The questions that the suites of an evaluation ask, so that a corpus can be checked for them."""
+"""The prompts that the suites of an evaluation ask, so that a corpus can be checked for them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, cast
 from cpt_residual.config.schema import HarnessTask
 from cpt_residual.data.filters.references import Reference
 from cpt_residual.errors import EvaluationError
-from cpt_residual.evaluation.quiet import quiet_harness
+from cpt_residual.evaluation.silence_lm_eval import silence_lm_eval
 from cpt_residual.evaluation.stock import find_stock_task, load_tasks
 
 
-def questions_of(
+def prompts_of(
     tasks: Sequence[str],
     probes: Sequence[str],
     *,
@@ -28,7 +28,7 @@ def questions_of(
 
     Reads or downloads the tasks' data. Raises EvaluationError where something is missing.
     """
-    with quiet_harness():
+    with silence_lm_eval():
         for name in tasks:
             yield from _of_stock_task(name, include_paths)
     for probe in probes:

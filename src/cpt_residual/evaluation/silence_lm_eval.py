@@ -11,24 +11,24 @@ from unittest.mock import patch
 
 import numpy as np
 
-from cpt_residual.evaluation.untyped import untyped
+from cpt_residual.evaluation.lazy_import import lazy_import
 
 _LOGGERS = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate")
 
 
 @contextmanager
-def quiet_harness() -> Generator[None]:
+def silence_lm_eval() -> Generator[None]:
     """Within: no log lines (what matters is raised), progress bars or warnings of lm-eval and HF,
     and none of lm-eval's side business (three subprocesses that describe the machine, a pool of
     processes for bootstrapping). Everything is put back on leaving."""
-    evaluator, metrics = untyped("lm_eval.evaluator"), untyped("lm_eval.api.metrics")
+    evaluator, metrics = lazy_import("lm_eval.evaluator"), lazy_import("lm_eval.api.metrics")
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         for name in _LOGGERS:
             stack.enter_context(_level(logging.getLogger(name), logging.CRITICAL))
         for module in ("lm_eval.api.task", "lm_eval.models.huggingface"):
-            stack.enter_context(patch.object(untyped(module), "tqdm", _NoBar))
+            stack.enter_context(patch.object(lazy_import(module), "tqdm", _NoBar))
         stack.enter_context(patch.object(evaluator, "add_env_info", _nothing))
         stack.enter_context(patch.object(evaluator, "get_git_commit_hash", _nothing))
         stack.enter_context(patch.object(metrics, "bootstrap_stderr", _bootstrap_stderr))
@@ -48,8 +48,8 @@ def _level(logger: logging.Logger, level: int) -> Generator[None]:
 
 @contextmanager
 def _no_hub_bars() -> Generator[None]:
-    datasets, hub = untyped("datasets"), untyped("huggingface_hub.utils")
-    transformers = untyped("transformers.utils.logging")
+    datasets, hub = lazy_import("datasets"), lazy_import("huggingface_hub.utils")
+    transformers = lazy_import("transformers.utils.logging")
     bars = (
         (not datasets.are_progress_bars_disabled(), datasets, "progress_bars"),
         (not hub.are_progress_bars_disabled(), hub, "progress_bars"),

@@ -11,7 +11,7 @@ import pytest
 from cpt_residual.config.filters import Contamination, Filters
 from cpt_residual.data.filters.references import Reference
 from cpt_residual.errors import EvaluationError
-from cpt_residual.evaluation.questions import questions_of, without_labels
+from cpt_residual.evaluation.prompts import prompts_of, without_labels
 from support.bigram_models import write_rows
 from support.records import dropped, filtered, records_of
 
@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_each_kind_of_task_asks(folder: Path) -> None:
-    found = list(questions_of(["local_group"], [], include_paths=(folder,)))
+    found = list(prompts_of(["local_group"], [], include_paths=(folder,)))
     assert Counter(each.task for each in found) == dict.fromkeys(
         ("local_asks", "local_wino", "local_text"), len(ROWS)
     )
@@ -79,12 +79,12 @@ def test_what_each_kind_of_task_asks(folder: Path) -> None:
 
 
 def test_a_single_task_asks_in_the_order_of_its_data(folder: Path) -> None:
-    alone = list(questions_of(["local_asks"], [], include_paths=(folder,)))
+    alone = list(prompts_of(["local_asks"], [], include_paths=(folder,)))
     assert [each.text for each in alone] == [row["question"] for row in ROWS]
 
 
 def test_a_corpus_is_checked_for_what_the_tasks_ask(folder: Path) -> None:
-    references = list(questions_of(["local_group"], [], include_paths=(folder,)))
+    references = list(prompts_of(["local_group"], [], include_paths=(folder,)))
     leaked = f"Found on a forum: {ROWS[1]['question']} I say {ROWS[1]['answer']}."
     clean = "How many boats were in the harbour of the old town before the storm? Nobody knows."
     told = "Nina filled 43 glasses from the jug because the jug was still empty. Then she left."
@@ -161,23 +161,23 @@ def test_stock_tasks_of_lm_eval_give_the_bare_question(
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "local.yaml").write_text(yaml, encoding="utf-8")
     monkeypatch.setattr("cpt_residual.evaluation.stock._prepare_ifeval", lambda: None)
-    found = list(questions_of([f"local_{task}"], [], include_paths=(tmp_path / "tasks",)))
+    found = list(prompts_of([f"local_{task}"], [], include_paths=(tmp_path / "tasks",)))
     assert [each.task for each in found] == [f"local_{task}"] * 2
     assert found[0].text == ASKED[task]
 
 
 def test_the_worlds_probes(tmp_path: Path) -> None:
     write_rows(tmp_path / "new_facts.jsonl", [{"prompt": "Where does Ada live?", "answer": "x"}])
-    found = list(questions_of([], ["new_facts"], probes_dir=tmp_path))
+    found = list(prompts_of([], ["new_facts"], probes_dir=tmp_path))
     assert found == [Reference(task="new_facts", text="Where does Ada live?")]
 
 
 @pytest.mark.parametrize("here", [True, False])
 def test_probes_that_are_missing_are_named(tmp_path: Path, here: bool) -> None:
     with pytest.raises(EvaluationError, match="'old_facts'"):
-        list(questions_of([], ["old_facts"], probes_dir=tmp_path if here else None))
+        list(prompts_of([], ["old_facts"], probes_dir=tmp_path if here else None))
 
 
 def test_an_unknown_task_is_named(folder: Path) -> None:
     with pytest.raises(EvaluationError, match="no task 'local_askz'"):
-        list(questions_of(["local_askz"], [], include_paths=(folder,)))
+        list(prompts_of(["local_askz"], [], include_paths=(folder,)))

@@ -1,4 +1,4 @@
-"""lm-eval and its companions. They are untyped and slow to import: one door, on demand."""
+"""Imports of lm-eval and its companions, which are untyped and slow, on demand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import importlib
 from typing import Any
 
 
-def untyped(module: str) -> Any:
+def lazy_import(module: str) -> Any:
     """A module as `Any`; whoever calls it says what types come out."""
     return importlib.import_module(module)
