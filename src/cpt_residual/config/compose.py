@@ -15,7 +15,6 @@ from typing import cast
 
 from cpt_residual.config.checks import check
 from cpt_residual.config.folders import Folders
-from cpt_residual.config.kinds import without_former_kinds
 from cpt_residual.config.layers import Composition, compose_layers
 from cpt_residual.config.overrides import Setting, read_settings
 from cpt_residual.config.schema import Experiment
@@ -55,9 +54,7 @@ def compose_with_files(overrides: Sequence[str], *, config_dir: Path | None = No
     if not any(setting.key == "experiment" for setting in settings):
         settings = [*read_settings([f"+experiment={DEFAULT_EXPERIMENT}"], folders), *settings]
     composition = compose_layers(settings, folders)
-    contents = [layer.content for layer in composition.layers]
-    container = without_former_kinds(composition.container, lambda: contents)
-    experiment, problems = problems_of(container)
+    experiment, problems = problems_of(composition.container)
     if experiment is None:
         raise invalid(_Explained(composition, settings, folders).lines(problems))
     check(experiment)

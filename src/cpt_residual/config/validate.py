@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -76,14 +77,13 @@ def problems_of(
 ) -> tuple[Experiment | None, list[tuple[Location, str]]]:
     """The experiment, or every place where `container` departs from the schema and how."""
     missing = set(marked(container))
-    try:
-        experiment = Experiment.model_validate(container, strict=True)
-    except ValidationError as error:
-        details = cast("list[_Detail]", error.errors(include_url=False))
-    else:
-        if not missing:
-            return experiment, []
-        details = []
+    experiment, details = _validated(container)
+    dropped = [each for each in details if each["input"] is None and _other_kinds(each, Experiment)]
+    if dropped:
+        places = [location_of(each["loc"], Experiment) for each in dropped]
+        experiment, details = _validated(_without(container, places))
+    if experiment is not None and not missing:
+        return experiment, []
     problems: list[tuple[Location, str]] = []
     for detail in details:
         place = location_of(detail["loc"], Experiment)
@@ -95,6 +95,26 @@ def problems_of(
             missing.discard((*place, "kind"))
         problems.append((place, _text(detail, Experiment)))
     return None, problems + [(place, _OWN_WORDS["missing"]) for place in sorted(missing, key=str)]
+
+
+def _validated(
+    container: Mapping[str, object],
+) -> tuple[Experiment | None, Sequence[_Detail]]:
+    try:
+        return Experiment.model_validate(container, strict=True), ()
+    except ValidationError as error:
+        return None, cast("list[_Detail]", error.errors(include_url=False))
+
+
+def _without(container: Mapping[str, object], places: Sequence[Location]) -> dict[str, object]:
+    """A copy without the keys at `places`: `key: null` drops a key of an entry's former kind."""
+    copy = cast("dict[str, object]", deepcopy(container))
+    for *parents, last in places:
+        holder: Any = copy
+        for part in parents:
+            holder = holder[part]
+        del holder[last]
+    return copy
 
 
 def marked(value: object, place: Location = ()) -> Iterator[Location]:
@@ -136,19 +156,27 @@ def _text(detail: _Detail, root: type[BaseModel]) -> str:
 
 def _unknown_key(detail: _Detail, root: type[BaseModel]) -> str:
     *_, tag, name = ("", *detail["loc"])
+    place = dotted(location_of(detail["loc"], root))
     model = model_of(detail["loc"], root)
     known = model.model_fields if model else ()
     new = renamed(str(name), known)
     if new is not None:
         return f"this key was renamed to {new}."
-    union = union_of(detail["loc"], root)
-    owners = [kind for kind, member in union.items() if name in member.model_fields]
+    owners = _other_kinds(detail, root)
     if owners:  # a key of another kind: the kind is wrong, or the key
         return (
-            f"kind {tag} has no such key, kind {' and '.join(owners)} has: give that kind too, "
-            f"or leave the key out. Known: {', '.join(known)}."
+            f"kind {tag} has no such key, kind {' and '.join(owners)} has: give that kind too, or "
+            f"drop the key with `{place}: null`. Known: {', '.join(known)}."
         )
     return f"unknown key.{did_you_mean(str(name), known)}"
+
+
+def _other_kinds(detail: _Detail, root: type[BaseModel]) -> list[str]:
+    """The other kinds of the entry that have the unknown key of `detail`."""
+    if detail["type"] != "extra_forbidden":
+        return []
+    name, union = detail["loc"][-1], union_of(detail["loc"], root)
+    return [kind for kind, member in union.items() if name in member.model_fields]
 
 
 def _without_tag(detail: _Detail) -> bool:

@@ -53,7 +53,7 @@ CASES = [
     "launch.gradient_checkpointing=1",
     "corpus=local +experiment=llama3_500m",
     "corpora.new_domain.revision=main +experiment=llama3_500m",
-    "'corpora.new_domain={kind:local,files:[]}'",
+    "'corpora.new_domain={kind:local,files:[],part:null}'",
     "+models._x.kind=init",
     "launch.threads_for=3",
     "evaluation=nothing",
@@ -67,7 +67,7 @@ CASES = [
     "+models.bsae.source=/x",
     "packs.cpt.sources.7.share=0.4",
     "packs.cpt.sequence_length=1",
-    "'corpora.new_domain={kind:local,files:[\"\"],content_sha256:zz}'",
+    "'corpora.new_domain={kind:local,files:[\"\"],content_sha256:zz,part:null}'",
     "packs.cpt.sources.0.shar=0.4",
     "deepspeed.zero_stage=4",
 ]
