@@ -40,5 +40,13 @@ def model(
     num_shards: int = 1,
     model_type: str = "llama",
 ) -> Path:
-    config = {"tie_word_embeddings": tied, "vocab_size": ROWS, "model_type": model_type}
+    config = {
+        "tie_word_embeddings": tied,
+        "vocab_size": ROWS,
+        "model_type": model_type,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     return fake_model(folder, tensors, num_shards=num_shards, config=config)

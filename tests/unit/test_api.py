@@ -265,7 +265,12 @@ def test_what_is_reported_is_where_it_was_asked_for(
 def lora(folder: Path) -> Path:
     """An adapter of the first query projection of the family's base_cpt."""
     folder.mkdir()
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["0.self_attn.q_proj"],
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 

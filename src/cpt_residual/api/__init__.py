@@ -39,7 +39,7 @@ from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.geometry import Family, GeometryReport, measure
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.inspection import Inspection, inspect
-from cpt_residual.weights.interop.adapter_config import read_adapter_config
+from cpt_residual.weights.interop.adapter import require_plain_lora
 from cpt_residual.weights.merge import MergeReport
 from cpt_residual.weights.merge_record import ORIGIN_FILE, read_merge_record
 from cpt_residual.weights.opening import ModelReference, open_named, pinned
@@ -163,7 +163,7 @@ def plan_apply(
     if not isinstance(folder, Path) or not is_adapter(folder):
         opened, scratch_bytes = open_named(folder, role="target"), 0
     else:
-        read_adapter_config(folder)
+        require_plain_lora(folder)
         require_apart(out, (folder,))
         start = adapter_base(folder, base_of(source, options))
         opened = replace(start, checkpoint=replace(start.checkpoint, role="target"))

@@ -27,11 +27,11 @@ from cpt_residual.weights.foreign_weights import (
     refuse_quantised,
     require_plain_config,
 )
-from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.shard_header import Shard, TensorEntry, read_shard, stored_in
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _MAX_FILE_NAME, _MAX_SHOWN = 255, 80
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")

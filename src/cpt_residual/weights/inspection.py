@@ -12,9 +12,8 @@ from pydantic import JsonValue
 from cpt_residual.base_model import Frozen
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import CONFIG_FILE, eos_ids_of, read_json_object
-from cpt_residual.weights.checkpoint import is_adapter, open_checkpoint
+from cpt_residual.weights.checkpoint import ADAPTER_CONFIG_FILE, is_adapter, open_checkpoint
 from cpt_residual.weights.foreign_weights import stated_method
-from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.interop.residuals_package import (
     is_residuals_layout,
     read_residuals_layout,

@@ -13,11 +13,10 @@ from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.core.hashing import canonical_json, text_sha256
 from cpt_residual.errors import ConfigError
 from cpt_residual.weights import verification
-from cpt_residual.weights.checkpoint import Checkpoint, is_adapter
+from cpt_residual.weights.checkpoint import ADAPTER_CONFIG_FILE, Checkpoint, is_adapter
 from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.interop.adapter import ADAPTER_FILE, merge_adapter
-from cpt_residual.weights.interop.adapter_config import ADAPTER_CONFIG_FILE
 from cpt_residual.weights.interop.residuals_delta import package_delta
 from cpt_residual.weights.interop.residuals_package import (
     is_residuals_layout,

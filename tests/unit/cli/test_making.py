@@ -145,6 +145,11 @@ def lora(folder: Path, base: Tensors) -> Tensors:
 def test_an_adapter_as_target_is_merged_first(family: Path, run: Run) -> None:
     merged = lora(family / "lora", read_all(family / "base"))
     fake_model(family / "whole", merged)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    for name in ("base", "instruct", "whole"):
+        config = family / name / "config.json"
+        fields = {**json.loads(config.read_text()), **sizes, "num_hidden_layers": 1}
+        config.write_text(json.dumps(fields))
     looked = run("inspect", "lora", "--json").document
     assert (looked["kind"], looked["num_parameters"]) == ("adapter", 32)
     planned = run("apply", "--target", "lora", *PAIR, "--out", "o", "--dry-run", "--json")
