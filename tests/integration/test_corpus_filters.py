@@ -31,7 +31,8 @@ SMALL = [
 
 
 def _experiment(root: Path, *overrides: str) -> Experiment:
-    corpus = f"corpora.new_domain={{kind: local, part: null, files: ['{root}/news.jsonl'], heldout_documents: 2}}"
+    keys = f"kind: local, part: null, files: ['{root}/news.jsonl'], heldout_documents: 2"
+    corpus = f"corpora.new_domain={{{keys}}}"
     suites = "suites.world.probes=[instruction_following,old_facts]"
     return compose(
         ["+experiment=smoke", f"paths.root={root}/out", corpus, suites, *SMALL, *overrides]
