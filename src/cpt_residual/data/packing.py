@@ -37,7 +37,6 @@ from cpt_residual.data.row_counts import SpecialIds
 from cpt_residual.data.rows import Row, cut_row
 from cpt_residual.data.source_rows import RowShape, SourceRows
 from cpt_residual.data.supply import (
-    EncodingCrew,
     Reading,
     Supplier,
     Tokenising,
@@ -86,10 +85,8 @@ def build_pack(
     *,
     progress: ProgressReport,
     tokenising: Tokenising = Tokenising(),  # noqa: B008  a frozen value
-    crew: EncodingCrew | None = None,
 ) -> PackLedger:
-    """Write the pack below `out` and return its ledger. `crew`: for `tokenising` with a scratch,
-    an `encoding_crew` that was started beforehand, to save the time that it takes.
+    """Write the pack below `out` and return its ledger.
 
     Raises `CorpusError` for documents that cannot be used, for chat documents longer than a row,
     and when a source has fewer tokens than its share needs in as many epochs as it may have.
@@ -102,9 +99,7 @@ def build_pack(
             Reading(index, plan.seed, plan.max_epochs(source), curriculum.needed(number))
             for number, (source, index) in enumerate(zip(sources, indexes, strict=True))
         ]
-        supplier = Supplier(
-            sources, readings, tokenising, identity=plan.tokenizer_map_hash, crew=crew
-        )
+        supplier = Supplier(sources, readings, tokenising, identity=plan.tokenizer_map_hash)
         blocks = stack.enter_context(supplier).blocks()
         shape = RowShape(plan.sequence_length, plan.pad_id)
         streams = [

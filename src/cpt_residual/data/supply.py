@@ -1,4 +1,4 @@
-"""Where the encoded documents of a pack come from: this process, or a crew that works ahead.
+"""Encoded documents of a pack, from this process or from processes that work ahead.
 
 A small pack is encoded here, a batch at a time. A large one is encoded by processes that put
 shard after shard into files, some ahead of the assembly; a file that is already there, from a
@@ -13,7 +13,6 @@ import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,30 +22,17 @@ from cpt_residual.data.document_source import DocumentSource
 from cpt_residual.data.index import LineIndex, seeded_order
 from cpt_residual.data.shards import Shard, ShardEncoder, cut_into_shards
 from cpt_residual.data.tokens import TokenBlock, read_tokens
-from cpt_residual.launch.crew import Crew
-
-_THREADS_PER_PROCESS = 2
-"""Two threads that share one tokenizer are a tenth faster than two processes with one each; many
-would wait for Python's lock."""
+from cpt_residual.launch.workers import Workers
 
 _BYTES_PER_TOKEN = 4.0
 """Of English and code, roughly: how far to work ahead before anything was counted."""
-
-
-EncodingCrew = Crew[Shard, bool]
-"""Makes sure that the token files of shards are there; see `ShardEncoder`."""
-
-
-def encoding_crew(num_workers: int) -> EncodingCrew:
-    """Processes that get ready to encode when they are entered."""
-    return Crew(ShardEncoder, num_workers=num_workers, threads_per_process=_THREADS_PER_PROCESS)
 
 
 @dataclass(frozen=True)
 class Tokenising:
     """How documents are encoded; never what comes out.
 
-    `num_workers` threads of other processes encode into files below `scratch`, in shards of
+    `num_workers` other processes encode into files below `scratch`, in shards of
     `shard_bytes`: what a kill loses is the shards in work. Without `scratch` it is done in this
     process, which is faster for small packs.
     """
@@ -68,8 +54,7 @@ class Reading:
 
 
 class Supplier:
-    """Makes the blocks of all sources; a context manager. `identity`: whose token ids they are;
-    `crew`: one that was started before, and has not begun."""
+    """Makes the blocks of all sources; a context manager. `identity`: whose token ids they are."""
 
     def __init__(
         self,
@@ -78,16 +63,18 @@ class Supplier:
         how: Tokenising,
         *,
         identity: str,
-        crew: EncodingCrew | None = None,
     ) -> None:
         self._sources, self._readings, self._how = sources, readings, how
         self._encoder = ShardEncoder(sources, identity)
-        self._crew: EncodingCrew | None = None
-        self._stack = ExitStack()
+        self._workers: Workers[Shard, bool] | None = None
         if how.scratch is not None:
             how.scratch.mkdir(parents=True, exist_ok=True)
-            self._crew = crew or self._stack.enter_context(encoding_crew(how.num_workers))
-            self._crew.begin(sources, _with_encoders(identity, sources))
+            self._workers = Workers(
+                "tokenizer worker",
+                ShardEncoder,
+                (sources, _with_encoders(identity, sources)),
+                num_workers=how.num_workers,
+            )
 
     def blocks(self) -> list[Blocks]:
         """One stream of encoded documents a source."""
@@ -98,17 +85,18 @@ class Supplier:
 
     def __exit__(self, *exception: object) -> None:
         self._encoder.close()
-        self._stack.close()
+        if self._workers is not None:
+            self._workers.__exit__(*exception)
 
     def _blocks_of(self, number: int) -> Blocks:
         name, reading = self._sources[number].name, self._readings[number]
-        if self._crew is None:
+        if self._workers is None:
             size = self._how.batch_bytes
             return _HereBlocks(_shards(name, number, reading, size), self._encoder)
         assert self._how.scratch is not None
         shards = _shards(name, number, reading, self._how.shard_bytes, self._how.scratch)
         ahead = self._how.num_workers + 1
-        return _CrewBlocks(shards, self._crew, reading.needed_tokens, ahead)
+        return _BlocksAhead(shards, self._workers, reading.needed_tokens, ahead)
 
 
 def _with_encoders(identity: str, sources: Sequence[DocumentSource[Any]]) -> str:
@@ -164,17 +152,17 @@ class _HereBlocks(Blocks):
         return block
 
 
-class _CrewBlocks(Blocks):
-    """Has a crew encode up to `ahead` shards more, as long as their tokens seem to be needed."""
+class _BlocksAhead(Blocks):
+    """Has workers encode up to `ahead` shards more, as long as their tokens seem to be needed."""
 
     def __init__(
         self,
         shards: Iterator[tuple[int, Shard]],
-        crew: EncodingCrew,
+        workers: Workers[Shard, bool],
         needed_tokens: int,
         ahead: int,
     ) -> None:
-        self._shards, self._crew = shards, crew
+        self._shards, self._workers = shards, workers
         self._needed_tokens, self._ahead = needed_tokens, ahead
         self._waiting: deque[tuple[int, Shard, Future[bool]]] = deque()
         self._waiting_bytes = self._num_bytes = self._num_tokens = 0
@@ -185,7 +173,7 @@ class _CrewBlocks(Blocks):
             return None
         number, shard, done = self._waiting.popleft()
         self.num_epochs = number + 1
-        self.is_usable = done.result()
+        self.is_usable = self._workers.result(done)
         self._waiting_bytes -= shard.num_bytes
         if not self.is_usable:
             return None
@@ -212,6 +200,6 @@ class _CrewBlocks(Blocks):
         if following is None:
             return False
         number, shard = following
-        self._waiting.append((number, shard, self._crew.submit(shard)))
+        self._waiting.append((number, shard, self._workers.submit(shard)))
         self._waiting_bytes += shard.num_bytes
         return True

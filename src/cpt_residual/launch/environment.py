@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import getpass
 import os
 import stat
@@ -220,6 +221,20 @@ def child_environment(*, threads: int, extra: Mapping[str, str] | None = None) -
     _set_maths_defaults(child)
     child.update(extra or {})
     return child
+
+
+def work_in_one_thread() -> None:
+    """In a process that is one of many: tokenizers encode in the thread that calls them, and the
+    allocator gives large blocks back, where its own rule keeps the largest it ever had."""
+    os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # glibc
+        for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            library.mallopt(option, 8 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
 
 
 @contextlib.contextmanager

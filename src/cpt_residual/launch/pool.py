@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from cpt_residual.errors import BusyError, CptResidualError, DiskSpaceError, WorkerError
-from cpt_residual.launch.endings import MEMORY_HINT, how_it_ended
+from cpt_residual.launch.endings import MEMORY_HINT, end_with_parent, how_it_ended
 from cpt_residual.launch.environment import show_gpus
 from cpt_residual.launch.schedule import Job, Machine, Schedule
 
@@ -257,7 +257,7 @@ def _serve(work: Work, pipe: Connection, log: Path, gpus: tuple[str, ...] | None
         show_gpus(gpus)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     while True:
         try:
             payload = pipe.recv()
@@ -291,13 +291,6 @@ def _print_to(log: Path) -> None:
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)
-
-
-def _die_with_parent() -> None:
-    parent = mp.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _unexpected(error: Exception) -> WorkerError:

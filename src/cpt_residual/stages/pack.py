@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,23 +157,17 @@ class PackStage:
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.data.packing import Tokenising, build_pack
-        from cpt_residual.data.supply import encoding_crew
+        from cpt_residual.modeling.tokenizer import load_tokenizer
 
         scratch = work / "tokens" if self.is_large else None
-        how = Tokenising(scratch=scratch, num_workers=ctx.threads)
-        with ExitStack() as stack:
-            crew = stack.enter_context(encoding_crew(how.num_workers)) if self.is_large else None
-            from cpt_residual.modeling.tokenizer import load_tokenizer  # while the crew starts
-
-            tokenizer = load_tokenizer(inputs["tokenizer"].path)
-            ledger = build_pack(
-                work / "out",
-                self._document_sources(inputs, tokenizer),
-                self._plan(tokenizer),
-                progress=ctx.progress,
-                tokenising=how,
-                crew=crew,
-            )
+        tokenizer = load_tokenizer(inputs["tokenizer"].path)
+        ledger = build_pack(
+            work / "out",
+            self._document_sources(inputs, tokenizer),
+            self._plan(tokenizer),
+            progress=ctx.progress,
+            tokenising=Tokenising(scratch=scratch, num_workers=ctx.threads),
+        )
         _require_labels(ledger)
         return _metrics(ledger)
 
