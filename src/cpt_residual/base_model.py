@@ -1,4 +1,4 @@
-"""What every configuration model is made from."""
+"""Base class and field types of every configuration model."""
 
 from __future__ import annotations
 

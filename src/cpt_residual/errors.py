@@ -1,4 +1,4 @@
-"""Every error a user can meet, in one small tree.
+"""The error classes shown to users.
 
 Form of a message: what, where, which values; then the consequence; then what to do. All problems
 of one kind are collected before raising, so that one run shows them all.
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 
 class CptResidualError(Exception):
-    """Base of all errors that are the user's to mend; printed without a traceback.
+    """Base of all errors that are the user's to fix; printed without a traceback.
 
     `what` is one sentence, `problems` one line each (place and values), `remedy` says what
     follows from it and what to do.

@@ -100,7 +100,7 @@ def _run_folder(plan: FrozenPlan, builder: Builder) -> Path:
         raise ConfigError(
             f"nothing can be written below the plan's paths.root: {folder}: {error.strerror}",
             remedy="Nothing was built. Write the plan again with another folder: paths.root=DIR, "
-            "or mend its rights.",
+            "or fix its rights.",
         ) from None
     return folder
 

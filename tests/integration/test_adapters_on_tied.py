@@ -97,7 +97,7 @@ def test_the_merged_model_computes_what_the_adapter_does(
         assert left.keys() == right.keys()
         assert all(torch.allclose(left[name], right[name], atol=1e-6) for name in left)
     else:
-        assert not torch.allclose(logits(theirs), expected, atol=1e-2), "peft has mended it"
+        assert not torch.allclose(logits(theirs), expected, atol=1e-2), "peft has fixed it"
 
 
 @pytest.mark.parametrize("config", TYING.values(), ids=TYING)

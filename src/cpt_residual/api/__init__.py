@@ -7,7 +7,7 @@
     api.apply("base_cpt", api.Pair("base", "instruct"), Path("merged"))
 
 The command line calls these and nothing else. A model is a directory or `ORG/NAME@COMMIT` on the
-hub (safetensors only; code from a model never runs). Everything a user can mend is raised as a
+hub (safetensors only; code from a model never runs). Everything a user can fix is raised as a
 `CptResidualError`, and no output is left half made. Nothing here prints.
 """
 

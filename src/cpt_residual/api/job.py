@@ -1,4 +1,4 @@
-"""One apply: its inputs open, its outputs free, and what makes an output appear whole."""
+"""One `apply`: open the inputs, check the outputs, publish each output atomically."""
 
 from __future__ import annotations
 

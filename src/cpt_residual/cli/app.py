@@ -1,4 +1,4 @@
-"""The verbs of `cpt-residual`, and what the process ends with.
+"""The `cpt-residual` command line application and its exit status.
 
 cpt-residual compute --base B --instruct I --out R
 cpt-residual apply --target T --residual R --alpha 1.0 --out O

@@ -1,4 +1,4 @@
-"""Which artifact a word on the command line means."""
+"""Resolve a command-line argument to an artifact: path, node name or fingerprint prefix."""
 
 from __future__ import annotations
 

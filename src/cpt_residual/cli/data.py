@@ -1,4 +1,4 @@
-"""Verbs for packs and corpora.
+"""The `data` commands: inspect and export packs and corpora.
 
 cpt-residual data inspect ARTIFACT [--rows N] [--figures DIR] [--verify] [--json]
 cpt-residual data export PACK --out DIR [--to parquet|hf]

@@ -1,4 +1,4 @@
-"""What `data inspect` says of a pack and of a corpus, for people."""
+"""Text output of `data inspect`."""
 
 from __future__ import annotations
 

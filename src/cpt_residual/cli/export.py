@@ -1,4 +1,4 @@
-"""The verb that hands our work to other tools: the `residuals` package, mergekit."""
+"""The `export` command: to the `residuals` package or a mergekit configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that look at what is there: inspect, verify, geometry, card."""
+"""The read-only commands: inspect, verify, geometry, card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that write weights: compute and apply."""
+"""The commands that write weights: compute and apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how options become values."""
+"""Command-line options shared by several commands, and their parsing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that look after a store of artifacts.
+"""The store commands: lineage, verify, gc.
 
 python -m cpt_residual.cli lineage VARIANT --run outputs/runs/RUN
 python -m cpt_residual.cli verify --run outputs/runs/RUN

@@ -1,4 +1,4 @@
-"""What a verb says: results on stdout, all else on stderr; with --json stdout is one document."""
+"""Command output: results on stdout, everything else on stderr; --json prints one document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one field alone cannot show: names that lead nowhere, cycles, sizes that do not divide."""
+"""Cross-field checks: unknown references, cycles, sizes that do not divide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From `conf/` and overrides to one `Experiment`.
+"""Compose `conf/` and overrides into one `Experiment`.
 
 Hydra's defaults lists say which plain YAML files are merged, then pydantic validates all of it at
 once. Hydra's own check of keys is not used on purpose: it would stop at the first unknown key and

@@ -1,4 +1,4 @@
-"""Where text comes from: parts of the procedural world, the user's own files, hub data sets."""
+"""Corpus settings: procedural world, local files, hub data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that follow from the configuration: written once here, stored nowhere else."""
+"""Values derived from the configuration; computed here and stored nowhere."""
 
 from __future__ import annotations
 

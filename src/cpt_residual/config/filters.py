@@ -1,7 +1,7 @@
 """The filters between a reader and a corpus. Each is off (`null`) unless an experiment names it.
 
 Their order is fixed and is the order of the fields of `Filters`, whatever the order in the file:
-what mends text comes first, then what is cheap, then what has to remember other documents, and the
+what fixes text comes first, then what is cheap, then what has to remember other documents, and the
 contamination check last, so that it speaks of the documents that are really trained on.
 """
 

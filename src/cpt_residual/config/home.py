@@ -1,4 +1,4 @@
-"""What `~` stands for in paths that users write."""
+"""Expansion of `~` in paths given by users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why the defaults lists of files never end."""
+"""Detection of cycles in defaults lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a residual is stored and how it is added: the choices beyond plain addition, as values.
+"""Settings of residual storage and of merging beyond plain addition.
 
 Plain addition (`MergeRecipe()`) is the paper. Every other choice names its own source.
 """

@@ -1,4 +1,4 @@
-"""What a pack is made of: sources, their shares of the tokens, and phases of the mixture."""
+"""Pack settings: sources, their shares of the tokens, and mixture phases."""
 
 from __future__ import annotations
 

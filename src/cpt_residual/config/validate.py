@@ -1,4 +1,4 @@
-"""From a plain container to an `Experiment`: every problem at once, with path, value and cure."""
+"""Validate a composed container as an `Experiment`; all problems in one error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def invalid(
     return ConfigError(
         f"{what} ({count})",
         problems=problems,
-        remedy="Nothing was run. Mend these and try again.",
+        remedy="Nothing was run. Fix these and try again.",
     )
 
 

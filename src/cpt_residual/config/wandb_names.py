@@ -1,4 +1,4 @@
-"""Which names W&B takes: it refuses a wrong one when a run starts or, worse, is uploaded."""
+"""Validation of W&B project, entity and run names before a run starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One configuration file: its text, its package line, its defaults list, and what it may hold.
+"""Read one configuration file: text, package directive, defaults list, permitted values.
 
 YAML can say more than a configuration needs: objects of Python, references that unfold to millions
 of values, numbers of any length. What a file of the user's cannot mean is refused here with its

@@ -1,4 +1,4 @@
-"""What lies beside an artifact's files: the manifest (what it is) and the receipt (how it went)."""
+"""The manifest (identity) and the receipt (how it was built) of an artifact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that is begun before its result is asked for."""
+"""Warm cached functions in a background thread."""
 
 from __future__ import annotations
 

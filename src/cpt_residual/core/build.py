@@ -1,4 +1,4 @@
-"""Build one node, or say why there is nothing to build."""
+"""Build one node of the graph, or report that it is ready."""
 
 from __future__ import annotations
 

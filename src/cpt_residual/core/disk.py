@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before the work, and named when it runs out in between."""
+"""Free disk space: checked before a build, reported when it runs out during one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def require_writable(path: Path) -> None:
 @contextmanager
 def writing(path: Path) -> Generator[None]:
     """Around work that writes `path` and reads nothing: what the system refuses is the user's to
-    mend, a DiskSpaceError for a full disk, else an ArtifactError."""
+    fix, a DiskSpaceError for a full disk, else an ArtifactError."""
     try:
         with FullDiskReport(path, 0):
             yield

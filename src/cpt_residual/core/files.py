@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, durable directories, removal by rename."""
+"""Atomic file writes, durable directories, removal by rename."""
 
 from __future__ import annotations
 

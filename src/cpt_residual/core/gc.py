@@ -1,4 +1,4 @@
-"""Garbage: what lies in the store and no recorded run refers to. Listed first, then deleted."""
+"""Garbage collection of artifacts that no recorded run refers to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who an artifact is: fingerprints of recipes (before) and hashes of content (after)."""
+"""Artifact identity: recipe fingerprint and content hash."""
 
 from __future__ import annotations
 

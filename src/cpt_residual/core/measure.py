@@ -1,4 +1,4 @@
-"""What a build took: wall time, memory, and what it ran on."""
+"""Measured cost of a build: wall time, peak memory, hardware."""
 
 from __future__ import annotations
 

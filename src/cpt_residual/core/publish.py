@@ -1,4 +1,4 @@
-"""Turn the finished `work/out/` into an artifact: hash, force to disk, one atomic rename.
+"""Publish a finished `work/out/` as an artifact: hash, fsync, one atomic rename.
 
 Before the rename nothing is published; after it everything is. There is no instant between.
 """

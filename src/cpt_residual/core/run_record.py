@@ -1,4 +1,4 @@
-"""The folder of a run, and what is worth knowing about the code that ran."""
+"""The folder of a run, with git state and library versions."""
 
 from __future__ import annotations
 

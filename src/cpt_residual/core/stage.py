@@ -1,4 +1,4 @@
-"""What a stage is: a frozen value that says what it needs and can build one artifact."""
+"""The stage protocol: a frozen value with inputs, recipe and cost that builds one artifact."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Stage(Protocol):
 
     `build` writes what is to be published below `work/out/`; the rest of `work/` is scratch that
     survives a kill (checkpoints). It never decides whether to run, where to publish or what to
-    log to. Raises a `CptResidualError` for everything a user can mend.
+    log to. Raises a `CptResidualError` for everything a user can fix.
 
     Four members are optional: `describe() -> str` adds a few words to the lineage tree;
     `needs_network -> bool` (a property) says that `build` downloads, so `--prefetch` builds it;

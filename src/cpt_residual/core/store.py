@@ -1,4 +1,4 @@
-"""The artifact store: where artifacts lie, what state they are in, and how they are opened.
+"""The artifact store: location, state and verified opening of artifacts.
 
 <root>/<stage>/<fingerprint[:16]>/   published, immutable; manifest.json and receipt.json inside
 <root>/.work/<stage>-<fingerprint[:16]>/   scratch that survives a kill (checkpoints, `out/`)

@@ -1,4 +1,4 @@
-"""Where every document of a corpus went: `ledger.json` of its artifact."""
+"""`ledger.json` of a corpus: every document read, kept or dropped, by reason."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a document is, and the strict reading of one JSON line.
+"""The document type, and strict parsing of one JSON line.
 
 Corpus files are UTF-8 JSON lines: `{"text": str}` for text and
 `{"messages": [{"role": str, "content": str}, ...]}` for chat. A line that is anything else is a
-problem with file, line and field; nothing is skipped or mended.
+problem with file, line and field; nothing is skipped or fixed.
 """
 
 from __future__ import annotations

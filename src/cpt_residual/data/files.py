@@ -23,7 +23,7 @@ SUFFIXES = (
 )
 """Every kind of file that can be read, by the end of its name (any case)."""
 
-_REMEDY = "Nothing was read. Mend the files, or name others in the corpus's `files`."
+_REMEDY = "Nothing was read. Fix the files, or name others in the corpus's `files`."
 
 
 def suffix_of(path: Path) -> str | None:

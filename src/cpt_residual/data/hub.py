@@ -32,7 +32,7 @@ class HubReader:
         self._corpus, self._fields = corpus, fields
         problems = Problems(
             f"hub corpus {_place(corpus)}: some documents cannot be used",
-            "Nothing is skipped or mended silently: choose another field, split or data set, or "
+            "Nothing is skipped or fixed silently: choose another field, split or data set, or "
             "leave such rows out, counted: bad_lines=skip.",
         )
         self._bad = BadRows(corpus.bad_lines, problems)

@@ -121,6 +121,6 @@ def _remedy(bad_lines: BadLines) -> str:
     if bad_lines == "skip":
         return "`bad_lines: skip` leaves out single rows, not this: correct it and run again."
     return (
-        "Nothing is skipped or mended silently: correct these places and run again. bad_lines=skip "
+        "Nothing is skipped or fixed silently: correct these places and run again. bad_lines=skip "
         "leaves out single rows, counted, but nothing of a damaged file."
     )

@@ -1,4 +1,4 @@
-"""Which source gives the next row: largest deficit first, in exact integer arithmetic."""
+"""Mixture of sources: the one with the largest deficit gives the next row, in exact integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hashes over the first rows of a pack: are its bytes whole, and is it the beginning of another."""
+"""Prefix hashes over the rows of a pack: integrity, and whether one pack is a prefix of another."""
 
 from __future__ import annotations
 

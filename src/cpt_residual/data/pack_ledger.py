@@ -1,4 +1,4 @@
-"""The books of a pack: `pack.json`."""
+"""The ledger of a pack: `pack.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collecting what is wrong with a corpus, so that one run shows all of it."""
+"""Collect the problems of a corpus so that one error reports them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One document on its way from a reader through the filters into a corpus."""
+"""A document record between reader, filters and corpus."""
 
 from __future__ import annotations
 

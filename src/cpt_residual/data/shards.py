@@ -1,4 +1,4 @@
-"""Documents in their order, cut into shards, and the encoding of one shard.
+"""Shards of documents and the encoding of one shard.
 
 A shard is a run of documents of about the same number of bytes. Where shards are cut decides only
 what is encoded at a time, never what comes out.

@@ -1,4 +1,4 @@
-"""The rows of one source: its documents in seeded order, encoded, packed, and booked."""
+"""Packed rows of one source: documents in seeded order, encoded, packed and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoded documents with what is counted about them, and the files they wait in.
+"""Encoded documents with their counts, and their cache files.
 
 A token file is one JSON line (what it holds, for whom, and the sha256 of the rest), then lengths_D
 and characters_D (int64), uses_U3 (int64), ids_N (uint32) and, where loss is not on all but first

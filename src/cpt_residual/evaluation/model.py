@@ -1,4 +1,4 @@
-"""The language model as lm-eval sees it, which also says why each response ended.
+"""The lm-eval model, which also records why each response ended.
 
 Why not lm-eval's own `HFLM.generate_until`: it decodes without special tokens and drops the ids,
 so that a closed turn and a run-on look the same; it takes the sampling defaults of each model's

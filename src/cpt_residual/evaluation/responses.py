@@ -1,4 +1,4 @@
-"""What a model answered, with the facts that lm-eval's plain strings and floats lose.
+"""Model responses with stop reason and token counts, which lm-eval's plain values lack.
 
 Both are subclasses of the type that lm-eval expects, so that every stock task takes them for what
 it knows, and our own tasks read the attributes. Nothing is kept in a side table, so an answer can

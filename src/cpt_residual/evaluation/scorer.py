@@ -1,4 +1,4 @@
-"""Which code scores: a hash over the sources of our tasks and of lm-eval's."""
+"""Identity of the scoring code: a hash over our task sources and lm-eval's version."""
 
 from __future__ import annotations
 

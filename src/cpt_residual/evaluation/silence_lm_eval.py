@@ -1,4 +1,4 @@
-"""Silence for third-party chatter: progress goes through the run's own report."""
+"""Suppress third-party output; progress goes through the run's own report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door of every command: streams that take any text, errors in one line, the exit status."""
+"""Entry point wrapper of every command: stream encoding, one-line errors, exit status."""
 
 from __future__ import annotations
 

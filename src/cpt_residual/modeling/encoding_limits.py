@@ -1,4 +1,4 @@
-"""How much text is encoded at once, and what that takes; imports nothing, for plans."""
+"""Limits of text encoded at once and their memory; import-free, for planning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model made from nothing: random weights, its own tokenizer, and a chat side for later.
+"""Initialise a model: random weights, a trained tokenizer, and chat template metadata.
 
 The folder looks like a released base model. What a release would keep in its instruct model (chat
 template, tokenizer config, generation config) lies in `chat/` until instruction tuning installs

@@ -1,4 +1,4 @@
-"""Load a model directory, or refuse. Nothing is resized, re-initialised or cast in silence."""
+"""Strict loading of a model directory: nothing is resized, re-initialised or cast."""
 
 from __future__ import annotations
 

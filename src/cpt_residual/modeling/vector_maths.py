@@ -1,4 +1,4 @@
-"""The same bits from the first step on: MKL's vector functions before any thread shares them."""
+"""Initialise MKL's vector functions once, so that results are reproducible from the first step."""
 
 from __future__ import annotations
 

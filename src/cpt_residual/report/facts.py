@@ -1,4 +1,4 @@
-"""What a report is made of: typed values, read by the report stage, that every part here takes.
+"""Typed input of a report, read by the report stage.
 
 Scores and differences are shares (0..1) or plain units as the evaluation wrote them; only the
 tables turn shares into percent.

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is written so that the same values give the same bytes."""
+"""Figure style, and byte-deterministic writing of figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which part each variant plays and what it costs, read off the declared models.
+"""Role and cost of each variant, from the declared models.
 
 The released pair is what exists before the experiment starts: `roles.base`, `roles.instruct`,
 every model that is initialised, downloaded or pre-trained, and the instruct end of a residual

@@ -1,4 +1,4 @@
-"""A model from nothing: random weights, a tokenizer of its own, and a chat side for later."""
+"""A randomly initialised model with a trained tokenizer and chat template metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage knows of the stages before it: documents, sizes, weights, token maps."""
+"""What a stage needs to know of its input stages: documents, sizes, weights, token maps."""
 
 from __future__ import annotations
 

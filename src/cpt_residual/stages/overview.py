@@ -1,4 +1,4 @@
-"""What a graph would cost and what is there already: the rows of the plan."""
+"""Rows of the plan: status and estimated cost of every stage."""
 
 from __future__ import annotations
 

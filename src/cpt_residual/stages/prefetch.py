@@ -1,4 +1,4 @@
-"""What a run needs from the network, and no more: for machines that have none."""
+"""Fetch what a run needs from the network, for machines without access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be known of released models before anything is built: do the parts of a graph fit.
+"""Checks of the whole graph before anything is built.
 
 Stages that read a released model, or one that training or merging makes from it, state checks of
 its config, tokenizer, chat template and tensor layout. All of them run, and all faults are

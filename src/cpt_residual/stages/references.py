@@ -1,4 +1,4 @@
-"""The questions of the evaluation, `references.jsonl`, that corpora are checked for."""
+"""Evaluation prompts for contamination checks: `references.jsonl`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a validated experiment to its graph of stages. Torch-free: the plan uses it."""
+"""Build the graph of stages of a validated experiment (no torch import)."""
 
 from __future__ import annotations
 

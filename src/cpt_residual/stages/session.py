@@ -1,4 +1,4 @@
-"""One run of one experiment: from a validated config to `report: PATH`."""
+"""Run one experiment, from a validated configuration to its report."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _require_writable(store: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"nothing can be written below paths.root: {store}: {error.strerror}",
-            remedy="Nothing was run. Choose another folder: paths.root=DIR, or mend its rights.",
+            remedy="Nothing was run. Choose another folder: paths.root=DIR, or fix its rights.",
         ) from error
 
 

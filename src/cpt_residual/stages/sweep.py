@@ -1,4 +1,4 @@
-"""After a multirun: one table per experiment over its seeds."""
+"""Summary table over the seeds of a multirun."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where series go: JSON lines always, Weights & Biases as asked."""
+"""Metric logging: JSON lines always, Weights & Biases on request."""

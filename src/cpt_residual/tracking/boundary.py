@@ -1,4 +1,4 @@
-"""The one place where W&B is called: work goes on whatever it raises and if it never answers."""
+"""Guarded calls to W&B: work continues when it raises or hangs."""
 
 from __future__ import annotations
 

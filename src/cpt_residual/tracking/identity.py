@@ -1,4 +1,4 @@
-"""Who a tracked run is: the same stage of the same experiment has the same id, on any machine."""
+"""Stable W&B run ids: the same stage of the same experiment has the same id on any machine."""
 
 from __future__ import annotations
 

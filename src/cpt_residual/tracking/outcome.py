@@ -1,4 +1,4 @@
-"""Which W&B runs have arrived and how to upload the others: what the end of an experiment says."""
+"""Upload status of W&B runs, and the command that uploads the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Series as JSON lines: one row per step, on disk after every row."""
+"""Metric series as JSON lines, flushed after every row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or do not exist.
+"""Atomic checkpoints.
 
 A checkpoint counts only when its marker file is there; the marker is written last, after every
 rank has written and synced its part. Everything without a marker is debris of a kill.

@@ -1,4 +1,4 @@
-"""From the trained weights in memory to a model directory, on every rank together."""
+"""Write the trained weights as a model directory, on all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run costs, counted and not estimated."""
+"""FLOPs of a training run, counted on a meta-device model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process group of the ranks, or nothing when there is only this process."""
+"""Process group of the ranks; none for a single process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training inside a long-lived process leaves nothing behind."""
+"""Isolate a training in a long-lived process: threads, random state, environment are restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that one rank needs to know, as one frozen value that survives JSON."""
+"""The job of one rank, as a frozen value serialised to JSON."""
 
 from __future__ import annotations
 

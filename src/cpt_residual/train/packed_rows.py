@@ -1,4 +1,4 @@
-"""Whether a model class keeps the documents of a packed row apart."""
+"""Check that a model class masks documents of a packed sequence from each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before any rank starts: do the parts fit, what will it cost, where does it resume."""
+"""Checks before any rank starts: compatibility, cost, resume point."""
 
 from __future__ import annotations
 

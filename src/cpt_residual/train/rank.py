@@ -1,4 +1,4 @@
-"""What every rank does: load, train or resume, write."""
+"""The work of one rank: load, train or resume, write."""
 
 from __future__ import annotations
 

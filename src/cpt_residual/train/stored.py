@@ -1,4 +1,4 @@
-"""What is stored in the model directories of a training: opened, asked, proven."""
+"""Inspection and verification of the model directories of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is added to what, and whether they belong together."""
+"""Validated inputs of a merge: residual, target and base."""
 
 from __future__ import annotations
 

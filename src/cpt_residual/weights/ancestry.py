@@ -1,4 +1,4 @@
-"""How near two models of one architecture are, before the residual of one is added to the other.
+"""Distance between two models of one architecture.
 
 Jindal et al. (2024) add the residual of Llama 3.1 to Llama 3 and the other way (portability); that
 works because both releases share weights. Addition of a difference needs a common start (Ilharco

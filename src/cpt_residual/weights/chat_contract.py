@@ -1,4 +1,4 @@
-"""The chat contract: a merged model answers like instruct, and stops like it.
+"""The chat contract: tokenizer, chat template and EOS token ids of a merged model.
 
 A merged directory gets instruct's tokenizer, chat template, special ids and generation config,
 with the *union* of the end-of-text ids of base, instruct and target in config.json and
@@ -77,7 +77,7 @@ def eos_tokens(model: Path, side: TokenSide | None = None) -> list[str]:
         raise CompatibilityError(
             f"{model} ends its texts with ids that its tokenizer does not have",
             problems=[f"id {token_id}" for token_id in unnamed],
-            remedy="They cannot be found in another tokenizer. Mend eos_token_id in its config.json"
+            remedy="They cannot be found in another tokenizer. Fix eos_token_id in its config.json"
             " and generation_config.json.",
         )
     return [tokens[token_id] for token_id in ids]
@@ -154,7 +154,7 @@ def _require_rows(eos_ids: Sequence[int], target: Path, plan: RowPlan | None) ->
         raise CompatibilityError(
             f"the merged model would end its texts with ids beyond its vocabulary of {num_rows}",
             problems=[f"id {token_id}" for token_id in beyond],
-            remedy="It could never stop there. Mend eos_token_id in config.json and "
+            remedy="It could never stop there. Fix eos_token_id in config.json and "
             "generation_config.json of instruct, base or target.",
         )
 
@@ -174,7 +174,7 @@ class _InMerged:
             raise CompatibilityError(
                 f"instruct: {field} is {token_id}, which the merged model does not have",
                 problems=[f"id {token_id}: {'no token' if token is None else repr(token)}"],
-                remedy="Its meaning would be lost. Mend it in the files of instruct.",
+                remedy="Its meaning would be lost. Fix it in the files of instruct.",
             )
         return self.plan.tokens[token]
 

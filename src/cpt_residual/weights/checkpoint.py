@@ -1,4 +1,4 @@
-"""A model directory as a frozen value: which tensors lie where, proven from headers alone.
+"""A checkpoint as a frozen value: tensor locations, verified from headers alone.
 
 `open_checkpoint` reads safetensors headers, the index and config.json, never weights, and needs
 no torch, so that a plan can call it. All problems of a directory are collected before raising.

@@ -1,4 +1,4 @@
-"""Where a residual comes from while it is added: a stored one, or base and instruct themselves.
+"""Residual sources: stored on disk, or computed on the fly from base and instruct.
 
 Both give the same bits for the same pair. `exact` is what methods compute with, `add` plain
 addition in one pass. Opened sources may be used by several threads.

@@ -1,4 +1,4 @@
-"""Large files past the system's page cache: what is read or written once need not lie in it.
+"""Direct I/O for large files, bypassing the page cache.
 
 With O_DIRECT whole pages go between the disk and our own memory. That spares the processor a copy
 of every byte and other programs their cached files. Our memory is in huge pages: a virtual disk is

@@ -1,4 +1,4 @@
-"""Whether the target is the instruct model itself: it holds the residual already.
+"""Refuse a target that already contains the residual.
 
 instruct + alpha * residual is a mistake in every recipe of ours, easily made (one wrong path) and
 not seen in the output, which loads, chats and stops. Who wants to go beyond instruct on purpose

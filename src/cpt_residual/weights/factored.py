@@ -1,4 +1,4 @@
-"""The matrices of a residual as two factors of low rank, kept on disk until they are stored.
+"""Low-rank factors of residual matrices, kept on disk until stored.
 
 RE-Adapt (Fleshman and Van Durme 2024) found a truncation at half of the variance to cost nothing
 at 7B. Price: one matrix in fp32 and its Gram matrix at a time.

@@ -1,4 +1,4 @@
-"""What a directory is: a residual, a merged model, an adapter, a model. Headers only, no torch."""
+"""Identify a directory: residual, merged model, adapter or model; headers only, no torch."""
 
 from __future__ import annotations
 

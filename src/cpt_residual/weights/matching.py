@@ -1,4 +1,4 @@
-"""One name for one parameter: checkpoints of a family that spell their tensors differently.
+"""Match tensors of checkpoints that name the same parameters differently.
 
 Released files and those that transformers writes today often do (`h.0.` and `transformer.h.0.` of
 GPT-2, `embed_out` and `lm_head` of GPT-NeoX); the class reads both as the same parameter.

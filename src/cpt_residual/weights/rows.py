@@ -1,4 +1,4 @@
-"""Blocks of a tensor whose rows lie elsewhere: read in runs of consecutive rows."""
+"""Read the rows of a tensor in permuted order, in runs of consecutive rows."""
 
 from __future__ import annotations
 

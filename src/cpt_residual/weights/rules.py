@@ -1,4 +1,4 @@
-"""What is done to one tensor: a recipe, made concrete by the tensor's own numbers.
+"""Per-tensor merge rules: the recipe applied to the statistics of one tensor.
 
 A rule knows its share of alpha and how to turn target, base and residual into the exact value that
 is then rounded once. Thresholds, factors and automatic strengths are measured over the whole tensor

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all, whose work survives a kill.
+"""Atomic, resumable output directories.
 
 Work on `NAME` goes to `.NAME.partial/out` beside it. The journal `.NAME.partial/journal.json`,
 there before anything else, says whose directory that is and which shards are on the disk for good;
@@ -64,7 +64,7 @@ class OutputFolder:
     """`with OutputFolder(out, stamp=...) as folder:` gives the directory `folder.path`, whose files
     become those of `out` with `publish`; without it they go when the block ends.
 
-    An error of the user's to mend removes the work, unless the disk is full, or the work is
+    An error of the user's to fix removes the work, unless the disk is full, or the work is
     complete and only its last check failed or its place is taken; a kill or an interrupt leaves it
     for the next call. With `stamp` None nothing outlasts the block. `side_stamp`: the identity of
     what is written besides the shards; a later call with another one keeps the shards, but is not
@@ -161,7 +161,7 @@ class OutputFolder:
                 raise
             raise ArtifactError(
                 f"The output {self.out} cannot be put into its place: {error.strerror}",
-                remedy="It must be absent, or an empty directory that can be replaced. Mend that, "
+                remedy="It must be absent, or an empty directory that can be replaced. Fix that, "
                 "then run the same command again.",
             ) from error
         self.published = True

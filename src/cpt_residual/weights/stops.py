@@ -1,4 +1,4 @@
-"""Proof that a merged model stops: it is loaded, and each end-of-text id is forced on it."""
+"""Verify that a merged model stops: load it and force each EOS token id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw elements as torch tensors, for those who compute with torch. Shares memory."""
+"""Zero-copy conversion of raw elements to torch tensors."""
 
 from __future__ import annotations
 

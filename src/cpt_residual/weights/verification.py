@@ -1,4 +1,4 @@
-"""Whether what lies on disk is still what was written: residuals and merged models, read back."""
+"""Verify residuals and merged models on disk against their records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows of the merged embedding and head come from where, decided by tokens, not by shapes.
+"""Vocabulary alignment: the source of each row of the merged embedding and head, by token.
 
 A residual has instruct's rows. Rows are matched by token; rows that no token names (padding) by
 their number, and only where they are unnamed on both sides. Tokens that only instruct has have no

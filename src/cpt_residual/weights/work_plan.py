@@ -1,4 +1,4 @@
-"""What a compute or an apply will cost, from headers alone, before anything is written."""
+"""Estimated cost of compute or apply (`--dry-run`), from headers alone."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_folder_that_is_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("problem", "status", "words"),
     [
-        (ConfigError("bad", problems=[EVIL], remedy="Mend it."), 2, f"  {SHOWN}\nMend it."),
+        (ConfigError("bad", problems=[EVIL], remedy="Fix it."), 2, f"  {SHOWN}\nFix it."),
         (WorkerError(EVIL), 1, f"WorkerError: {SHOWN}"),
         (FileNotFoundError(2, "No such file", EVIL), 2, f"{SHOWN}: No such file"),
         (KeyboardInterrupt(), 130, "interrupted: go on"),

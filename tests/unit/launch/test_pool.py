@@ -36,7 +36,7 @@ def _work(payload: dict[str, object], report: Report) -> object:
                 report(done, 3, "tokens")
             return "ok"
         case "user error":
-            raise ConfigError("bad value", problems=["a: 1"], remedy="Mend it.")
+            raise ConfigError("bad value", problems=["a: 1"], remedy="Fix it.")
         case "full disk":
             raise DiskSpaceError("not enough disk space")
         case "lock":
@@ -134,7 +134,7 @@ def test_a_failure_blocks_only_what_depends_on_it(tmp_path: Path) -> None:
     assert set(_of(events, "done")) == {"free"}
     error = _of(events, "failed")["bad"].error
     assert isinstance(error, ConfigError)
-    assert str(error) == "bad value\n  a: 1\nMend it."
+    assert str(error) == "bad value\n  a: 1\nFix it."
     assert _of(events, "progress")["free"].done == 3
 
 

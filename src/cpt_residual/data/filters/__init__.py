@@ -1,1 +1,1 @@
-"""What is done to documents between a reader and a corpus; `chain` is the way in."""
+"""Document filters between a reader and a corpus; `chain` runs them."""

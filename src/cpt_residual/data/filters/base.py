@@ -1,4 +1,4 @@
-"""What one filter owes the chain."""
+"""Base class of a document filter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The filters one after the other, every document and character counted on the way."""
+"""The filter chain, with counts of documents and characters in, out and dropped."""
 
 from __future__ import annotations
 

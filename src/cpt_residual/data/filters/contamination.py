@@ -1,4 +1,4 @@
-"""Questions of the evaluation in the corpus, by word n-grams (as in Brown et al. 2020, app. C)."""
+"""Filter: n-gram overlap with evaluation prompts (as in Brown et al. 2020, app. C)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents of some days only."""
+"""Filter: documents within a date range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first of documents that are the same."""
+"""Filter: exact deduplication; the first copy stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents of some languages only, as py3langid sees them (Lui and Baldwin 2012)."""
+"""Filter: language identification by py3langid (Lui and Baldwin 2012)."""
 
 from __future__ import annotations
 

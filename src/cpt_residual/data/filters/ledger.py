@@ -1,4 +1,4 @@
-"""What a filter did, counted; part of the ledger of a corpus."""
+"""Counts of one filter, part of the ledger of a corpus."""
 
 from __future__ import annotations
 

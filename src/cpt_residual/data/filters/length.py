@@ -1,4 +1,4 @@
-"""Documents neither too short nor too long."""
+"""Filter: minimum and maximum document length."""
 
 from __future__ import annotations
 

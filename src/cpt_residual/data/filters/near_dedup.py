@@ -1,4 +1,4 @@
-"""The first of documents that are nearly the same: MinHash (Broder 1997) with banded LSH."""
+"""Filter: near deduplication by MinHash (Broder 1997) with banded LSH."""
 
 from __future__ import annotations
 

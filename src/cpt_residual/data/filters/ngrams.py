@@ -1,4 +1,4 @@
-"""An index of word n-grams: which questions share one with a document.
+"""Index of word n-grams of evaluation prompts.
 
 A word is a random 64-bit number (a digest of it), an n-gram the polynomial of its words' numbers
 modulo 2^64, computed for all places of a document at once from cumulative sums. Two different

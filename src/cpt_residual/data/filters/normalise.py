@@ -1,4 +1,4 @@
-"""One written form: line ends, control characters, Unicode normal form."""
+"""Filter: normalise line ends, control characters and Unicode form."""
 
 from __future__ import annotations
 

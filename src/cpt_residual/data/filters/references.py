@@ -1,4 +1,4 @@
-"""The texts a corpus must not hold: `references.jsonl`, lines of `{"task": str, "text": str}`."""
+"""Evaluation prompts to search a corpus for: `references.jsonl`, `{"task": str, "text": str}`."""
 
 from __future__ import annotations
 

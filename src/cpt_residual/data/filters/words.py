@@ -1,4 +1,4 @@
-"""The words of a text as the filters compare them: no case, no punctuation, one written form."""
+"""Word normalisation for comparisons: case folded, no punctuation, Unicode NFKC."""
 
 from __future__ import annotations
 

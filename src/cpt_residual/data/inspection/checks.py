@@ -1,4 +1,4 @@
-"""What was compared, and whether it agreed."""
+"""Results of the checks of an inspection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a pack as people read them: segments, and runs of tokens of one kind."""
+"""Decoded sample rows of a pack: segments and runs of tokens of one kind."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Files of one kind each, row by row, in constant memory; `data.local` is the way in."""
+"""File readers, one per format, streaming in constant memory."""

@@ -1,4 +1,4 @@
-"""What reading a corpus gave, counted; part of its ledger."""
+"""Counts of a corpus read, part of its ledger."""
 
 from __future__ import annotations
 

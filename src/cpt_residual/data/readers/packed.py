@@ -1,4 +1,4 @@
-"""The bytes of a file as they were before it was compressed, in constant memory.
+"""Streaming decompression (gzip, zstd).
 
 The end of a file's name says how it is read. Content that contradicts the name is an error of one
 line for the file, where a reader would find something wrong with every row.

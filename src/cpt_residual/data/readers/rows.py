@@ -1,4 +1,4 @@
-"""What every reader gives and gets: the fields that are asked for, and who hears of bad rows."""
+"""The reader interface: requested fields, records, and bad-row reports."""
 
 from __future__ import annotations
 

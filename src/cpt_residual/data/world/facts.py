@@ -1,4 +1,4 @@
-"""How a fact is worded: statements, questions, and the sentences of the new domain."""
+"""Wording of facts: statements, questions and new-domain sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The people of the procedural world: who they are, and who is a stranger to all of its texts.
+"""The people of the procedural world, including held-out ones that no text mentions.
 
 Old and new people share first and last names; only the combination is new. A name made of
 one first and one last name is therefore two familiar words, never an unseen one.

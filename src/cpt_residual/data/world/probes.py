@@ -1,4 +1,4 @@
-"""Questions that measure: instruction following, new facts, old facts. Rows ready to be written."""
+"""Evaluation prompts of the procedural world: instruction following, new facts, old facts."""
 
 from __future__ import annotations
 
