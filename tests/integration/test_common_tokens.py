@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
+from cpt_residual.config.merging import MergeRecipe, Storage
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer

@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cpt_residual.config.merging import Dare, MergeRecipe, Ties
+from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.methods.dare import Dare
+from cpt_residual.methods.ties import Ties
 from cpt_residual.weights.arithmetic import max_ulps
 from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.interop.adapter import merge_adapter

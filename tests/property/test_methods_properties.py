@@ -13,16 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cpt_residual.weights.methods import (
-    LowRankFactors,
-    dare_factors,
-    low_rank,
-    low_rank_rows,
-    magnitude_threshold,
-    num_to_keep,
-    projection_alpha,
-    ties,
-)
+from cpt_residual.methods.dare import dare_factors
+from cpt_residual.methods.low_rank import LowRankFactors, low_rank, low_rank_rows
+from cpt_residual.methods.ties import magnitude_threshold, num_to_keep, ties
+from cpt_residual.weights.strengths import projection_alpha
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from cpt_residual import api
-from cpt_residual.config.merging import EXACT_STORAGE, LowRank, Storage
+from cpt_residual.config.merging import EXACT_STORAGE, Storage
 from cpt_residual.errors import CptResidualError
+from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.modeling.side_files import CONFIG_FILE
 from cpt_residual.weights.checkpoint import INDEX_FILE
 from cpt_residual.weights.reader import Streaming

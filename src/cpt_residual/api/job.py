@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.core.background import begin
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.run_record import code_version, library_versions
@@ -26,11 +26,11 @@ from cpt_residual.weights.merge import (
     merged_models,
 )
 from cpt_residual.weights.merge_record import MERGE_FILE, InputRecord, MergeRecord, ShardRecord
-from cpt_residual.weights.methods import require_known_scales
 from cpt_residual.weights.opening import ModelReference, NamedModel, name_of, open_named
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.sources import Input, Pair, open_source
 from cpt_residual.weights.staging import require_apart, require_free
+from cpt_residual.weights.strengths import require_known_scales
 from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
 
 
@@ -86,7 +86,6 @@ class ApplyJob:
         reference = base_of(source, options)
         wanted = recipe.needs_base or options.target_base is not None
         base = open_named(reference, role="target_base") if reference and wanted else None
-        _require_base(recipe, base)
         delta, inputs = open_source(
             source, target.checkpoint, policy=recipe.vocab_policy, streaming=options.streaming
         )
@@ -215,24 +214,6 @@ def base_of(source: Path | Pair, options: ApplyOptions) -> ModelReference | None
     if options.target_base is not None:
         return options.target_base
     return source.base if isinstance(source, Pair) else None
-
-
-def _require_base(recipe: MergeRecipe, base: NamedModel | None) -> None:
-    if not recipe.needs_base or base is not None:
-        return
-    raise ConfigError(
-        "This recipe needs the base that CPT started from",
-        problems=[
-            f"{name}: {value}"
-            for name, value in (
-                ("method", recipe.method.kind if recipe.method.kind == "ties" else ""),
-                ("cpt_strength", recipe.cpt_strength),
-                ("auto_alpha", recipe.auto_alpha),
-            )
-            if value not in ("", getattr(PLAIN_ADDITION, name))
-        ],
-        remedy="Nothing was done. Name it (--target-base), or leave these at their defaults.",
-    )
 
 
 @contextmanager

@@ -9,23 +9,22 @@ import typer
 
 from cpt_residual.cli.options import (
     MODEL,
-    EmbeddingRows,
     Json,
     MaybeBase,
     MaybeInstruct,
-    MethodName,
-    MethodOptions,
     Threads,
     num_threads,
     pinned_reference,
-    recipe_of,
+    with_recipe,
 )
 from cpt_residual.cli.terminal import Terminal, interruptible, write_text
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ConfigError
 
 _DTYPES: dict[str, Literal["F32", "BF16", "F16"]] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
+@with_recipe
 def export(  # noqa: PLR0913 - a verb's options
     *,
     to: Annotated[
@@ -41,12 +40,7 @@ def export(  # noqa: PLR0913 - a verb's options
     base: MaybeBase = None,
     instruct: MaybeInstruct = None,
     alpha: Annotated[float, typer.Option(help="mergekit: how much of the residual")] = 1.0,
-    method: Annotated[MethodName, typer.Option(help="mergekit: as of apply")] = "add",
-    density: Annotated[float | None, typer.Option(help="mergekit: as of apply")] = None,
-    drop_rate: Annotated[float | None, typer.Option(help="mergekit: as of apply")] = None,
-    cpt_strength: Annotated[float, typer.Option(help="mergekit: as of apply")] = 1.0,
-    scale: Annotated[list[str] | None, typer.Option(help="mergekit: as of apply")] = None,
-    embedding_rows: Annotated[EmbeddingRows, typer.Option(help="mergekit: as of apply")] = "all",
+    recipe: MergeRecipe,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -65,13 +59,6 @@ def export(  # noqa: PLR0913 - a verb's options
         role: open_named(pinned_reference(str(given), role, terminal), role=role).checkpoint
         for role, given in (("target", target), ("base", base), ("instruct", instruct))
     }
-    recipe = recipe_of(
-        method,
-        MethodOptions(density, drop_rate, None, None, None),
-        scale or [],
-        cpt_strength=cpt_strength,
-        embedding_rows=embedding_rows,
-    )
     text = mergekit_yaml(
         base=models["base"],
         instruct=models["instruct"],

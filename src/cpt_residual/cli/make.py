@@ -11,28 +11,24 @@ import typer
 
 from cpt_residual.cli.options import (
     MODEL,
-    AutoAlpha,
     Base,
     DryRun,
-    EmbeddingRows,
     Explained,
     Instruct,
     Json,
     MaybeBase,
     MaybeInstruct,
-    MethodName,
-    MethodOptions,
-    NewTokenRows,
     Policy,
     Rank,
     StorageName,
     Threads,
     num_threads,
     pinned_reference,
-    recipe_of,
     storage_of,
+    with_recipe,
 )
 from cpt_residual.cli.terminal import Terminal, interruptible
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ConfigError
@@ -41,7 +37,6 @@ from cpt_residual.launch.console import duration
 
 if TYPE_CHECKING:
     from cpt_residual import api
-    from cpt_residual.config.merging import MergeRecipe
     from cpt_residual.weights.opening import ModelReference
     from cpt_residual.weights.residual_format import ResidualManifest
 
@@ -107,6 +102,7 @@ def _residual_rows(manifest: ResidualManifest, out: Path) -> dict[str, str]:
     }
 
 
+@with_recipe
 def apply(  # noqa: PLR0913 - a verb's options
     *,
     target: Annotated[
@@ -124,30 +120,7 @@ def apply(  # noqa: PLR0913 - a verb's options
         str | None,
         typer.Option(help="the base that CPT started from, where the recipe needs it [--base]"),
     ] = None,
-    method: Annotated[MethodName, typer.Option(help="how residual and target meet")] = "add",
-    density: Annotated[float | None, typer.Option(help="ties: share to keep (0.2)")] = None,
-    drop_rate: Annotated[float | None, typer.Option(help="dare: share to drop (0.5)")] = None,
-    seed: Annotated[int | None, typer.Option(help="dare: which elements (0)")] = None,
-    rank: Rank = None,
-    explained_variance: Explained = None,
-    cpt_strength: Annotated[float, typer.Option(help="lambda on target - target base")] = 1.0,
-    scale: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="PATTERN=FACTOR on alpha: attention, mlp, embeddings, head, norm, layers.0-3, or "
-            "a glob over tensor names; repeatable, the last match decides"
-        ),
-    ] = None,
-    embedding_rows: Annotated[
-        EmbeddingRows, typer.Option(help="embedding and head rows that get the residual")
-    ] = "all",
-    auto_alpha: Annotated[
-        AutoAlpha, typer.Option(help="alpha per tensor, from measured norms and cosines")
-    ] = "off",
-    vocab_policy: Policy = "equal",
-    new_token_rows: Annotated[
-        NewTokenRows, typer.Option(help="rows of tokens that only instruct has")
-    ] = "instruct_row",  # noqa: S107 - no password
+    recipe: MergeRecipe,
     threads: Threads = None,
     push: Annotated[
         str | None, typer.Option(metavar="ORG/NAME", help="then upload it to the hub (private)")
@@ -164,16 +137,6 @@ def apply(  # noqa: PLR0913 - a verb's options
 ) -> None:
     """Write theta_target + alpha * residual as a model that loads, chats and stops."""
     terminal = Terminal(as_json=as_json)
-    recipe = recipe_of(
-        method,
-        MethodOptions(density, drop_rate, seed, rank, explained_variance),
-        scale or [],
-        cpt_strength=cpt_strength,
-        embedding_rows=embedding_rows,
-        auto_alpha=auto_alpha,
-        vocab_policy=vocab_policy,
-        new_token_rows=new_token_rows,
-    )
     alphas = alpha or [1.0]
     place = out if out.name not in ("", "..") else out.resolve()  # publishing replaces `.`
     _require_pushable(push, alphas, dry_run=dry_run)

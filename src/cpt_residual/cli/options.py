@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import ValidationError
 
 from cpt_residual.config.merging import MergeRecipe, Storage, VocabPolicy
 from cpt_residual.core.measure import usable_cores
-from cpt_residual.errors import ConfigError
+from cpt_residual.errors import ConfigError, did_you_mean
+from cpt_residual.methods.registry import method_classes
 
 if TYPE_CHECKING:
     from cpt_residual.cli.terminal import Terminal
     from cpt_residual.launch.hub import HubModel
+    from cpt_residual.methods.method import Method
 
 MODEL = "a directory, or ORG/NAME@COMMIT on the hub"
 
@@ -39,38 +42,15 @@ Explained = Annotated[
     float | None,
     typer.Option(min=0.0, max=1.0, help="low rank: share of the squared norm to explain"),
 ]
-MethodName = Literal["add", "ties", "dare", "low_rank"]
-EmbeddingRows = Literal["all", "special_tokens", "none"]
 Policy = Annotated[
     VocabPolicy,
     typer.Option(
         "--vocab-policy", help="equal refuses other tokens; common_tokens aligns rows by token"
     ),
 ]
-NewTokenRows = Literal["instruct_row", "base_mean"]
-AutoAlpha = Literal["off", "projection"]
 StorageName = Literal["fp32", "bf16"]
 
-_PARAMETERS_OF: dict[MethodName, tuple[str, ...]] = {
-    "add": (),
-    "ties": ("density",),
-    "dare": ("drop_rate", "seed"),
-    "low_rank": ("rank", "explained_variance"),
-}
-
-
 _FEWEST_THREADS, _MOST_THREADS = 6, 32
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    """The options of all methods; None: not given."""
-
-    density: float | None
-    drop_rate: float | None
-    seed: int | None
-    rank: int | None
-    explained_variance: float | None
 
 
 def num_threads(threads: int | None) -> int:
@@ -98,25 +78,94 @@ def storage_of(dtype: StorageName, rank: int | None, explained_variance: float |
     return _validated(Storage, {"dtype": dtype, "low_rank": {"kind": "low_rank", **fields}})
 
 
-def recipe_of(
-    method: MethodName, options: MethodOptions, scales: Sequence[str], **choices: object
-) -> MergeRecipe:
-    """The recipe that the options describe. Raises ConfigError for an option of another method, a
-    value out of range, or a scale that is not PATTERN=FACTOR."""
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    foreign = sorted(given.keys() - set(_PARAMETERS_OF[method]))
-    if foreign:
-        owners = {name: kind for kind, names in _PARAMETERS_OF.items() for name in names}
+def with_recipe(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb` as typer sees it: its parameter `recipe` becomes an option for every field of
+    MergeRecipe and for every field of every method, with their descriptions as help."""
+    options = list(_recipe_options())
+
+    def run(*, scale: list[str] | None = None, **given: object) -> None:
+        chosen = {each.name: given.pop(each.name) for each in options if each.name != "scale"}
+        verb(**given, recipe=recipe_of(chosen, scale or ()))
+
+    signature = inspect.signature(verb, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for each in signature.parameters.values():
+        parameters += options if each.name == "recipe" else [each]
+    run.__name__, run.__doc__ = verb.__name__, verb.__doc__
+    setattr(run, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+    return run
+
+
+def _recipe_options() -> Iterator[inspect.Parameter]:
+    for name, field in MergeRecipe.model_fields.items():
+        if name == "method":
+            kinds = method_classes()
+            metavar = f"[{'|'.join(kinds)}]"
+            yield _option(name, str, "add", text=field.description, metavar=metavar)
+            yield from _method_options(kinds)
+        elif name == "scales":
+            yield _option("scale", list[str] | None, None, text=field.description)
+        else:
+            yield _option(name, field.annotation, field.default, text=field.description)
+
+
+def _method_options(kinds: Mapping[str, type[Method]]) -> Iterator[inspect.Parameter]:
+    """An option per field of any method; methods may share one."""
+    for name, owners in _owners_of_options(kinds).items():
+        fields = [kinds[kind].model_fields[name] for kind in owners]
+        texts = [
+            f"{kind}: {field.description}"
+            + ("" if field.default is None else f" ({field.default})")
+            for kind, field in zip(owners, fields, strict=True)
+        ]
+        yield _option(name, _without_none(fields[0].annotation), None, text="; ".join(texts))
+
+
+def _owners_of_options(kinds: Mapping[str, type[Method]]) -> dict[str, list[str]]:
+    owners: dict[str, list[str]] = {}
+    for kind, method in kinds.items():
+        for name in method.model_fields.keys() - {"kind"}:
+            owners.setdefault(name, []).append(kind)
+    return owners
+
+
+def _without_none(annotation: object) -> object:
+    members = [each for each in get_args(annotation) if each is not NoneType]
+    return members[0] if len(members) == 1 else annotation
+
+
+def _option(
+    name: str, annotation: object, default: object, *, text: str | None, metavar: str | None = None
+) -> inspect.Parameter:
+    option = typer.Option(default, _flag(name), help=text, metavar=metavar)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=option, annotation=annotation)
+
+
+def recipe_of(options: Mapping[str, object], scales: Iterable[str] = ()) -> MergeRecipe:
+    """The recipe that the options describe. Raises ConfigError for an unknown method, an option of
+    another one, a value out of range, or a scale that is not PATTERN=FACTOR."""
+    kinds, kind = method_classes(), str(options["method"])
+    if kind not in kinds:
         raise ConfigError(
-            f"--method {method} does not know {len(foreign)} of the given options",
-            problems=[f"{_flag(name)} belongs to --method {owners[name]}" for name in foreign],
+            f"--method {kind}: there is no such method.{did_you_mean(kind, kinds)}",
+            problems=[f"{name}: {each.words}" for name, each in kinds.items()],
+            remedy="Nothing was done. Choose one of these.",
+        )
+    owners = _owners_of_options(kinds)
+    given = {name: options[name] for name in owners if options[name] is not None}
+    if foreign := [name for name in sorted(given) if kind not in owners[name]]:
+        raise ConfigError(
+            f"--method {kind} does not know {len(foreign)} of the given options",
+            problems=[f"{_flag(x)} belongs to --method {', '.join(owners[x])}" for x in foreign],
             remedy="Nothing was done. Leave them out, or choose their method.",
         )
-    fields = {"method": {"kind": method, **given}, "scales": _scales(scales), **choices}
+    fields = {name: options[name] for name in MergeRecipe.model_fields.keys() & options.keys()}
+    fields |= {"method": {"kind": kind, **given}, "scales": _scales(scales)}
     return _validated(MergeRecipe, fields)
 
 
-def _scales(texts: Sequence[str]) -> dict[str, float]:
+def _scales(texts: Iterable[str]) -> dict[str, float]:
     scales: dict[str, float] = {}
     problems: list[str] = []
     for text in texts:
@@ -151,7 +200,7 @@ def _validated(kind: type[Any], fields: dict[str, object]) -> Any:
 
 
 def _told(place: tuple[str | int, ...], error: Any) -> str:
-    names = [str(part) for part in place if str(part) not in _PARAMETERS_OF]
+    names = [str(part) for part in place if str(part) not in method_classes()]
     message = str(error["msg"]).removeprefix("Value error, ")
     if names[:1] == ["scales"]:
         return f"--scale {names[-1]}: {message}"

@@ -1,69 +1,28 @@
 """Settings of residual storage and of merging beyond plain addition.
 
-Plain addition (`MergeRecipe()`) is the paper. Every other choice names its own source.
+Plain addition (`MergeRecipe()`) is the paper. Every other choice names its own source; methods are
+in `cpt_residual.methods`, one file each.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from cpt_residual.base_model import Frozen
+from cpt_residual.methods.add import Add
+from cpt_residual.methods.low_rank import LowRank
+from cpt_residual.methods.registry import AnyMethod
 
 VocabPolicy = Literal["equal", "common_tokens"]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Add(_Value):
-    """target + alpha * residual (Jindal et al. 2024, eq. 2)."""
-
-    kind: Literal["add"] = "add"
-
-
-class Ties(_Value):
-    """TIES-Merging (Yadav et al. 2023) of the CPT delta and the residual: keep the `density` of
-    largest magnitude of each, per tensor (the paper: of the whole vector), elect a sign per
-    element, average what agrees with it."""
-
-    kind: Literal["ties"] = "ties"
-    density: Share = 0.2
-
-
-class Dare(_Value):
-    """DARE (Yu et al. 2024): drop each element of the residual with probability `drop_rate`, scale
-    the rest by 1 / (1 - drop_rate). The choice depends on seed, tensor and element alone."""
-
-    kind: Literal["dare"] = "dare"
-    drop_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-
-
-class LowRank(_Value):
-    """The best approximation of low rank of each matrix of the residual (RE-Adapt, Fleshman and Van
-    Durme 2024): by `rank`, or the least rank that explains a share of its squared norm."""
-
-    kind: Literal["low_rank"] = "low_rank"
-    rank: Annotated[int, Field(gt=0)] | None = None
-    explained_variance: Share | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.rank is None) == (self.explained_variance is None):
-            raise ValueError("give either rank or explained_variance")
-        return self
-
-
-Method = Annotated[Add | Ties | Dare | LowRank, Field(discriminator="kind")]
-
-
-class MergeRecipe(_Value):
+class MergeRecipe(Frozen):
     """What changes the merged bytes, beside the models and alpha.
 
-    cpt_strength: lambda on the CPT delta (RE-Adapt): base + lambda * (target - base) + alpha *
-    residual; anything but 1 needs the base.
+    cpt_strength: RE-Adapt's lambda, in base + lambda * (target - base) + alpha * residual; anything
+    but 1 needs the base.
     scales: factors on alpha by module class (attention, mlp, embeddings, head, norm), by layers
     (`layers.0-3`), or by a glob over tensor names; the last match decides.
     embedding_rows: which rows of the embedding and the head get the residual (Chat Vector, Huang
@@ -74,26 +33,54 @@ class MergeRecipe(_Value):
     new_token_rows: rows of tokens that only instruct has, under `common_tokens`.
     """
 
-    method: Method = Add()
-    cpt_strength: float = 1.0
-    scales: dict[str, float] = {}
-    embedding_rows: Literal["all", "special_tokens", "none"] = "all"
-    auto_alpha: Literal["off", "projection"] = "off"
-    vocab_policy: VocabPolicy = "equal"
-    new_token_rows: Literal["instruct_row", "base_mean"] = "instruct_row"  # noqa: S105
+    method: Annotated[AnyMethod, Field(description="how residual and target meet")] = Add()
+    cpt_strength: Annotated[float, Field(description="lambda on target - target base")] = 1.0
+    scales: Annotated[
+        dict[str, float],
+        Field(
+            description="PATTERN=FACTOR on alpha: attention, mlp, embeddings, head, norm, "
+            "layers.0-3, or a glob over tensor names; repeatable, the last match decides"
+        ),
+    ] = {}  # noqa: RUF012 - pydantic copies it
+    embedding_rows: Annotated[
+        Literal["all", "special_tokens", "none"],
+        Field(description="embedding and head rows that get the residual"),
+    ] = "all"
+    auto_alpha: Annotated[
+        Literal["off", "projection"],
+        Field(description="alpha per tensor, from measured norms and cosines"),
+    ] = "off"
+    vocab_policy: Annotated[
+        VocabPolicy,
+        Field(description="equal refuses other tokens; common_tokens aligns rows by token"),
+    ] = "equal"
+    new_token_rows: Annotated[
+        Literal["instruct_row", "base_mean"],
+        Field(description="rows of tokens that only instruct has"),
+    ] = "instruct_row"  # noqa: S105 - no password
+
+    @property
+    def beyond_addition(self) -> dict[str, str]:
+        """The choices that make each element more than target + factor * residual, by name."""
+        choices = {} if self.method == Add() else {"method": self.method.name}
+        if self.cpt_strength != 1.0:
+            choices["cpt_strength"] = str(self.cpt_strength)
+        if self.auto_alpha != "off":
+            choices["auto_alpha"] = self.auto_alpha
+        return choices
 
     @property
     def needs_base(self) -> bool:
         """Whether the arithmetic needs theta_base beside target and residual."""
-        return self.cpt_strength != 1.0 or self.method.kind == "ties" or self.auto_alpha != "off"
+        return self.method.needs_base or not self.beyond_addition.keys() <= {"method"}
 
     @property
-    def measures_first(self) -> bool:
-        """Whether whole tensors are measured before they are merged: then they are read again."""
-        return self.method.kind in ("ties", "low_rank") or self.auto_alpha != "off"
+    def num_reads(self) -> int:
+        """How often a tensor is read: methods and automatic alphas measure it before the merge."""
+        return self.method.num_reads + (self.auto_alpha != "off")
 
 
-class Storage(_Value):
+class Storage(Frozen):
     """How a residual is kept. fp32 reconstructs instruct bit for bit; the others state their
     measured error. `low_rank` applies to matrices; vectors stay in `dtype`."""
 

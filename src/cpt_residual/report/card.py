@@ -6,7 +6,8 @@ import json
 import re
 import shlex
 
-from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
+from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.methods.method import Method
 from cpt_residual.report.format import MISSING, percent
 from cpt_residual.report.markdown_table import markdown_table
 from cpt_residual.weights.merge_record import InputRecord, MergeRecord
@@ -25,12 +26,6 @@ _CITATION = """```bibtex
   archivePrefix = {arXiv},
 }
 ```"""
-_METHODS = {
-    "add": "plain addition, as in the paper",
-    "ties": "TIES-Merging (Yadav et al. 2023)",
-    "dare": "DARE (Yu et al. 2024)",
-    "low_rank": "low-rank residual (RE-Adapt, Fleshman and Van Durme 2024)",
-}
 _TOLD_LIBRARIES = ("numpy", "torch", "transformers", "tokenizers")
 _ROLES = ("target", "target_base", "base", "instruct", "residual")
 
@@ -67,30 +62,24 @@ def base_models(record: MergeRecord) -> list[str]:
 
 def recipe_options(recipe: MergeRecipe) -> list[str]:
     """A recipe as options of `cpt-residual apply`; nothing for plain addition."""
-    plain, options = MergeRecipe(), list[str]()
-    if recipe.method.kind != plain.method.kind:
-        options += ["--method", recipe.method.kind]
-    options += _method_options(recipe)
-    for name in ("cpt_strength", "embedding_rows", "auto_alpha", "vocab_policy", "new_token_rows"):
-        value = getattr(recipe, name)
-        if value != getattr(plain, name):
-            options += [f"--{name.replace('_', '-')}", str(value)]
-    for pattern, factor in recipe.scales.items():
-        options += ["--scale", f"{pattern}={factor}"]
-    return options
+    plain = MergeRecipe().model_dump()
+    values = recipe.model_dump(exclude={"method", "scales"})
+    changed = {name: value for name, value in values.items() if value != plain[name]}
+    if recipe.method.name != MergeRecipe().method.name:
+        changed = {"method": recipe.method.name, **_settings_of(recipe.method), **changed}
+    options = [x for name, value in changed.items() for x in (_flag(name), str(value))]
+    return options + [
+        x for pattern, factor in recipe.scales.items() for x in ("--scale", f"{pattern}={factor}")
+    ]
 
 
-def _method_options(recipe: MergeRecipe) -> list[str]:
-    method = recipe.method
-    if isinstance(method, Ties):
-        return ["--density", str(method.density)]
-    if isinstance(method, Dare):
-        return ["--drop-rate", str(method.drop_rate), "--seed", str(method.seed)]
-    if isinstance(method, LowRank):
-        if method.rank is not None:
-            return ["--rank", str(method.rank)]
-        return ["--explained-variance", str(method.explained_variance)]
-    return []
+def _settings_of(method: Method) -> dict[str, object]:
+    """A method's own fields, those left open not."""
+    return method.model_dump(exclude={"kind"}, exclude_none=True)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _front_matter(record: MergeRecord) -> str:
@@ -129,9 +118,10 @@ def _formula(record: MergeRecord) -> str:
         )
     recipe = record.recipe
     alpha = f"{record.alpha:g}" + (" * a(tensor)" if recipe.auto_alpha != "off" else "")
-    if recipe.method.kind != "add":
-        residual = f"{recipe.method.kind}(theta_instruct - theta_base)"
-    alone = recipe.method.kind == "add" and not recipe.scales and recipe.embedding_rows == "all"
+    adds = recipe.method == MergeRecipe().method
+    if not adds:
+        residual = f"{recipe.method.name}(theta_instruct - theta_base)"
+    alone = adds and not recipe.scales and recipe.embedding_rows == "all"
     if alone and recipe.vocab_policy == "equal":
         precision = "Every element is the float64 value of this formula, rounded once"
     else:
@@ -141,11 +131,12 @@ def _formula(record: MergeRecord) -> str:
 
 def _settings(record: MergeRecord) -> str:
     recipe = record.recipe
-    fields = recipe.method.model_dump(exclude={"kind"}, exclude_none=True)
-    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
+    method = recipe.method
+    fields = _settings_of(method).items()
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields)
     lines = [
         f"* alpha: {record.alpha:g}",
-        f"* method: {_METHODS[recipe.method.kind]}" + (f" ({told})" if told else ""),
+        f"* method: [{method.words}]({method.paper})" + (f" ({settings})" if settings else ""),
     ]
     if recipe.cpt_strength != 1.0:
         lines.append(f"* strength of the CPT delta: {recipe.cpt_strength:g}")

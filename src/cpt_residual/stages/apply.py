@@ -81,7 +81,8 @@ class Apply:
         """The residual fits the target, and the merged model will have a chat side."""
         target = folder_of(self.target)
         base, instruct = folder_of(self.residual.base), folder_of(self.residual.instruct)
-        if not (target and base and instruct):
+        target_base = folder_of(self.base) if self.base else None
+        if not (target and base and instruct) or (self.base and not target_base):
             return
         from cpt_residual.weights.preflight import Merge, require_merge
 
@@ -89,7 +90,7 @@ class Apply:
             target=target,
             base=base,
             instruct=instruct,
-            target_base=folder_of(self.base) if self.base else None,
+            target_base=target_base,
             recipe=self.merge,
             vocab_policy=self.residual.vocab_policy,
         )

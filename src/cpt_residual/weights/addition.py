@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.errors import ConfigError
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import chat_contract
@@ -15,14 +16,16 @@ from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
 from cpt_residual.weights.delta import DeltaSource
 from cpt_residual.weights.matching import spelled_like
-from cpt_residual.weights.methods import names_parts
 from cpt_residual.weights.reader import require_equal_aliases
+from cpt_residual.weights.strengths import names_parts
 from cpt_residual.weights.vocabulary import RowPlan, plan_target
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A residual that is added to `target`. `base` is the model that CPT made `target` from."""
+    """A residual that is added to `target`. `base` is the model that CPT made `target` from.
+
+    Raises ConfigError for a recipe that needs the base without one."""
 
     target: Checkpoint
     source: DeltaSource
@@ -30,6 +33,7 @@ class Addition:
     base: Checkpoint | None = None
 
     def __post_init__(self) -> None:
+        _require_base(self.recipe, self.base)
         object.__setattr__(self, "source", self.source.for_text(self.target.own_names))
         own_names = self.source.own_names
         for role, model in (("target", self.target), ("base", self.base)):
@@ -122,3 +126,18 @@ class Addition:
             if model not in seen:
                 require_equal_aliases(model, threads=threads)
                 seen.append(model)
+
+
+def _require_base(recipe: MergeRecipe, base: Checkpoint | None) -> None:
+    if base is not None or not recipe.needs_base:
+        return
+    choices = recipe.beyond_addition.items()
+    raise ConfigError(
+        "This recipe needs the base that CPT started from",
+        problems=[
+            f"{name}: {value}"
+            for name, value in choices
+            if name != "method" or recipe.method.needs_base
+        ],
+        remedy="Nothing was done. Name it (--target-base), or leave these at their defaults.",
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint
@@ -186,14 +186,10 @@ class AlignedRule:
 
 def require_plain(recipe: MergeRecipe) -> None:
     """CompatibilityError for recipes that ask for base rows of tokens that base may not have."""
-    if recipe.method.kind != "add" or recipe.needs_base:
+    if recipe.beyond_addition:
         raise CompatibilityError(
             "With different token maps (vocab_policy=common_tokens) only plain addition is defined",
-            problems=[
-                f"{name}: {value.kind if name == 'method' else value}"
-                for name in ("method", "cpt_strength", "auto_alpha")
-                if (value := getattr(recipe, name)) != getattr(PLAIN_ADDITION, name)
-            ],
+            problems=[f"{name}: {value}" for name, value in recipe.beyond_addition.items()],
             remedy="Rows that only some models have would need a rule of their own. Leave these at "
             "their defaults; alpha, scales and embedding_rows work.",
         )

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.config.merging import LowRank
+from cpt_residual.methods.low_rank import LowRank, LowRankFactors, low_rank_rows
 from cpt_residual.weights.arithmetic import Proof
-from cpt_residual.weights.methods import LowRankFactors, low_rank, low_rank_rows
 from cpt_residual.weights.open_delta import OpenPair
 from cpt_residual.weights.reader import Block, Streaming, blocks_of, map_in_order, require_finite
 from cpt_residual.weights.residual_format import LEFT, RIGHT
@@ -61,7 +60,7 @@ def factor_matrices(
     for number, entry in enumerate(matrices):
         matrix, tally = _difference(pair, entry, threads=streaming.threads)
         require_finite(tally.broken(entry.name))
-        factors = low_rank(matrix, rank=spec.rank, explained_variance=spec.explained_variance)
+        factors = spec.factors(matrix)
         del matrix
         files = {side: scratch / f"{number}{side}" for side in (LEFT, RIGHT)}
         factors.left.tofile(files[LEFT])

@@ -29,9 +29,9 @@ from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.merge_pass import Inputs, MergePass
-from cpt_residual.weights.methods import require_known_scales
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.staging import OutputFolder
+from cpt_residual.weights.strengths import require_known_scales
 
 _SQUARES_HOLD = 1e-150  # float64 holds the square of a larger norm
 
@@ -107,7 +107,7 @@ def merged_models(
     """
     target, source, recipe = addition.target, addition.source, addition.recipe
     files = InputFiles.of(addition.checkpoints, folders=[source.instruct_side], files=source.files)
-    _require_sense(outputs, addition)
+    _require_sense(outputs)
     addition.require_fit(threads=streaming.threads)
     require_known_scales(target.unique_tensors, recipe.scales, addition.rows)
     require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
@@ -169,7 +169,7 @@ def _write_side_files(out: Path, addition: Addition, index: bytes | None) -> Non
         (out / INDEX_FILE).write_bytes(index)
 
 
-def _require_sense(outputs: Sequence[Output], addition: Addition) -> None:
+def _require_sense(outputs: Sequence[Output]) -> None:
     problems = [f"alpha is {each.alpha}" for each in outputs if not math.isfinite(each.alpha)]
     folders = [each.folder.resolve() for each in outputs]
     problems += sorted({f"{path}: named twice" for path in folders if folders.count(path) > 1})
@@ -179,17 +179,6 @@ def _require_sense(outputs: Sequence[Output], addition: Addition) -> None:
             "The outputs do not make sense",
             problems=problems or ["there is none"],
             remedy="Give finite numbers, 1.0 is the paper, and a directory of its own to each.",
-        )
-    recipe = addition.recipe
-    if recipe.needs_base and addition.base is None:
-        raise CompatibilityError(
-            "This recipe needs the base that CPT started from",
-            problems=[
-                f"{name}: {getattr(recipe, name)}"
-                for name in ("method", "cpt_strength", "auto_alpha")
-                if getattr(recipe, name) != getattr(PLAIN_ADDITION, name)
-            ],
-            remedy="Name it (--base), or leave these at their defaults: plain addition needs none.",
         )
 
 

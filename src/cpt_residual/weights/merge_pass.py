@@ -19,7 +19,6 @@ from cpt_residual.weights.delta import DeltaSource
 from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.methods import scale_of
 from cpt_residual.weights.open_delta import Exact
 from cpt_residual.weights.reader import (
     Block,
@@ -33,6 +32,7 @@ from cpt_residual.weights.rules import Sources, TensorRule, rule_for
 from cpt_residual.weights.shard_header import TensorEntry
 from cpt_residual.weights.shard_work import Flusher, ShardWork, runs_of
 from cpt_residual.weights.staging import OutputFolder
+from cpt_residual.weights.strengths import scale_of
 from cpt_residual.weights.vocabulary import Mean, RowPlan
 
 Rule = TensorRule | AlignedRule
@@ -152,7 +152,7 @@ class MergePass:
         return _Merged(run.num_elements, counted, broken)
 
     def _open(self, stack: ExitStack) -> Sources:
-        once = not self._recipe.measures_first
+        once = self._recipe.num_reads == 1
         target = stack.enter_context(ShardReader(self._target.shards, once=once))
         base = None
         if self._base is not None:

@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cpt_residual.methods.low_rank import low_rank_rows
 from cpt_residual.weights import arithmetic, kernels
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float32, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.methods import low_rank_rows
 from cpt_residual.weights.reader import Block, ShardReader
 from cpt_residual.weights.residual_format import (
     BASE_MEAN,

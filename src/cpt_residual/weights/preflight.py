@@ -12,8 +12,8 @@ from cpt_residual.weights import chat_contract
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
 from cpt_residual.weights.delta import PairDelta
-from cpt_residual.weights.methods import require_known_scales
 from cpt_residual.weights.reader import require_equal_aliases
+from cpt_residual.weights.strengths import require_known_scales
 
 _THREADS = 2
 

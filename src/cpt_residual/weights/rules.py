@@ -7,32 +7,22 @@ before its first block is merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
+from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.methods.method import Joined, Replaced
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.weights import kernels
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, to_float64
 from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.methods import (
-    LowRankFactors,
-    dare_factors,
-    low_rank,
-    low_rank_rows,
-    magnitude_threshold,
-    num_to_keep,
-    projection_alpha,
-    scale_of,
-    special_token_rows,
-    ties,
-)
 from cpt_residual.weights.open_delta import Exact, High, Low, OpenDelta, place
 from cpt_residual.weights.reader import Block, blocks_of, map_in_order
-from cpt_residual.weights.shard_header import TensorEntry
+from cpt_residual.weights.shard_header import Shape, TensorEntry
+from cpt_residual.weights.strengths import projection_alpha, scale_of, special_token_rows
 
 ReadBlock = Callable[[Block], Raw]
 
@@ -72,41 +62,71 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class _WholeTensor:
+    """All elements of one tensor, for methods that measure it (see methods.method.WholeTensor)."""
+
+    entry: TensorEntry
+    sources: Sources
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def owner(self) -> str:
+        return self.sources.owner(self.entry.name)
+
+    @property
+    def shape(self) -> Shape:
+        return self.entry.shape
+
+    def residual(self) -> Iterable[Exact]:
+        return self._blocks(lambda block: self.sources.residual(block)[0])
+
+    def cpt_delta(self) -> Iterable[Exact]:
+        return self._blocks(self.sources.cpt_delta)
+
+    def _blocks(self, read: Callable[[Block], Exact]) -> Iterable[Exact]:
+        return map_in_order(read, blocks_of([self.entry]), threads=self.sources.threads)
+
+
+@dataclass(frozen=True)
 class TensorRule:
-    """How one tensor is merged. `scale` multiplies alpha; thresholds are TIES', of the CPT delta
-    and the residual; rows: which rows get the residual, None for all."""
+    """How one tensor is merged. `scale` multiplies alpha; change: what the method makes of it, None
+    for plain addition; rows: which rows get the residual, None for all."""
 
     recipe: MergeRecipe
     scale: float
-    thresholds: tuple[float, float] | None = None
-    factors: LowRankFactors | None = None
+    change: Replaced | Joined | None = None
     rows: npt.NDArray[np.bool_] | None = None
     width: int = 1
 
     def reads_residual(self, alpha: float) -> bool:
         """Whether a merge with `alpha` reads the residual's elements."""
-        moves = alpha * self.scale != 0.0 or self.recipe.cpt_strength != 1.0
-        return self.factors is None and (moves or self.thresholds is not None)
+        if isinstance(self.change, Replaced) and not self.change.reads_residual:
+            return False
+        return not self._leaves(alpha * self.scale)
+
+    def _leaves(self, strength: float) -> bool:
+        """Whether the target stays as it is."""
+        moves = strength != 0.0 or self.recipe.cpt_strength != 1.0
+        return not moves and not isinstance(self.change, Joined)
 
     @property
     def plain(self) -> bool:
         """Whether this is target + scale * alpha * residual and nothing else."""
-        adds = self.recipe.method.kind == "add" or (
-            self.recipe.method.kind == "low_rank" and self.factors is None
-        )
-        return adds and self.recipe.cpt_strength == 1.0 and self.rows is None
+        return self.change is None and self.recipe.cpt_strength == 1.0 and self.rows is None
 
     def merge(
         self, block: Block, target: Raw, alpha: float, out: Raw, sources: Sources
     ) -> MergeSums:
         """out = the merged elements of one block."""
-        strength = alpha * self.scale
-        if strength == 0.0 and self.recipe.cpt_strength == 1.0 and self.thresholds is None:
-            return place(target, to_float64(target), np.zeros(target.size), out)
+        strength, start = alpha * self.scale, to_float64(target)
+        if self._leaves(strength):
+            return place(target, start, np.zeros(target.size), out)
         if self.plain:
             owner = Block(sources.owner(block.name), block.start, block.stop)
             return sources.delta.add(owner, target, strength, out)
-        start = to_float64(target)
         exact = self._exact(block, start, strength, sources)
         return place(target, exact, exact - start, out)
 
@@ -116,38 +136,26 @@ class TensorRule:
             at = np.arange(block.start, block.stop) // self.width
             high = np.where(self.rows[at], high, 0.0)
             low = None if low is None else np.where(self.rows[at], low, 0.0)
-        if self.thresholds is not None:
+        cpt_strength, start = self.recipe.cpt_strength, target
+        if isinstance(self.change, Joined):
             base = sources.base_values(block)
-            weights = (self.recipe.cpt_strength, strength)
-            return base + ties(target - base, high, thresholds=self.thresholds, weights=weights)
-        start = target
-        if self.recipe.cpt_strength != 1.0:
+            return base + self.change.displacement(target - base, high, (cpt_strength, strength))
+        if cpt_strength != 1.0:
             base = sources.base_values(block)
-            start = base + self.recipe.cpt_strength * (target - base)
+            start = base + cpt_strength * (target - base)
         merged = merged_exactly(start, high, np.zeros_like(high) if low is None else low, strength)
         return np.where(high == 0.0, start, merged)  # an unmoved element keeps the sign of its zero
 
     def _residual(self, block: Block, sources: Sources) -> tuple[High, Low | None]:
-        if self.factors is not None:
-            left, right = self.factors.left, self.factors.right
-            return low_rank_rows(left, right, block.start, block.stop), None
-        high, low = sources.residual(block)
-        method = self.recipe.method
-        if isinstance(method, Dare):
-            kept = dare_factors(
-                sources.owner(block.name),
-                block.start,
-                block.num_elements,
-                drop_rate=method.drop_rate,
-                seed=method.seed,
-            )
-            return high * kept, None
-        return high, low
+        if not isinstance(self.change, Replaced):
+            return sources.residual(block)
+        elements = self.change.elements
+        return elements(block.start, block.stop, lambda: sources.residual(block)[0]), None
 
 
 def rule_for(entry: TensorEntry, recipe: MergeRecipe, sources: Sources) -> TensorRule:
     """The rule of one tensor. Price: none for plain addition; a pass over the tensor for automatic
-    strengths and factors, four for TIES' thresholds."""
+    strengths, and what its method reads."""
     scale = scale_of(sources.scaled_as(entry.name), recipe.scales, sources.rows)
     rows: npt.NDArray[np.bool_] | None = None
     if recipe.embedding_rows != "all" and entry.name in sources.rows:
@@ -155,13 +163,9 @@ def rule_for(entry: TensorEntry, recipe: MergeRecipe, sources: Sources) -> Tenso
         rows = special_token_rows(ids, entry.shape[0])
     if recipe.auto_alpha == "projection":
         scale *= _projection(entry, recipe.cpt_strength, sources)
-    method, thresholds, factors = recipe.method, None, None
-    if isinstance(method, Ties):
-        thresholds = _thresholds(entry, method.density, sources)
-    if isinstance(method, LowRank) and len(entry.shape) == 2:
-        factors = _factors(entry, method, sources)
+    change = recipe.method.for_tensor(_WholeTensor(entry, sources))
     width = entry.num_elements // entry.shape[0] if entry.shape and entry.shape[0] else 1
-    return TensorRule(recipe, scale, thresholds, factors, rows, max(width, 1))
+    return TensorRule(recipe, scale, change, rows, max(width, 1))
 
 
 def _projection(entry: TensorEntry, cpt_strength: float, sources: Sources) -> float:
@@ -175,32 +179,3 @@ def _projection(entry: TensorEntry, cpt_strength: float, sources: Sources) -> fl
     for part in map_in_order(sums, blocks_of([entry]), threads=sources.threads):
         dot, squared = dot + part[0], squared + part[1]
     return projection_alpha(cpt_strength * dot, squared)
-
-
-def _thresholds(entry: TensorEntry, density: float, sources: Sources) -> tuple[float, float]:
-    """The least magnitudes that TIES keeps, of the CPT delta and of the residual."""
-
-    def threshold(label: str, part: Callable[[Block], Exact]) -> float:
-        def blocks() -> Iterator[npt.NDArray[np.float32]]:
-            parts = map_in_order(part, blocks_of([entry]), threads=sources.threads)
-            return (values.astype(np.float32) for values in parts)
-
-        num_kept = num_to_keep(entry.num_elements, density)
-        return magnitude_threshold(blocks, num_kept=max(num_kept, 1), label=label)
-
-    return (
-        threshold(f"{entry.name}: CPT delta", sources.cpt_delta),
-        threshold(f"{entry.name}: residual", lambda block: sources.residual(block)[0]),
-    )
-
-
-def _factors(entry: TensorEntry, spec: LowRank, sources: Sources) -> LowRankFactors:
-    flat = np.empty(entry.num_elements, dtype=np.float32)
-
-    def fill(block: Block) -> None:
-        flat[block.start : block.stop] = sources.residual(block)[0]
-
-    for _ in map_in_order(fill, blocks_of([entry]), threads=sources.threads):
-        pass
-    matrix = flat.reshape(entry.shape)
-    return low_rank(matrix, rank=spec.rank, explained_variance=spec.explained_variance)

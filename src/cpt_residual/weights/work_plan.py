@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.base_model import Frozen
-from cpt_residual.config.merging import LowRank, MergeRecipe, Storage
+from cpt_residual.config.merging import MergeRecipe, Storage
 from cpt_residual.core.disk import check_free_space, free_bytes
+from cpt_residual.methods.method import Method
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.merge_pass import ALPHAS_AT_ONCE
 from cpt_residual.weights.reader import Streaming
@@ -20,7 +21,6 @@ _MEMORY_BYTES = 260 * 2**20  # interpreter, numpy, kernels and their compiler, t
 _MEMORY_PER_THREAD = 32 * 2**20  # of fp32 models; half of it of bf16 models
 _MEMORY_PER_OUTPUT = 8 * 2**20  # and thread
 _MEMORY_TO_LOAD = 500 * 2**20  # torch and transformers, for the checks before and after
-_PASSES = {"add": 1, "dare": 1, "low_rank": 2, "ties": 5}
 
 
 class WorkPlan(Frozen):
@@ -63,7 +63,7 @@ def plan_of_compute(
     memory = _memory(streaming)
     if storage.low_rank is not None:
         shapes = (entry.shape for entry in instruct.unique_tensors.values())
-        memory += _factor_bytes(shapes, storage.low_rank, streaming)
+        memory += _method_bytes(shapes, storage.low_rank, streaming)
     return WorkPlan(
         outputs=[str(out)],
         read_bytes=read,
@@ -96,13 +96,11 @@ def plan_of_merge(
 ) -> WorkPlan:
     """One read of every input, more where the recipe measures first, and one for its sha256 with
     `verify`; one write per output, read back by `verify`. DiskSpaceError when there is no room."""
-    passes = _PASSES[recipe.method.kind] + (recipe.auto_alpha != "off")
     write = work.output_bytes * len(outputs)
-    read = passes * work.input_bytes + (2 * write + work.hashed_bytes if verify else 0)
+    read = recipe.num_reads * work.input_bytes + (2 * write + work.hashed_bytes if verify else 0)
     memory = _memory(streaming) + (_MEMORY_TO_LOAD if verify else 0)
     memory += _MEMORY_PER_OUTPUT * streaming.threads * (min(len(outputs), ALPHAS_AT_ONCE) - 1)
-    if isinstance(recipe.method, LowRank):
-        memory += _factor_bytes(work.shapes, recipe.method, streaming)
+    memory += _method_bytes(work.shapes, recipe.method, streaming)
     check_free_space(outputs[0], write)
     return WorkPlan(
         outputs=[str(path) for path in outputs],
@@ -120,17 +118,8 @@ def _memory(streaming: Streaming) -> int:
     return _MEMORY_BYTES + _MEMORY_PER_THREAD * streaming.threads
 
 
-def _factor_bytes(shapes: Iterable[Shape], spec: LowRank, streaming: Streaming) -> int:
-    """What the costliest matrix takes while it is factored and read through its factors: itself,
-    the Gram matrix with LAPACK's work space, the factors with a copy, those of the matrix before,
-    and one of them in float64 in every thread. By explained variance the rank is not known before:
-    that of the whole matrix is taken."""
-
-    def of(rows: int, columns: int) -> int:
-        small = min(rows, columns)
-        rank = small if spec.rank is None else min(spec.rank, small)
-        factors = 4 * rank * (rows + columns)
-        gram = 8 * small * (5 * small + rank)
-        return 4 * rows * columns + gram + 3 * factors + 8 * rank * columns * streaming.threads
-
-    return max((of(*shape) for shape in shapes if len(shape) == 2), default=0)
+def _method_bytes(shapes: Iterable[Shape], method: Method, streaming: Streaming) -> int:
+    """Of the costliest tensor."""
+    return max(
+        (method.memory_bytes(shape, threads=streaming.threads) for shape in shapes), default=0
+    )

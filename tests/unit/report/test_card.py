@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
+from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.methods.dare import Dare
+from cpt_residual.methods.low_rank import LowRank
+from cpt_residual.methods.ties import Ties
 from cpt_residual.report.card import base_models, card_markdown, recipe_options
 from cpt_residual.weights.merge_record import InputRecord, MergeRecord, ShardRecord
 

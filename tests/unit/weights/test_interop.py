@@ -12,8 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Storage, Ties
+from cpt_residual.config.merging import MergeRecipe, Storage
 from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
+from cpt_residual.methods.dare import Dare
+from cpt_residual.methods.low_rank import LowRank
+from cpt_residual.methods.ties import Ties
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
 from cpt_residual.weights.interop.residuals_delta import package_delta

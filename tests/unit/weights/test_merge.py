@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from cpt_residual.config.merging import Add, Dare, LowRank, MergeRecipe, Storage, Ties
+from cpt_residual.config.merging import MergeRecipe, Storage
 from cpt_residual.errors import (
     CompatibilityError,
     ConfigError,
 )
+from cpt_residual.methods.add import Add
+from cpt_residual.methods.dare import Dare
+from cpt_residual.methods.low_rank import LowRank
+from cpt_residual.methods.ties import Ties, num_to_keep, ties
 from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.weights import methods
 from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.residual import compute
@@ -86,12 +89,12 @@ def test_ties_moves_the_base_by_what_survives(family: Family) -> None:
         base, instruct, cpt = (
             family.values[role][name].flatten().numpy() for role in ("base", "instruct", "cpt")
         )
-        keep = methods.num_to_keep(base.size, 0.3)
+        keep = num_to_keep(base.size, 0.3)
         thresholds = tuple(
             float(np.sort(np.abs((model - base).astype(np.float32)))[-keep])
             for model in (cpt, instruct)
         )
-        move = methods.ties(
+        move = ties(
             cpt - base,
             instruct - base,
             thresholds=(thresholds[0], thresholds[1]),
@@ -140,7 +143,7 @@ def test_recipes_that_need_the_base_say_so(family: Family) -> None:
         MergeRecipe(method=Ties()),
         MergeRecipe(auto_alpha="projection"),
     ):
-        with pytest.raises(CompatibilityError, match="needs the base that CPT started from"):
+        with pytest.raises(ConfigError, match="needs the base that CPT started from"):
             merge(family.open("cpt"), family.pair, [Output(1.0, family.root / "o")], recipe=recipe)
     assert not MergeRecipe(method=Add()).needs_base
     with pytest.raises(CompatibilityError, match="do not make sense"):

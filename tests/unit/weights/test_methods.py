@@ -4,19 +4,15 @@ import numpy as np
 import pytest
 
 from cpt_residual.errors import CompatibilityError, ConfigError
+from cpt_residual.methods.dare import dare_factors
+from cpt_residual.methods.low_rank import low_rank, low_rank_rows
+from cpt_residual.methods.ties import magnitude_threshold, num_to_keep, ties
 from cpt_residual.modeling.class_names import RowPart
-from cpt_residual.weights import methods
-from cpt_residual.weights.methods import (
-    dare_factors,
-    low_rank,
-    low_rank_rows,
-    magnitude_threshold,
-    num_to_keep,
+from cpt_residual.weights.strengths import (
     projection_alpha,
     require_known_scales,
     scale_of,
     special_token_rows,
-    ties,
 )
 
 NAMES = [
@@ -112,7 +108,7 @@ def test_low_rank_in_many_chunks_is_low_rank_in_one(
     matrix = np.random.default_rng(0).standard_normal((50, 20)).astype(np.float32)
     matrix = matrix.T if turned else matrix
     one = low_rank(matrix, rank=5)
-    monkeypatch.setattr(methods, "_CHUNK", 60)
+    monkeypatch.setattr("cpt_residual.methods.low_rank._CHUNK", 60)
     many = low_rank(matrix, rank=5)
     np.testing.assert_allclose(many.left, one.left, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(many.right, one.right, rtol=1e-4, atol=1e-6)

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from cpt_residual import api
-from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.methods.dare import Dare
+from cpt_residual.methods.low_rank import LowRank
+from cpt_residual.methods.ties import Ties
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
 from cpt_residual.weights.merge import Output, merge

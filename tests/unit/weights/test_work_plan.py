@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpt_residual.config.merging import LowRank, MergeRecipe
-from cpt_residual.weights.methods import low_rank, low_rank_rows
+from cpt_residual.config.merging import MergeRecipe
+from cpt_residual.methods.low_rank import LowRank, low_rank, low_rank_rows
 from cpt_residual.weights.reader import Streaming
 from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
 

@@ -21,6 +21,7 @@ from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import copy_files as copy_folder
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError
+from cpt_residual.methods.low_rank import low_rank_rows
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
     GENERATION_FILE,
@@ -35,7 +36,6 @@ from cpt_residual.weights.alignment import OutputShard, output_index, output_sha
 from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
 from cpt_residual.weights.checkpoint import ADAPTER_CONFIG_FILE, INDEX_FILE, Checkpoint
 from cpt_residual.weights.matching import by_class_names
-from cpt_residual.weights.methods import low_rank_rows
 from cpt_residual.weights.reader import (
     DEFAULT_STREAMING,
     Block,

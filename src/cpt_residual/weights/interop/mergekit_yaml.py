@@ -12,23 +12,22 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
-from cpt_residual.config.merging import Dare, LowRank, MergeRecipe, Ties
+from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import CompatibilityError, ConfigError
+from cpt_residual.methods.method import Factors, PerTensor
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import chat_contract
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.methods import (
+from cpt_residual.weights.shard_header import TORCH_NAMES, DtypeName
+from cpt_residual.weights.strengths import (
     names_parts,
-    num_to_keep,
     require_known_scales,
     scale_of,
 )
-from cpt_residual.weights.shard_header import TORCH_NAMES, DtypeName
 
 Setting = float | list[dict[str, str | float]]
-Parameters = dict[str, Setting]
 
 _PLAIN = MergeRecipe()
 _ALWAYS = [
@@ -52,10 +51,6 @@ def mergekit_yaml(
     """YAML for `mergekit-yaml`; comments say what differs. `dtype` is that of mergekit's
     arithmetic; the output has the dtype of most of the target's tensors.
 
-    add: base + cpt_strength * (target - base) + alpha * scale * (instruct - base).
-    ties: where alpha * scale = cpt_strength everywhere, which is when both definitions agree.
-    dare: the same distribution, not the same elements (mergekit's choice has no seed per element).
-
     Raises CompatibilityError that names everything that mergekit has no equivalent for, and for
     models that do not belong together.
     """
@@ -69,23 +64,26 @@ def mergekit_yaml(
     if not math.isfinite(alpha):
         raise ConfigError(f"alpha is {alpha}", remedy="Give a finite number; 1.0 is the paper.")
     strengths = _strengths(target, alpha, recipe, rows)
-    problems = _without_equivalent(recipe, strengths)
-    if problems:
+    counts = {name: entry.num_elements for name, entry in target.tensors.items()}
+    merge = recipe.method.mergekit(Factors(recipe.cpt_strength, strengths, counts))
+    problems = _without_equivalent(recipe)
+    if isinstance(merge, str):
+        problems.append(merge)
+    if problems or isinstance(merge, str):
         raise CompatibilityError(
             f"mergekit has no equivalent for {len(problems)} setting(s)",
             problems=problems,
             remedy="Merge with cpt-residual instead, or leave them at their defaults.",
         )
-    comments = list(_ALWAYS)
-    method, parts, further = _method(target, recipe, strengths, comments)
+    comments = [*_ALWAYS, *merge.comments]
     fields: dict[str, object] = {
-        "merge_method": method,
+        "merge_method": merge.method,
         "base_model": str(base.path),
         "models": [
-            {"model": str(model.path), "parameters": parameters}
-            for model, parameters in zip((target, instruct), parts, strict=True)
+            {"model": str(model.path), "parameters": _parameters(parameters)}
+            for model, parameters in ((target, merge.target), (instruct, merge.instruct))
         ],
-        **({"parameters": further} if further else {}),
+        "parameters": dict(merge.common),
         "dtype": dtype,
         "out_dtype": _main_dtype(target),
         **_tokenizer(instruct, target, comments),
@@ -113,7 +111,7 @@ def _strengths(
     return strengths
 
 
-def _without_equivalent(recipe: MergeRecipe, strengths: Mapping[str, float]) -> list[str]:
+def _without_equivalent(recipe: MergeRecipe) -> list[str]:
     problems: list[str] = []
     if recipe.embedding_rows == "special_tokens":
         problems.append("embedding_rows: special_tokens (mergekit's weights are per tensor)")
@@ -123,63 +121,14 @@ def _without_equivalent(recipe: MergeRecipe, strengths: Mapping[str, float]) -> 
         problems.append(
             f"vocab_policy: {recipe.vocab_policy} (its tokenizer union is another rule)"
         )
-    if isinstance(recipe.method, LowRank):
-        problems.append("method: low_rank")
-    if isinstance(recipe.method, Ties):
-        values = {recipe.cpt_strength, *strengths.values()}
-        if len(values) > 1 or min(values) <= 0.0:
-            problems.append(
-                "method: ties with cpt_strength "
-                f"{recipe.cpt_strength} and alpha * scale {sorted(set(strengths.values()))}: "
-                "mergekit's mean is weighted, the same only where all are one positive number"
-            )
     return problems
 
 
-def _method(
-    target: Checkpoint,
-    recipe: MergeRecipe,
-    strengths: Mapping[str, float],
-    comments: list[str],
-) -> tuple[str, tuple[Parameters, Parameters], Parameters]:
-    """The method's name, the parameters of target and instruct, and those of all."""
-    if isinstance(recipe.method, Ties):
-        comments += [
-            "differs: elements where the two weighted deltas cancel exactly take the positive one",
-            "  (cpt_residual: none); of several at the trimming threshold only some are kept",
-        ]
-        density = _per_tensor(
-            {
-                name: _density(entry.num_elements, recipe.method.density)
-                for name, entry in target.tensors.items()
-            }
-        )
-        parts: Parameters = {"weight": 1.0, "density": density}
-        return "ties", (parts, parts.copy()), {"normalize": True, "lambda": recipe.cpt_strength}
-    if isinstance(recipe.method, Dare):
-        comments += [
-            "differs: which elements are dropped is drawn anew in every run (same rate, another",
-            f"  choice than seed {recipe.method.seed} of cpt_residual)",
-        ]
-        kept = 1.0 - recipe.method.drop_rate
-        weight = _per_tensor({name: value / kept for name, value in strengths.items()})
-        return (
-            "dare_linear",
-            (
-                {"weight": recipe.cpt_strength, "density": 1.0},
-                {"weight": weight, "density": kept},
-            ),
-            {"normalize": False, "rescale": False},  # weight has 1 / (1 - drop_rate) already
-        )
-    parts = {"weight": recipe.cpt_strength}
-    return "task_arithmetic", (parts, {"weight": _per_tensor(strengths)}), {"normalize": False}
-
-
-def _density(num_elements: int, density: float) -> float:
-    """A density of which mergekit keeps as many elements as we do: it takes the whole part of
-    density * elements, we the next whole number."""
-    num_kept = num_to_keep(num_elements, density)
-    return 1.0 if num_kept >= num_elements else (num_kept + 0.5) / num_elements
+def _parameters(values: Mapping[str, PerTensor]) -> dict[str, Setting]:
+    return {
+        name: value if isinstance(value, float | int) else _per_tensor(value)
+        for name, value in values.items()
+    }
 
 
 def _per_tensor(values: Mapping[str, float]) -> Setting:

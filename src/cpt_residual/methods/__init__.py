@@ -1,0 +1,1 @@
+"""Ways of adding a residual, one file each: configuration, maths, words, paper."""
