@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.modeling.class_names import ClassNames, RowPart, class_names, is_plain
+from cpt_residual.modeling.class_names import ClassNames, RowPart
+from cpt_residual.modeling.known_layouts import class_names, is_plain
 from cpt_residual.modeling.side_files import CONFIG_FILE, leaves_folder, read_json_object
 from cpt_residual.weights.foreign_weights import (
     StoredDtype,

@@ -27,7 +27,8 @@ from cpt_residual.base_model import Frozen
 from cpt_residual.config.merging import Storage
 from cpt_residual.core.validation import field_problems
 from cpt_residual.errors import ArtifactError
-from cpt_residual.modeling.class_names import ClassNames, class_names
+from cpt_residual.modeling.class_names import ClassNames
+from cpt_residual.modeling.known_layouts import class_names
 from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
 from cpt_residual.weights.checkpoint import ModelFacts

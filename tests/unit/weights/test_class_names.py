@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling import model_class
-from cpt_residual.modeling.class_names import PLAIN_TYPES, class_names, plain_name
+from cpt_residual.modeling.known_layouts import PLAIN_TYPES, class_names, plain_name
 from cpt_residual.modeling.loading import build_on_meta
 from cpt_residual.modeling.model_class import ask_class
 from cpt_residual.modeling.tokenizer import load_tokenizer

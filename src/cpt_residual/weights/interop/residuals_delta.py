@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import JsonValue
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.modeling.class_names import ClassNames, class_names
+from cpt_residual.modeling.class_names import ClassNames
+from cpt_residual.modeling.known_layouts import class_names
 from cpt_residual.modeling.side_files import CONFIG_FILE, left_out_of, read_json_object
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.weights import kernels
