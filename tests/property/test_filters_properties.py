@@ -20,7 +20,7 @@ from cpt_residual.config.filters import (
     Normalise,
 )
 from cpt_residual.data.filters.ledger import FilterLedger
-from cpt_residual.data.filters.ngrams import NgramIndex, NgramSettings
+from cpt_residual.data.filters.ngrams import NgramIndex
 from cpt_residual.data.filters.references import Reference
 from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
@@ -158,7 +158,8 @@ def test_the_index_finds_what_a_plain_search_finds(
 ) -> None:
     least, length = sizes
     tasks, questions = [task for task, _ in asked], [words for _, words in asked]
-    index = NgramIndex(questions, tasks, NgramSettings(length, least, most))
+    check = Contamination(action="report", ngram_words=length, min_words=least, max_questions=most)
+    index = NgramIndex(questions, tasks, check)
     found = {(each.question, each.start, each.end) for each in index.find(document)}
     assert found == _plain(asked, document, (length, least, most))
 

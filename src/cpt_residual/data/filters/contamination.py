@@ -8,7 +8,7 @@ from typing import ClassVar
 from cpt_residual.config.filters import Contamination
 from cpt_residual.data.filters.base import Dropped, Fact, Filter
 from cpt_residual.data.filters.ledger import Match, TaskContamination
-from cpt_residual.data.filters.ngrams import NgramIndex, NgramSettings, Occurrence
+from cpt_residual.data.filters.ngrams import NgramIndex, Occurrence
 from cpt_residual.data.filters.references import References
 from cpt_residual.data.filters.words import folded_words
 from cpt_residual.data.records import Record
@@ -42,8 +42,7 @@ class ContaminationFilter(Filter):
                 "that asks something.",
             )
         self._owners = owners
-        limits = settings.model_dump(exclude={"action"})
-        self._index = NgramIndex(questions, owners, NgramSettings(**limits))
+        self._index = NgramIndex(questions, owners, settings)
         self._num_documents = 0
         self._num_contaminated = 0
         self._found: set[int] = set()
