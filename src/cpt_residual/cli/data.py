@@ -90,7 +90,8 @@ def export(
     """Write a pack as a data set of the Hugging Face libraries, its ledger beside it."""
     from cpt_residual.cli.artifacts import find_artifact
     from cpt_residual.data.export import export_pack
-    from cpt_residual.data.inspection.artifacts import kind_of, read_manifest
+    from cpt_residual.data.inspection.artifacts import kind_of
+    from cpt_residual.data.manifest import read_manifest
 
     terminal = Terminal(as_json=as_json)
     path = find_artifact(pack, root=root, stages=("pack",))
@@ -124,7 +125,8 @@ class _Asked(TypedDict):
 def _inspected(
     path: Path, tokenizer: Path | None, asked: _Asked, terminal: Terminal
 ) -> PackInspection | CorpusInspection:
-    from cpt_residual.data.inspection.artifacts import kind_of, read_manifest
+    from cpt_residual.data.inspection.artifacts import kind_of
+    from cpt_residual.data.manifest import read_manifest
 
     manifest = read_manifest(path)
     kind = kind_of(path, manifest)

@@ -27,7 +27,7 @@ from cpt_residual.core.files import (
 )
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ProgressReport, no_progress
-from cpt_residual.data.inspection.artifacts import read_manifest
+from cpt_residual.data.manifest import read_manifest
 from cpt_residual.data.nesting import require_rows
 from cpt_residual.data.pack_format import SOURCES_FILE, PackView, hashed_bytes, open_pack
 from cpt_residual.data.pack_ledger import LEDGER_FILE

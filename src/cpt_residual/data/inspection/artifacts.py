@@ -1,4 +1,4 @@
-"""Artifacts of data on disk: their kind, their manifest, and the tokenizer of a pack."""
+"""Artifacts of data on disk: their kind, and the tokenizer of a pack."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ from typing import Literal
 
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.data.file_names import DOCUMENTS_FILE, LEDGER_FILE
-from cpt_residual.errors import ArtifactError, CorruptArtifactError
+from cpt_residual.errors import ArtifactError
 
 DataKind = Literal["pack", "corpus", "world"]
 
 PACK_FILES = ("pack.json", "ids.npy", "flags.npy")
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """The manifest beside the files, or None. Raises CorruptArtifactError for one that is not ours
-    or was edited."""
-    try:
-        return Manifest.read(path)
-    except ValueError as error:
-        raise CorruptArtifactError(
-            f"the manifest of {path} cannot be trusted",
-            problems=[" ".join(str(error).split())[:400]],
-            remedy="Delete the artifact and run again; it will be rebuilt. To look at the files "
-            "alone, copy them to a folder without manifest.json.",
-        ) from error
 
 
 def tokenizer_of(pack: Path, manifest: Manifest | None) -> Path | None:
