@@ -18,8 +18,8 @@ from cpt_residual.core.graph import Graph
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.stage import RunContext, Stage, no_progress
 from cpt_residual.core.store import Store
-from cpt_residual.data.file_names import DOCUMENTS_FILE
-from cpt_residual.data.files import resolve_files
+from cpt_residual.data.documents.file_names import DOCUMENTS_FILE
+from cpt_residual.data.readers.files import resolve_files
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.init import Init
 from cpt_residual.stages.inputs import CorpusInput

@@ -23,7 +23,7 @@ from transformers import get_scheduler
 from cpt_residual.config.compose import compose
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.stage import no_progress
-from cpt_residual.data.pack_format import open_pack
+from cpt_residual.data.packing.pack_format import open_pack
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.stages.execute import Builder, BuildRequest
 from cpt_residual.train.job import TrainJob

@@ -33,10 +33,10 @@ from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.run_record import library_versions
 from cpt_residual.core.stage import RunContext, no_progress
 from cpt_residual.core.store import Store
-from cpt_residual.data.file_names import DOCUMENTS_FILE, LEDGER_FILE
-from cpt_residual.data.files import resolve_files
-from cpt_residual.data.nesting import check_rows, is_beginning, rows_sha256
-from cpt_residual.data.pack_format import PackView, open_pack
+from cpt_residual.data.documents.file_names import DOCUMENTS_FILE, LEDGER_FILE
+from cpt_residual.data.packing.pack_format import PackView, open_pack
+from cpt_residual.data.packing.row_hashes import check_rows, is_beginning, rows_sha256
+from cpt_residual.data.readers.files import resolve_files
 from cpt_residual.errors import ArtifactError, CptResidualError
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.init import Init

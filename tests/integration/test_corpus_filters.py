@@ -11,7 +11,7 @@ import pytest
 from cpt_residual.config.compose import compose
 from cpt_residual.config.schema import Experiment
 from cpt_residual.core.stage import ArtifactRef
-from cpt_residual.data.corpus_ledger import CorpusLedger
+from cpt_residual.data.corpus.ledger import CorpusLedger
 from cpt_residual.data.filters.references import read_references
 from cpt_residual.stages.execute import Builder, BuildRequest, execute
 

@@ -26,8 +26,8 @@ configs:
 READ = """
 import json, sys
 from cpt_residual.config.corpora import HubCorpus
-from cpt_residual.data.hub import HubReader
-from cpt_residual.data.readers.rows import Fields
+from cpt_residual.data.readers.hub import HubReader
+from cpt_residual.data.readers.base import Fields
 from cpt_residual.errors import CorpusError
 for line in sys.stdin:
     fields = {"kind": "hub", "max_characters": 1000} | json.loads(line)

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.tiny_tokenizer import tiny_tokenizer
-from cpt_residual.data.documents import document_line
-from cpt_residual.data.packing import PackPlan, build_pack, text_source
+from cpt_residual.data.documents.parsing import document_line
+from cpt_residual.data.packing.build import PackPlan, build_pack, text_source
 from cpt_residual.modeling.tokenizer import text_encoder
 
 place = Path(sys.argv[2])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from cpt_residual.data.document_source import TextPacking, chat_source, text_source
-from cpt_residual.data.pack_format import PackView, open_pack
-from cpt_residual.data.rows import CONTINUATION, PADDING, START
+from cpt_residual.data.packing.pack_format import PackView, open_pack
+from cpt_residual.data.packing.rows import CONTINUATION, PADDING, START
+from cpt_residual.data.tokenize.document_source import TextPacking, chat_source, text_source
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, ChatEncoder
 from cpt_residual.modeling.tokenizer import text_encoder
 from support.packs import dialogue, pack, plan, write_dialogues, write_texts

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from cpt_residual.config.schema import TrainRecipe
 from cpt_residual.core.stage import Metrics
-from cpt_residual.data.pack_format import open_pack
+from cpt_residual.data.packing.pack_format import open_pack
 from cpt_residual.errors import CompatibilityError, ConfigError, LaunchError, WorkerError
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.train.job import TrainJob

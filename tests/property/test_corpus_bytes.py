@@ -10,8 +10,8 @@ import pytest
 
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.data.local import LocalReader
-from cpt_residual.data.readers.rows import Fields
+from cpt_residual.data.readers.base import Fields
+from cpt_residual.data.readers.local import LocalReader
 from cpt_residual.errors import CorpusError
 from support.text_files import ROW_SUFFIXES, pack, write_rows
 

@@ -19,10 +19,10 @@ from cpt_residual.config.filters import (
     NearDedup,
     Normalise,
 )
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.filters.ngrams import NgramIndex
 from cpt_residual.data.filters.references import Reference
-from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 from support.records import filtered
 

@@ -17,8 +17,8 @@ from cpt_residual.core.stage import no_progress
 from cpt_residual.data.inspection.lengths import summary_of
 from cpt_residual.data.inspection.recount import recount
 from cpt_residual.data.inspection.samples import Decoder, SampleRow, sample_row
-from cpt_residual.data.pack_format import PackView, open_pack
-from cpt_residual.data.packing import Source
+from cpt_residual.data.packing.build import Source
+from cpt_residual.data.packing.pack_format import PackView, open_pack
 from support.packs import (
     BOS,
     EOS,

@@ -11,12 +11,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt_residual.data.document_source import TextPacking
-from cpt_residual.data.index import seeded_order
-from cpt_residual.data.nesting import check_rows, is_beginning, rows_sha256
-from cpt_residual.data.pack_format import IGNORED_LABEL, PackView, open_pack
-from cpt_residual.data.packing import PackLedger, PhasePlan, Source
-from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START
+from cpt_residual.data.documents.line_index import seeded_order
+from cpt_residual.data.packing.build import PackLedger, PhasePlan, Source
+from cpt_residual.data.packing.pack_format import IGNORED_LABEL, PackView, open_pack
+from cpt_residual.data.packing.row_hashes import check_rows, is_beginning, rows_sha256
+from cpt_residual.data.packing.rows import CONTINUATION, LOSS, PADDING, START
+from cpt_residual.data.tokenize.document_source import TextPacking
 from support.packs import (
     EOS,
     FIRST_BYTE,

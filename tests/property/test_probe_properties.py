@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.stage import no_progress
-from cpt_residual.data.probe import Reference, build_probe
-from cpt_residual.data.questions import Question
-from cpt_residual.data.spans import SpanIndex, find_spans, key_of, lower_words, shape_of
+from cpt_residual.data.cloze.build import Reference, build_probe
+from cpt_residual.data.cloze.questions import Question
+from cpt_residual.data.cloze.spans import SpanIndex, find_spans, key_of, lower_words, shape_of
 from cpt_residual.errors import CorpusError
 from support.packs import write_texts
 

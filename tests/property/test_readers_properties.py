@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.data.documents import document_line, parse_text
-from cpt_residual.data.files import resolve_files
-from cpt_residual.data.heldout import write_corpus
-from cpt_residual.data.local import LocalReader
-from cpt_residual.data.readers.rows import Fields
+from cpt_residual.data.corpus.heldout import write_corpus
+from cpt_residual.data.documents.parsing import document_line, parse_text
+from cpt_residual.data.readers.base import Fields
+from cpt_residual.data.readers.files import resolve_files
+from cpt_residual.data.readers.local import LocalReader
 from support.text_files import ROW_SUFFIXES, csv_bytes, pack, write_rows
 
 # Everything that UTF-8 can say, with line ends, quotes, commas and marks often.

@@ -14,13 +14,13 @@ from cpt_residual.config.filters import Contamination, ExactDedup, Filters, Leng
 from cpt_residual.core.artifact import InputRecord, Manifest
 from cpt_residual.core.files import list_files, write_json_atomic
 from cpt_residual.core.hashing import FileRecord, content_hash, file_sha256, text_sha256
-from cpt_residual.data.corpus_ledger import CorpusLedger
+from cpt_residual.data.corpus.heldout import write_corpus
+from cpt_residual.data.corpus.ledger import CorpusLedger
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.chain import FilterChain
 from cpt_residual.data.filters.references import Reference
-from cpt_residual.data.heldout import write_corpus
-from cpt_residual.data.packing import PhasePlan, Source
+from cpt_residual.data.packing.build import PhasePlan, Source
 from cpt_residual.data.readers.ledger import ReadLedger
-from cpt_residual.data.records import Record
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import Tokenizer
 from support.packs import (

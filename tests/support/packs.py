@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from cpt_residual.core.stage import no_progress
-from cpt_residual.data.document_source import TextPacking, chat_source, text_source
-from cpt_residual.data.documents import Messages
-from cpt_residual.data.packing import (
+from cpt_residual.data.documents.parsing import Messages
+from cpt_residual.data.packing.build import (
     PackLedger,
     PackPlan,
     PhasePlan,
@@ -19,6 +18,7 @@ from cpt_residual.data.packing import (
     Tokenising,
     build_pack,
 )
+from cpt_residual.data.tokenize.document_source import TextPacking, chat_source, text_source
 from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 
 PAD, EOS, BOS = 0, 1, 2

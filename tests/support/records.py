@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cpt_residual.config.filters import Filters
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.chain import FilterChain
 from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.filters.references import Reference
-from cpt_residual.data.records import Record
 
 
 def records_of(texts: Iterable[str], dates: Iterable[str | None] | None = None) -> list[Record]:

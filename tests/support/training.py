@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from cpt_residual.config.schema import Architecture, DeepSpeed, Launch, TrainRecipe
-from cpt_residual.data.pack_format import PackWriter
-from cpt_residual.data.pack_ledger import FORMAT_VERSION, PackLedger, SourceLedger, write_ledger
-from cpt_residual.data.row_counts import SpecialIds
-from cpt_residual.data.rows import LOSS, PADDING, START, Row
+from cpt_residual.data.packing.pack_format import PackWriter
+from cpt_residual.data.packing.pack_ledger import (
+    FORMAT_VERSION,
+    PackLedger,
+    SourceLedger,
+    write_ledger,
+)
+from cpt_residual.data.packing.row_counts import SpecialIds
+from cpt_residual.data.packing.rows import LOSS, PADDING, START, Row
 from cpt_residual.modeling.initialise import write_initial_model
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import load_tokenizer

@@ -89,9 +89,9 @@ def export(
 ) -> None:
     """Write a pack as a data set of the Hugging Face libraries, its ledger beside it."""
     from cpt_residual.cli.artifacts import find_artifact
-    from cpt_residual.data.export import export_pack
+    from cpt_residual.data.documents.manifest import read_manifest
     from cpt_residual.data.inspection.artifacts import kind_of
-    from cpt_residual.data.manifest import read_manifest
+    from cpt_residual.data.packing.export import export_pack
 
     terminal = Terminal(as_json=as_json)
     path = find_artifact(pack, root=root, stages=("pack",))
@@ -125,8 +125,8 @@ class _Asked(TypedDict):
 def _inspected(
     path: Path, tokenizer: Path | None, asked: _Asked, terminal: Terminal
 ) -> PackInspection | CorpusInspection:
+    from cpt_residual.data.documents.manifest import read_manifest
     from cpt_residual.data.inspection.artifacts import kind_of
-    from cpt_residual.data.manifest import read_manifest
 
     manifest = read_manifest(path)
     kind = kind_of(path, manifest)
@@ -152,7 +152,7 @@ def _decoder(
     """What was asked for, else what the pack was made with; None (and a note) when it is gone."""
     from cpt_residual.data.inspection.artifacts import tokenizer_of
     from cpt_residual.data.inspection.decoding import TokenDecoder
-    from cpt_residual.data.pack_format import open_pack
+    from cpt_residual.data.packing.pack_format import open_pack
 
     directory = tokenizer or tokenizer_of(path, manifest)
     if directory is not None:

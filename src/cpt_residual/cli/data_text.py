@@ -8,13 +8,13 @@ from pydantic import BaseModel
 from rich.text import Text
 
 from cpt_residual.cli.sample_text import show_documents, show_rows
-from cpt_residual.data.corpus_ledger import CorpusLedger
+from cpt_residual.data.corpus.ledger import CorpusLedger
 from cpt_residual.data.filters.ledger import FilterLedger
 from cpt_residual.data.inspection.checks import Check
 from cpt_residual.data.inspection.corpus import CorpusInspection
 from cpt_residual.data.inspection.lengths import LengthSummary
 from cpt_residual.data.inspection.pack import PackInspection
-from cpt_residual.data.pack_ledger import PhaseLedger
+from cpt_residual.data.packing.pack_ledger import PhaseLedger
 from cpt_residual.launch.console import UserConsole
 from cpt_residual.launch.visible import visible
 

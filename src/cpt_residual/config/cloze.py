@@ -1,4 +1,4 @@
-"""The knowledge probe: cloze questions about rare spans of a corpus (see data/probe.py)."""
+"""The knowledge probe: cloze questions about rare spans of a corpus (see data/cloze/build.py)."""
 
 from __future__ import annotations
 

@@ -23,15 +23,15 @@ from cpt_residual.core.stage import (
     RunContext,
     Stage,
 )
-from cpt_residual.data.file_names import LEDGER_FILE
-from cpt_residual.data.files import suffix_of
+from cpt_residual.data.documents.file_names import LEDGER_FILE
+from cpt_residual.data.readers.files import suffix_of
 
 if TYPE_CHECKING:
-    from cpt_residual.data.corpus_ledger import CorpusLedger
+    from cpt_residual.data.corpus.ledger import CorpusLedger
+    from cpt_residual.data.documents.record import Record
     from cpt_residual.data.filters.chain import FilterChain
-    from cpt_residual.data.hub import HubReader
-    from cpt_residual.data.local import LocalReader
-    from cpt_residual.data.records import Record
+    from cpt_residual.data.readers.hub import HubReader
+    from cpt_residual.data.readers.local import LocalReader
 
 _UNPACKED = 3
 """Text is about so many times as large as its compressed file."""
@@ -78,9 +78,9 @@ class HubRecipe(Frozen):
 class Corpus:
     """`documents.jsonl`, `heldout.jsonl` and `ledger.json` of one corpus.
 
-    file_hashes: sha256 by path of every local file, in the order of
-    `data.files.resolve_files(corpus.files)`; empty for a hub corpus. references: the questions of
-    the evaluation, where the filters check for contamination.
+    file_hashes: sha256 by path of every local file, in the order of `resolve_files(corpus.files)`
+    (`data.readers.files`); empty for a hub corpus. references: the questions of the evaluation,
+    where the filters check for contamination.
     """
 
     key: str
@@ -131,8 +131,8 @@ class Corpus:
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.core.files import write_json_atomic
-        from cpt_residual.data.corpus_ledger import CorpusLedger
-        from cpt_residual.data.heldout import write_corpus
+        from cpt_residual.data.corpus.heldout import write_corpus
+        from cpt_residual.data.corpus.ledger import CorpusLedger
 
         reader, chain = self._reader(), self._chain(inputs)
         read = _reported(reader, self._expected_bytes(), ctx.progress)
@@ -148,16 +148,16 @@ class Corpus:
         return _metrics(ledger)
 
     def _reader(self) -> HubReader | LocalReader:
-        from cpt_residual.data.readers.rows import Fields
+        from cpt_residual.data.readers.base import Fields
 
         date = self.corpus.filters.date
         fields = Fields(text=self.corpus.text_field, date=date.field if date else None)
         if isinstance(self.corpus, HubCorpus):
-            from cpt_residual.data.hub import HubReader
+            from cpt_residual.data.readers.hub import HubReader
 
             return HubReader(self.corpus, fields=fields)
-        from cpt_residual.data.files import resolve_files
-        from cpt_residual.data.local import LocalReader
+        from cpt_residual.data.readers.files import resolve_files
+        from cpt_residual.data.readers.local import LocalReader
 
         files = resolve_files(self.corpus.files)
         return LocalReader(files, self.file_hashes, fields=fields, bad_lines=self.corpus.bad_lines)

@@ -27,7 +27,7 @@ from cpt_residual.core.rates import (
     SECONDS_TO_START_EVALUATION,
 )
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
-from cpt_residual.data.questions import QUESTIONS_FILE
+from cpt_residual.data.cloze.questions import QUESTIONS_FILE
 from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
 from cpt_residual.evaluation.workload import AskedOf, workload_of

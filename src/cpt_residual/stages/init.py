@@ -81,7 +81,7 @@ class Init:
 
 def _texts(documents: Path) -> Iterator[str]:
     """The documents in their order, one line at a time."""
-    from cpt_residual.data.documents import parse_text
+    from cpt_residual.data.documents.parsing import parse_text
 
     with documents.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

@@ -23,7 +23,7 @@ from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.world import World
 
 if TYPE_CHECKING:
-    from cpt_residual.data.packing import PackLedger, PackPlan, Source
+    from cpt_residual.data.packing.build import PackLedger, PackPlan, Source
     from cpt_residual.modeling.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 5  # uint32 id + uint8 flags
@@ -156,7 +156,7 @@ class PackStage:
             yield partial(_require_encoders, tokenizer, template)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.data.packing import Tokenising, build_pack
+        from cpt_residual.data.packing.build import Tokenising, build_pack
         from cpt_residual.modeling.tokenizer import load_tokenizer
 
         scratch = work / "tokens" if self.is_large else None
@@ -172,7 +172,7 @@ class PackStage:
         return _metrics(ledger)
 
     def _plan(self, tokenizer: Tokenizer) -> PackPlan:
-        from cpt_residual.data.packing import PackPlan, PhasePlan
+        from cpt_residual.data.packing.build import PackPlan, PhasePlan
         from cpt_residual.modeling.token_side import token_map_hash
         from cpt_residual.modeling.tokenizer import added_tokens_of, bos_id_of, eos_id_of, pad_id_of
 
@@ -194,7 +194,7 @@ class PackStage:
     def _document_sources(
         self, inputs: Mapping[str, ArtifactRef], tokenizer: Tokenizer
     ) -> list[Source]:
-        from cpt_residual.data.document_source import chat_source, text_source
+        from cpt_residual.data.tokenize.document_source import chat_source, text_source
         from cpt_residual.modeling.chat import ChatEncoder, chat_template_of
         from cpt_residual.modeling.tokenizer import text_encoder
 

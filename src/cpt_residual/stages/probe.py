@@ -12,13 +12,13 @@ from cpt_residual.base_model import Frozen
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.rates import CLOZE_TEXT_BYTES_PER_SECOND
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
-from cpt_residual.data.questions import SPANS_PER_DOCUMENT
+from cpt_residual.data.cloze.questions import SPANS_PER_DOCUMENT
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.pack import PackStage
 
 if TYPE_CHECKING:
-    from cpt_residual.data.probe import Reference
+    from cpt_residual.data.cloze.build import Reference
 
 _BYTES_PER_QUESTION = 1000
 _BYTES_PER_SPAN = 1000
@@ -84,8 +84,8 @@ class Probe:
         return Resources(memory_bytes=spans * _BYTES_PER_SPAN)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.data.pack_ledger import read_ledger
-        from cpt_residual.data.probe import build_probe
+        from cpt_residual.data.cloze.build import build_probe
+        from cpt_residual.data.packing.pack_ledger import read_ledger
 
         suite = self.suite
         packed = None
@@ -109,7 +109,7 @@ class Probe:
         }
 
     def _reference_files(self, inputs: Mapping[str, ArtifactRef]) -> list[Reference]:
-        from cpt_residual.data.probe import Reference
+        from cpt_residual.data.cloze.build import Reference
 
         return [
             Reference(name, inputs[f"corpus:{key}"].path / file)

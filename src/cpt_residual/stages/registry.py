@@ -22,8 +22,8 @@ from cpt_residual.core.hashing import HashCache
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.core.stage import Stage
 from cpt_residual.core.store import Store
-from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE
-from cpt_residual.data.files import check_pin, hash_files, resolve_files
+from cpt_residual.data.documents.file_names import DOCUMENTS_FILE, HELDOUT_FILE
+from cpt_residual.data.readers.files import check_pin, hash_files, resolve_files
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.apply import Apply
 from cpt_residual.stages.corpus import Corpus

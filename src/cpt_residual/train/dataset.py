@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cpt_residual.data.pack_format import IGNORED_LABEL, PackView
-from cpt_residual.data.rows import PADDING
+from cpt_residual.data.packing.pack_format import IGNORED_LABEL, PackView
+from cpt_residual.data.packing.rows import PADDING
 
 _ROWS_AT_ONCE = 65_536
 

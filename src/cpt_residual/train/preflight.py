@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_residual.core.stage import Metrics
-from cpt_residual.data.pack_format import PackView, open_pack
-from cpt_residual.data.rows import PADDING, START
+from cpt_residual.data.packing.pack_format import PackView, open_pack
+from cpt_residual.data.packing.rows import PADDING, START
 from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.token_side import first_differing_ids, token_map_hash

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from cpt_residual.data.pack_format import open_pack
+from cpt_residual.data.packing.pack_format import open_pack
 from cpt_residual.errors import LaunchError
 from cpt_residual.launch.environment import rank_environment
 from cpt_residual.launch.torchrun import StopFlag

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cpt_residual.data.pack_format import open_pack
+from cpt_residual.data.packing.pack_format import open_pack
 from support.cli_family import Run
 from support.data_store import make_store
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cpt_residual.data.documents import document_line, parse_messages, parse_text
-from cpt_residual.data.problems import BadDocumentError
+from cpt_residual.data.documents.parsing import document_line, parse_messages, parse_text
+from cpt_residual.data.documents.problems import BadDocumentError
 
 PLACE = "a.jsonl:3"
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from cpt_residual.core import disk
-from cpt_residual.data import export
-from cpt_residual.data.export import ExportLayout, export_pack
-from cpt_residual.data.pack_format import PackView, open_pack
+from cpt_residual.data.packing.build import export
+from cpt_residual.data.packing.export import ExportLayout, export_pack
+from cpt_residual.data.packing.pack_format import PackView, open_pack
 from cpt_residual.errors import ConfigError, CorruptArtifactError, DiskSpaceError
 from support.packs import byte_texts, pack, plan, write_texts
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.data.files import (
+from cpt_residual.data.readers.files import (
     SUFFIXES,
     check_pin,
     check_unchanged,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.data.corpus_ledger import SplitLedger
-from cpt_residual.data.heldout import write_corpus
+from cpt_residual.data.corpus.heldout import write_corpus
+from cpt_residual.data.corpus.ledger import SplitLedger
 from cpt_residual.errors import CorpusError
 
 TEXTS = [f"document {number} naïve" for number in range(50)]

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cpt_residual.config.corpora import HubCorpus
-from cpt_residual.data.hub import HubReader
-from cpt_residual.data.readers.rows import Fields
+from cpt_residual.data.readers.base import Fields
+from cpt_residual.data.readers.hub import HubReader
 from cpt_residual.errors import CorpusError
 
 REVISION = "0123456789" * 4

@@ -14,10 +14,10 @@ from pyarrow import parquet
 
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.core.hashing import file_sha256
+from cpt_residual.data.documents.problems import MAX_BAD_LINES, MAX_PROBLEMS
 from cpt_residual.data.filters.date_range import day_of
-from cpt_residual.data.local import LocalReader
-from cpt_residual.data.problems import MAX_BAD_LINES, MAX_PROBLEMS
-from cpt_residual.data.readers.rows import Fields
+from cpt_residual.data.readers.base import Fields
+from cpt_residual.data.readers.local import LocalReader
 from cpt_residual.errors import CorpusError
 from support.text_files import ROW_SUFFIXES, pack, write_rows
 

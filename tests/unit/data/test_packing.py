@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpt_residual.data.index import LineIndex, seeded_order
-from cpt_residual.data.pack_format import IGNORED_LABEL, open_pack
-from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START
+from cpt_residual.data.documents.line_index import LineIndex, seeded_order
+from cpt_residual.data.packing.pack_format import IGNORED_LABEL, open_pack
+from cpt_residual.data.packing.rows import CONTINUATION, LOSS, PADDING, START
 from cpt_residual.errors import ConfigError, CorpusError, CorruptArtifactError
 from support.packs import (
     BOS,

@@ -14,11 +14,11 @@ import pytest
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.stage import no_progress
-from cpt_residual.data.index import seeded_order
-from cpt_residual.data.pack_format import open_pack
-from cpt_residual.data.probe import ProbeLedger, Reference, build_probe
-from cpt_residual.data.questions import Question
-from cpt_residual.data.spans import key_of, lower_words, shape_of, telling_words
+from cpt_residual.data.cloze.build import ProbeLedger, Reference, build_probe
+from cpt_residual.data.cloze.questions import Question
+from cpt_residual.data.cloze.spans import key_of, lower_words, shape_of, telling_words
+from cpt_residual.data.documents.line_index import seeded_order
+from cpt_residual.data.packing.pack_format import open_pack
 from cpt_residual.errors import CorpusError
 from support.packs import EOS, FIRST_BYTE, byte_texts, pack, plan, write_texts
 from support.rare_spans import records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpt_residual.data.rows import (
+from cpt_residual.data.packing.rows import (
     LOSS,
     PADDING,
     START,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cpt_residual.data.spans import (
+from cpt_residual.data.cloze.spans import (
     SpanIndex,
     find_spans,
     key_of,

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpt_residual.data.document_source import chat_source, text_source
-from cpt_residual.data.pack_format import open_pack
-from cpt_residual.data.packing import Source, Tokenising
-from cpt_residual.data.tokens import read_tokens
+from cpt_residual.data.packing.build import Source, Tokenising
+from cpt_residual.data.packing.pack_format import open_pack
+from cpt_residual.data.tokenize.document_source import chat_source, text_source
+from cpt_residual.data.tokenize.token_cache import read_tokens
 from cpt_residual.errors import ArtifactError, CompatibilityError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, ChatEncoder
 from cpt_residual.modeling.tokenizer import text_encoder

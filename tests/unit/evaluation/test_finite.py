@@ -12,7 +12,7 @@ import torch
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
-from cpt_residual.data.questions import Question
+from cpt_residual.data.cloze.questions import Question
 from cpt_residual.errors import CompatibilityError, EvaluationError
 from cpt_residual.evaluation.finite import FiniteScores, NotFiniteRowError, first_bad
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate

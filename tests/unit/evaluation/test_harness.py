@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.schema import HeldoutSuite, Suite, WorldSuite
-from cpt_residual.data.questions import Question
+from cpt_residual.data.cloze.questions import Question
 from cpt_residual.errors import CompatibilityError, EvaluationError
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate
 from cpt_residual.evaluation.model import RecordingLM

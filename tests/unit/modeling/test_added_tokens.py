@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from cpt_residual.data.document_source import text_source
-from cpt_residual.data.packing import PackPlan, Tokenising, build_pack
+from cpt_residual.data.packing.build import PackPlan, Tokenising, build_pack
+from cpt_residual.data.tokenize.document_source import text_source
 from cpt_residual.modeling.added_tokens import AddedTokens
 from cpt_residual.modeling.tokenizer import (
     Tokenizer,

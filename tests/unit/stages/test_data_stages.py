@@ -20,8 +20,8 @@ from cpt_residual.config.filters import Contamination, Filters
 from cpt_residual.config.packs import Pack
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
-from cpt_residual.data.files import resolve_files
-from cpt_residual.data.pack_format import open_pack
+from cpt_residual.data.packing.pack_format import open_pack
+from cpt_residual.data.readers.files import resolve_files
 from cpt_residual.errors import ConfigError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE
 from cpt_residual.modeling.encoding_limits import MAX_UNDIVIDED_CHARACTERS

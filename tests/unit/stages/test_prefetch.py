@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cpt_residual.config.compose import compose
 from cpt_residual.core.store import Store
-from cpt_residual.data.files import content_sha256
+from cpt_residual.data.readers.files import content_sha256
 from cpt_residual.errors import CompatibilityError, CorpusError, EvaluationError
 from cpt_residual.evaluation import prefetch as evaluation_prefetch
 from cpt_residual.stages import prefetch

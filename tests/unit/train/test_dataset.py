@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpt_residual.data.pack_format import PackView, open_pack
+from cpt_residual.data.packing.pack_format import PackView, open_pack
 from cpt_residual.train.dataset import PackDataset
 from support.training import LENGTH, write_model, write_pack
 

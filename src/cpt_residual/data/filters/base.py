@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.ledger import TaskContamination
-from cpt_residual.data.records import Record
 
 Fact = str | int | float
 

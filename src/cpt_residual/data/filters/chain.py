@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
 from cpt_residual.config.filters import Filters
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.base import Dropped, Filter
 from cpt_residual.data.filters.ledger import Drop, FilterLedger
 from cpt_residual.data.filters.references import References
-from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from cpt_residual.config.filters import Contamination
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.base import Dropped, Fact, Filter
 from cpt_residual.data.filters.ledger import Match, TaskContamination
 from cpt_residual.data.filters.ngrams import NgramIndex, Occurrence
 from cpt_residual.data.filters.references import References
 from cpt_residual.data.filters.words import folded_words
-from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
 _EXAMPLES_PER_TASK = 5

@@ -8,9 +8,9 @@ from datetime import UTC, date, datetime
 from typing import ClassVar
 
 from cpt_residual.config.filters import DateRange
+from cpt_residual.data.documents.problems import Problems
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.base import Dropped, Fact, Filter
-from cpt_residual.data.problems import Problems
-from cpt_residual.data.records import Record
 
 # Python reads more than this (week dates, "20241201" and, worse, long numbers).
 _WRITTEN = re.compile(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from cpt_residual.config.filters import ExactDedup
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.base import Dropped, Fact, Filter
 from cpt_residual.data.filters.words import folded_words
-from cpt_residual.data.records import Record
 
 _DIGEST_BYTES = 16
 

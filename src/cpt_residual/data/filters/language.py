@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import Any, ClassVar, cast
 
 from cpt_residual.config.filters import Language
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.base import Dropped, Fact, Filter
-from cpt_residual.data.records import Record
 
 _MOST_NAMED = 20
 

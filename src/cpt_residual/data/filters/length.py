@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from cpt_residual.config.filters import Length
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.base import Dropped, Fact, Filter
-from cpt_residual.data.records import Record
 
 
 class LengthFilter(Filter):

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from cpt_residual.config.filters import Normalise
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.base import Dropped, Fact, Filter
-from cpt_residual.data.records import Record
 
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85]")
 # All but tab, LF and the line ends above.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from cpt_residual.core.artifact import Manifest
-from cpt_residual.data.file_names import DOCUMENTS_FILE, LEDGER_FILE
+from cpt_residual.data.documents.file_names import DOCUMENTS_FILE, LEDGER_FILE
 from cpt_residual.errors import ArtifactError
 
 DataKind = Literal["pack", "corpus", "world"]

@@ -14,12 +14,12 @@ from pydantic import JsonValue
 from cpt_residual.base_model import Frozen
 from cpt_residual.core.artifact import Manifest
 from cpt_residual.core.stage import ProgressReport
-from cpt_residual.data.corpus_ledger import CorpusLedger, read_corpus_ledger
-from cpt_residual.data.documents import chat_characters, parse_messages, parse_text
-from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE, LEDGER_FILE
+from cpt_residual.data.corpus.ledger import CorpusLedger, read_corpus_ledger
+from cpt_residual.data.documents.file_names import DOCUMENTS_FILE, HELDOUT_FILE, LEDGER_FILE
+from cpt_residual.data.documents.parsing import chat_characters, parse_messages, parse_text
+from cpt_residual.data.documents.problems import BadDocumentError
 from cpt_residual.data.inspection.checks import Check, compared, manifest_check, some
 from cpt_residual.data.inspection.lengths import LengthSummary, summary_of
-from cpt_residual.data.problems import BadDocumentError
 from cpt_residual.errors import CorpusError
 
 _REPORT_EVERY = 2000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cpt_residual.data.pack_ledger import PackLedger
+from cpt_residual.data.packing.pack_ledger import PackLedger
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import backend_of, load_tokenizer, special_tokens_of

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.core.stage import ProgressReport
-from cpt_residual.data.pack_format import PackView
-from cpt_residual.data.pack_ledger import PackLedger
-from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START, Flags, Ids
+from cpt_residual.data.packing.pack_format import PackView
+from cpt_residual.data.packing.pack_ledger import PackLedger
+from cpt_residual.data.packing.rows import CONTINUATION, LOSS, PADDING, START, Flags, Ids
 
 COUNTED = (
     "rows",

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_residual.base_model import Frozen
-from cpt_residual.data.pack_format import PackView
-from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START, Ids
+from cpt_residual.data.packing.pack_format import PackView
+from cpt_residual.data.packing.rows import CONTINUATION, LOSS, PADDING, START, Ids
 
 RunKind = Literal["text", "masked", "bos", "eos", "special"]
 SegmentKind = Literal["document", "continuation", "padding"]

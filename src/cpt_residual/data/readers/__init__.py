@@ -1,1 +1,1 @@
-"""File readers, one per format, streaming in constant memory."""
+"""Readers of local files, one kind per module, row by row in constant memory; see `local`."""

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cpt_residual.data.problems import BadDocumentError
-from cpt_residual.data.readers.packed import open_bytes, read_error
-from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile, record_of
-from cpt_residual.data.records import Record
+from cpt_residual.data.documents.problems import BadDocumentError
+from cpt_residual.data.documents.record import Record
+from cpt_residual.data.readers.base import BadRows, Fields, SourceFile, record_of
+from cpt_residual.data.readers.compressed import open_bytes, read_error
 from cpt_residual.errors import did_you_mean
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 
-from cpt_residual.data.documents import parse_object
-from cpt_residual.data.problems import BadDocumentError
-from cpt_residual.data.readers.packed import file_words, open_bytes, read_error
-from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile, record_of
-from cpt_residual.data.records import Record
+from cpt_residual.data.documents.parsing import parse_object
+from cpt_residual.data.documents.problems import BadDocumentError
+from cpt_residual.data.documents.record import Record
+from cpt_residual.data.readers.base import BadRows, Fields, SourceFile, record_of
+from cpt_residual.data.readers.compressed import file_words, open_bytes, read_error
 
 
 def read_jsonl(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:

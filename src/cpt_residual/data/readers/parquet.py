@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-from cpt_residual.data.problems import BadDocumentError
-from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile, record_of
-from cpt_residual.data.records import Record
+from cpt_residual.data.documents.problems import BadDocumentError
+from cpt_residual.data.documents.record import Record
+from cpt_residual.data.readers.base import BadRows, Fields, SourceFile, record_of
 from cpt_residual.errors import did_you_mean
 
 _BATCH_ROWS = 256

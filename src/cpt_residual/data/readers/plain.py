@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 
-from cpt_residual.data.documents import not_utf8
-from cpt_residual.data.readers.packed import file_words, open_bytes, read_error
-from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile
-from cpt_residual.data.records import Record
+from cpt_residual.data.documents.parsing import not_utf8
+from cpt_residual.data.documents.record import Record
+from cpt_residual.data.readers.base import BadRows, Fields, SourceFile
+from cpt_residual.data.readers.compressed import file_words, open_bytes, read_error
 
 
 def read_plain(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from cpt_residual.data.world.corpora import general_document, new_domain_document
 from cpt_residual.data.world.instructions import Exchange, draw_exchange
 from cpt_residual.data.world.names import Cast, Person, draw_cast, draw_stranger
-from cpt_residual.data.world.probes import fact_probes, instruction_probes
 from cpt_residual.data.world.size import WorldSize
+from cpt_residual.data.world.wording import fact_probes, instruction_probes
 from cpt_residual.errors import ConfigError
 
 Row = Mapping[str, object]

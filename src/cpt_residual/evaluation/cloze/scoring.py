@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpt_residual.data.questions import Question
+from cpt_residual.data.cloze.questions import Question
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.lazy_import import lazy_import
 

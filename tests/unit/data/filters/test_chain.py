@@ -19,9 +19,9 @@ from cpt_residual.config.filters import (
     NearDedup,
     Normalise,
 )
+from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.chain import FilterChain, library_versions
 from cpt_residual.data.filters.references import Reference
-from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 from support.records import dropped, filtered, records_of
 

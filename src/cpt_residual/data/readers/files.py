@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cpt_residual.config.home import expanded
 from cpt_residual.core.hashing import file_sha256
-from cpt_residual.data.folders import FolderSearch
-from cpt_residual.data.problems import Problems
+from cpt_residual.data.documents.problems import Problems
+from cpt_residual.data.readers.folders import FolderSearch
 from cpt_residual.errors import CorpusError, did_you_mean
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.core.files import FileState, file_state
-from cpt_residual.data.files import check_unchanged, suffix_of
-from cpt_residual.data.problems import MAX_PROBLEMS, Problems
+from cpt_residual.data.documents.problems import MAX_PROBLEMS, Problems
+from cpt_residual.data.documents.record import Record
+from cpt_residual.data.readers.base import BadRows, Fields, SourceFile
 from cpt_residual.data.readers.csv_rows import read_csv
+from cpt_residual.data.readers.files import check_unchanged, suffix_of
 from cpt_residual.data.readers.jsonl import read_jsonl
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
 from cpt_residual.data.readers.parquet import read_parquet
 from cpt_residual.data.readers.plain import read_plain
-from cpt_residual.data.readers.rows import BadRows, Fields, SourceFile
-from cpt_residual.data.records import Record
 from cpt_residual.errors import CorpusError
 
 Reader = Callable[[SourceFile, Fields, BadRows], Iterator[Record]]

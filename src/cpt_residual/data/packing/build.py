@@ -19,13 +19,12 @@ from pathlib import Path
 
 from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.stage import ProgressReport
-from cpt_residual.data.document_source import Source
-from cpt_residual.data.index import LineIndex
-from cpt_residual.data.mixture import Curriculum, PhasePlan
-from cpt_residual.data.pack_format import (
+from cpt_residual.data.documents.line_index import LineIndex
+from cpt_residual.data.packing.mixture import Curriculum, PhasePlan
+from cpt_residual.data.packing.pack_format import (
     PackWriter,
 )
-from cpt_residual.data.pack_ledger import (
+from cpt_residual.data.packing.pack_ledger import (
     FORMAT_VERSION,
     AddedToken,
     PackLedger,
@@ -33,10 +32,11 @@ from cpt_residual.data.pack_ledger import (
     SourceLedger,
     write_ledger,
 )
-from cpt_residual.data.row_counts import SpecialIds
-from cpt_residual.data.rows import Row, cut_row
-from cpt_residual.data.source_rows import RowShape, SourceRows
-from cpt_residual.data.supply import (
+from cpt_residual.data.packing.row_counts import SpecialIds
+from cpt_residual.data.packing.rows import Row, cut_row
+from cpt_residual.data.packing.source_rows import RowShape, SourceRows
+from cpt_residual.data.tokenize.document_source import Source
+from cpt_residual.data.tokenize.encoded_blocks import (
     Reading,
     Supplier,
     Tokenising,

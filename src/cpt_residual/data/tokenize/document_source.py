@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from cpt_residual.data.documents import Messages, chat_characters, parse_messages, parse_text
+from cpt_residual.data.documents.parsing import (
+    Messages,
+    chat_characters,
+    parse_messages,
+    parse_text,
+)
 from cpt_residual.modeling.encoded import EncodedDocuments
 
 Document = TypeVar("Document")

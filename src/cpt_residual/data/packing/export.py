@@ -27,10 +27,15 @@ from cpt_residual.core.files import (
 )
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ProgressReport, no_progress
-from cpt_residual.data.manifest import read_manifest
-from cpt_residual.data.nesting import require_rows
-from cpt_residual.data.pack_format import SOURCES_FILE, PackView, hashed_bytes, open_pack
-from cpt_residual.data.pack_ledger import LEDGER_FILE
+from cpt_residual.data.documents.manifest import read_manifest
+from cpt_residual.data.packing.pack_format import (
+    SOURCES_FILE,
+    PackView,
+    hashed_bytes,
+    open_pack,
+)
+from cpt_residual.data.packing.pack_ledger import LEDGER_FILE
+from cpt_residual.data.packing.row_hashes import require_rows
 from cpt_residual.errors import ConfigError, CorruptArtifactError
 
 # Neither library is typed well enough; this is the one place here that calls them.

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cpt_residual.data.rows import CONTINUATION, LOSS, PADDING, START, Flags, Ids
+from cpt_residual.data.packing.rows import CONTINUATION, LOSS, PADDING, START, Flags, Ids
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from cpt_residual.config.packs import MAX_SOURCES
-from cpt_residual.data.pack_ledger import PackLedger, RowMark, read_ledger
-from cpt_residual.data.row_counts import RowCounts, SpecialIds
-from cpt_residual.data.rows import LOSS, PADDING, START, Flags, Ids, Row
+from cpt_residual.data.packing.pack_ledger import PackLedger, RowMark, read_ledger
+from cpt_residual.data.packing.row_counts import RowCounts, SpecialIds
+from cpt_residual.data.packing.rows import LOSS, PADDING, START, Flags, Ids, Row
 from cpt_residual.errors import CorruptArtifactError
 
 Int64s = npt.NDArray[np.int64]

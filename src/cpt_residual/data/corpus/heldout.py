@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cpt_residual.data.corpus_ledger import SplitLedger
-from cpt_residual.data.documents import document_line
-from cpt_residual.data.file_names import DOCUMENTS_FILE, HELDOUT_FILE
+from cpt_residual.data.corpus.ledger import SplitLedger
+from cpt_residual.data.documents.file_names import DOCUMENTS_FILE, HELDOUT_FILE
+from cpt_residual.data.documents.parsing import document_line
 from cpt_residual.errors import CorpusError
 
 

@@ -26,10 +26,7 @@ from typing import cast
 from cpt_residual.base_model import Frozen
 from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.data.documents import parse_text
-from cpt_residual.data.file_names import LEDGER_FILE
-from cpt_residual.data.index import LineIndex, seeded_order
-from cpt_residual.data.questions import (
+from cpt_residual.data.cloze.questions import (
     QUESTIONS_FILE,
     SPANS_PER_DOCUMENT,
     Candidate,
@@ -37,7 +34,10 @@ from cpt_residual.data.questions import (
     choose_questions,
     why_unusable,
 )
-from cpt_residual.data.spans import Span, SpanIndex, find_spans, key_of
+from cpt_residual.data.cloze.spans import Span, SpanIndex, find_spans, key_of
+from cpt_residual.data.documents.file_names import LEDGER_FILE
+from cpt_residual.data.documents.line_index import LineIndex, seeded_order
+from cpt_residual.data.documents.parsing import parse_text
 from cpt_residual.errors import CorpusError
 
 _REPORT_EVERY = 1000

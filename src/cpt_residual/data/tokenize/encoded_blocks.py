@@ -18,10 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from cpt_residual.data.document_source import DocumentSource
-from cpt_residual.data.index import LineIndex, seeded_order
-from cpt_residual.data.shards import Shard, ShardEncoder, cut_into_shards
-from cpt_residual.data.tokens import TokenBlock, read_tokens
+from cpt_residual.data.documents.line_index import LineIndex, seeded_order
+from cpt_residual.data.tokenize.document_source import DocumentSource
+from cpt_residual.data.tokenize.text_shards import Shard, ShardEncoder, cut_into_shards
+from cpt_residual.data.tokenize.token_cache import TokenBlock, read_tokens
 from cpt_residual.launch.workers import Workers
 
 _BYTES_PER_TOKEN = 4.0

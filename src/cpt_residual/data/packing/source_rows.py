@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpt_residual.data.document_source import DocumentSource, Packing
-from cpt_residual.data.index import LineIndex
-from cpt_residual.data.pack_ledger import AddedTokenUse, SourceLedger
-from cpt_residual.data.problems import MAX_PROBLEMS, BadDocumentError, Problems
-from cpt_residual.data.row_counts import RowCounts
-from cpt_residual.data.rows import (
+from cpt_residual.data.documents.line_index import LineIndex
+from cpt_residual.data.documents.problems import MAX_PROBLEMS, BadDocumentError, Problems
+from cpt_residual.data.packing.pack_ledger import AddedTokenUse, SourceLedger
+from cpt_residual.data.packing.row_counts import RowCounts
+from cpt_residual.data.packing.rows import (
     BestFit,
     ConcatChunk,
     DocumentTooLongError,
@@ -19,8 +18,9 @@ from cpt_residual.data.rows import (
     RowPacker,
     WholeDocuments,
 )
-from cpt_residual.data.supply import Blocks
-from cpt_residual.data.tokens import TokenBlock
+from cpt_residual.data.tokenize.document_source import DocumentSource, Packing
+from cpt_residual.data.tokenize.encoded_blocks import Blocks
+from cpt_residual.data.tokenize.token_cache import TokenBlock
 from cpt_residual.errors import CorpusError
 
 _ENCODED_AT_ONCE = 256

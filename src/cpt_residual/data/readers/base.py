@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from cpt_residual.config.corpora import BadLines
-from cpt_residual.data.documents import field_of, text_of
-from cpt_residual.data.problems import Problems
-from cpt_residual.data.records import Record
+from cpt_residual.data.documents.parsing import field_of, text_of
+from cpt_residual.data.documents.problems import Problems
+from cpt_residual.data.documents.record import Record
 
 MAX_FIRST = 10
 """So many of the rows that are left out are kept with their place."""

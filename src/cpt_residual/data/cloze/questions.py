@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 
 from cpt_residual.base_model import Frozen
 from cpt_residual.config.cloze import ClozeSuite, SpanKind
-from cpt_residual.data.spans import Span, lower_words, shape_of, starts_sentence, telling_words
+from cpt_residual.data.cloze.spans import (
+    Span,
+    lower_words,
+    shape_of,
+    starts_sentence,
+    telling_words,
+)
 
 QUESTIONS_FILE = "questions.jsonl"
 SPANS_PER_DOCUMENT = 16

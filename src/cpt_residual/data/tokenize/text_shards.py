@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from cpt_residual.data.document_source import DocumentSource
-from cpt_residual.data.index import LineIndex, Offsets
-from cpt_residual.data.problems import BadDocumentError
-from cpt_residual.data.tokens import TokenBlock, tokens_are_whole, write_tokens
+from cpt_residual.data.documents.line_index import LineIndex, Offsets
+from cpt_residual.data.documents.problems import BadDocumentError
+from cpt_residual.data.tokenize.document_source import DocumentSource
+from cpt_residual.data.tokenize.token_cache import TokenBlock, tokens_are_whole, write_tokens
 
 _ENCODING_VERSION = 2
 """Raise it when the same documents give other token files: old ones are then not used again."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
-from cpt_residual.data.problems import BadDocumentError
+from cpt_residual.data.documents.problems import BadDocumentError
 from cpt_residual.errors import did_you_mean
 
 Message = Mapping[str, str]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cpt_residual.data.pack_format import PackView, hashed_bytes
-from cpt_residual.data.rows import PADDING
+from cpt_residual.data.packing.pack_format import PackView, hashed_bytes
+from cpt_residual.data.packing.rows import PADDING
 from cpt_residual.errors import CorruptArtifactError
 
 _TOKENS_AT_ONCE = 1 << 20

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Generator
 from typing import Any, cast
 
-from cpt_residual.data.files import COMPRESSIONS
-from cpt_residual.data.readers.rows import SourceFile
+from cpt_residual.data.readers.base import SourceFile
+from cpt_residual.data.readers.files import COMPRESSIONS
 
 _BUFFER_BYTES = 1 << 20
 

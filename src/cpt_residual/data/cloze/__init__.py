@@ -1,0 +1,1 @@
+"""A knowledge probe: cloze questions about rare spans of a corpus."""

@@ -1,0 +1,1 @@
+"""A corpus artifact: its documents, what is held out, and its ledger."""

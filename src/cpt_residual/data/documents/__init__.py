@@ -1,0 +1,1 @@
+"""What a document is, and what can be wrong with one."""

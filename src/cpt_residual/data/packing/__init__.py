@@ -1,0 +1,1 @@
+"""Token ids to packed sequences (rows) of an exact token budget."""
