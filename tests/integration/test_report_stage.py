@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import ClassVar
 
 import pytest
 
+from cpt_residual.config.contrasts import VerdictRule
+from cpt_residual.config.measures import Measure
 from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
@@ -26,10 +27,13 @@ from cpt_residual.config.schema import (
 from cpt_residual.core.hashing import plain
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
 from cpt_residual.errors import EvaluationError
-from cpt_residual.evaluation.results import EvaluationResult, Sample, write_evaluation
+from cpt_residual.evaluation.results import EvaluationResult, ResultRow, Sample, write_evaluation
+from cpt_residual.results.document import read_results
+from cpt_residual.results.outcomes import read_outcomes, read_prompts
+from cpt_residual.results.table import ResultTable, Score
 from cpt_residual.stages.report import Report, ReportRecipe
 from cpt_residual.weights.geometry import GeometryRow
-from support.report_scenarios import SUCCESS, facts
+from support.report_scenarios import FAMILIES, STRICT, SUCCESS, facts
 
 VARIANTS = ("base", "instruct", "base_cpt", "instruct_cpt", "base_cpt_residual")
 
@@ -87,6 +91,8 @@ def experiment(where: str = "/models") -> Experiment:
         evaluation=Evaluation(
             variants=list(VARIANTS), suites=["world"], chat_template_of="instruct"
         ),
+        contrasts={"kept": FAMILIES["kept"], "naive": FAMILIES["naive"]},
+        verdict=VerdictRule(contrasts="kept", margin=0.05),
         paths=Paths(root="runs"),
     )
 
@@ -109,25 +115,30 @@ def inputs(tmp_path: Path) -> dict[str, ArtifactRef]:
     """Artifacts as the other stages publish them, with the scores of the success scenario."""
     lines = {name: SUCCESS[name] for name in VARIANTS}
     made = facts(lines)
+    prompts = made.outcomes.values[STRICT]
     found: dict[str, ArtifactRef] = {}
     for name in VARIANTS:
         folder = tmp_path / f"evaluate-{name}"
-        rows = tuple(row for row in made.rows if row.variant == name)
+        rows = tuple(
+            ResultRow(**row.model_dump(exclude={"suite"}))
+            for row in made.results.table.rows
+            if row.variant == name
+        )
         samples = tuple(
             Sample(
                 task="instruction_following",
                 doc_id=int(prompt),
                 prompt_sha256=f"{int(prompt):064x}",
                 metrics={
-                    "prompt_level_strict_acc": values[name],
-                    "prompt_level_strict_acc_open": values[name],
-                    "inst_level_strict_acc": [values[name], 1.0],
+                    "prompt_level_strict_acc": value,
+                    "prompt_level_strict_acc_open": value,
+                    "inst_level_strict_acc": [value, 1.0],
                 },
                 stop_reason="<|end|>",
                 num_tokens=5,
                 response="x",
             )
-            for prompt, values in made.prompts[0].values.items()
+            for prompt, value in prompts[name].items()
         )
         versions = {"lm_eval": "0.4.13", "tasks": {"instruction_following": {"version": 1}}}
         write_evaluation(EvaluationResult(name, rows, samples, versions), folder)
@@ -155,24 +166,19 @@ def test_the_report_is_built_from_published_artifacts(
 ) -> None:
     metrics = report().build(inputs, tmp_path / "work", RunContext(run_dir=tmp_path))
     out = tmp_path / "work" / "out"
-    assert metrics["outcome"] == "mostly_kept"
-    document = json.loads((out / "results.json").read_text())
-    assert document["new_corpus"] == "new_domain"
-    assert {d["measure"] for d in document["differences"]} == {"strict", "open"}
+    assert metrics["outcome"] == "lost"
+    results = read_results(out)
+    assert [family.name for family in results.families] == ["kept", "naive"]
+    assert {row.suite for row in results.table.rows} == {"world", ""}
     text = (out / "report.md").read_text()
     assert "* evaluation, lm_eval: 0.4.13" in text
     assert "evaluate:base_cpt_residual (" in text  # lineage
     assert "model instruct: org/x at aaaa" in text
-    with (out / "prompts.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    variants = {row["variant"] for row in rows}
-    assert variants == {"instruct", "instruct_cpt", "base_cpt_residual"}
+    assert set(read_prompts(out / "prompts.csv").values[STRICT]) == set(VARIANTS)
     assert {path.stem for path in (out / "figures").glob("*.png")} == {
         "comparison",
-        "tradeoff",
         "per_type",
         "training",
-        "geometry",
         "cost",
     }
 
@@ -182,6 +188,36 @@ def test_different_prompts_are_refused(inputs: dict[str, ArtifactRef], tmp_path:
     samples.write_text(samples.read_text().replace(f"{5:064x}", "e" * 64))
     with pytest.raises(EvaluationError, match="not asked the same prompts"):
         report().build(inputs, tmp_path / "work", RunContext(run_dir=tmp_path))
+
+
+def stock(folder: Path, name: str, right: tuple[float, ...], score: float) -> Path:
+    """An evaluation of a group of two stock tasks, as lm-eval scores them."""
+    samples = tuple(
+        Sample("mmlu_a" if i % 2 else "mmlu_b", i, f"{i:064x}", {"acc": value}, None, None, None)
+        for i, value in enumerate(right)
+    )
+    rows = (ResultRow(name, "mmlu", "acc", score, 0.1, len(right)),)
+    told = {"groups": {"mmlu": ["mmlu_a", "mmlu_b"]}}
+    write_evaluation(EvaluationResult(name, rows, samples, told), folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize(("score", "paired"), [(0.5, True), (0.6, False)])
+def test_groups_of_stock_tasks_are_paired_where_the_score_is_a_mean_over_prompts(
+    score: float, paired: bool, tmp_path: Path
+) -> None:
+    measure = Measure(task="mmlu", metric="acc", label="MMLU", short="MMLU", role="old_knowledge")
+    scores = {"a": (score, (1, 0, 1, 0)), "b": (score, (0, 0, 1, 1))}
+    folders = {name: stock(tmp_path, name, right, s) for name, (s, right) in scores.items()}
+    rows = [
+        Score(variant=n, suite="s", task="mmlu", metric="acc", value=s, stderr=None, n=4)
+        for n, (s, _) in scores.items()
+    ]
+    outcomes = read_outcomes(folders, ResultTable.of(rows, [measure], ["a", "b"]))
+    pair = outcomes.pair("mmlu/acc", "a", "b")
+    assert (pair is not None) == paired
+    if pair is not None:
+        assert sorted(zip(*pair, strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_evaluations_made_differently_are_pointed_out(

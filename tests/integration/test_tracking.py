@@ -30,6 +30,7 @@ from cpt_residual.core.stage import Node
 from cpt_residual.errors import CptResidualError
 from cpt_residual.tracking.outcome import upload_lines
 from cpt_residual.tracking.sinks import check_tracking, open_sinks, track_report
+from cpt_residual.tracking.wandb_sink import SummaryTable
 
 class Recipe(BaseModel):
     learning_rate: float = 0.001
@@ -60,8 +61,10 @@ run_dir = Path(order["run_dir"])
 try:
     print(check_tracking(tracking))
     if order.get("report_dir"):
+        figures = sorted(Path(order["report_dir"]).glob("*.png"))
+        table = SummaryTable(["variant", "value", "stderr"], [["base", 0.5, None]], figures)
         track_report(tracking, experiment="tiny", seed=0, fingerprint="ab" * 32,
-                     run_dir=run_dir, report_dir=Path(order["report_dir"]))
+                     run_dir=run_dir, summary=table)
         sys.exit(0)
     node = Node(Stage(), "ab" * 32, 0, {"start": "base"})
     with open_sinks(tracking, experiment="tiny", seed=0, node=node, run_dir=run_dir) as sinks:
@@ -328,14 +331,8 @@ def report_dir(tmp_path: Path) -> Path:
     from PIL import Image
 
     folder = tmp_path / "report"
-    (folder / "figures").mkdir(parents=True)
-    lines = [
-        "variant,task,metric,value,stderr,n",
-        "base,ifeval,acc,0.5,,10",
-        "x,ifeval,acc,1,0.1,10",
-    ]
-    (folder / "results.csv").write_text("\n".join(lines) + "\n")
-    Image.new("RGB", (4, 4)).save(folder / "figures" / "comparison.png")
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "comparison.png")
     return folder
 
 
@@ -349,8 +346,8 @@ def test_the_summary_run_carries_table_and_figures(tmp_path: Path, report_dir: P
     assert any(key.startswith("figures/comparison") for key in row)
     (table,) = run_dir.rglob("*.table.json")
     document = json.loads(table.read_text())
-    assert document["columns"] == ["variant", "task", "metric", "value", "stderr", "n"]
-    assert document["data"][0] == ["base", "ifeval", "acc", 0.5, None, 10]
+    assert document["columns"] == ["variant", "value", "stderr"]
+    assert document["data"] == [["base", 0.5, None]]
 
 
 def test_the_summary_run_is_nothing_when_wandb_is_off(tmp_path: Path, report_dir: Path) -> None:

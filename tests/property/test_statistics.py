@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cpt_residual.evaluation.statistics import (
+from cpt_residual.evaluation.statistics import ratio_stderr
+from cpt_residual.results.paired import (
     compare_paired,
+    detectable_difference,
+    holm,
     paired_score_interval,
-    ratio_stderr,
     sign_test_p,
 )
 
@@ -38,7 +40,7 @@ def test_comparing_the_other_way_round_mirrors_everything(rows: list[tuple[float
         pytest.approx(-there.high, abs=1e-12),
         pytest.approx(-there.low, abs=1e-12),
     )
-    assert (back.num_better, back.num_worse) == (there.num_worse, there.num_better)
+    assert (back.won, back.lost) == (there.lost, there.won)
     assert back.p_value == there.p_value
     assert there.low <= there.high
 
@@ -94,3 +96,42 @@ def test_the_paired_score_interval_gives_the_published_numbers(
     a = [1.0] * (both + first) + [0.0] * (second + neither)
     b = [1.0] * both + [0.0] * first + [1.0] * second + [0.0] * neither
     assert paired_score_interval(a, b) == pytest.approx(interval, abs=5e-5)
+
+
+_P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+@given(_P_VALUES, st.floats(0.001, 0.2))
+def test_holm_rejects_as_the_step_down_procedure_does(p_values: list[float], alpha: float) -> None:
+    adjusted = holm(p_values)
+    rejected = set[int]()
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[index] * (len(p_values) - rank) >= alpha:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(adjusted) if p < alpha} == rejected
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+
+
+@given(st.integers(20, 5000), st.floats(0, 0.6), st.sampled_from([0.05, 0.01, 0.001]))
+def test_more_prompts_and_a_weaker_level_show_smaller_differences(
+    n: int, discordant: float, alpha: float
+) -> None:
+    found = detectable_difference(n, alpha=alpha, discordant=discordant)
+    assert 0 < found <= 1
+    assert detectable_difference(2 * n, alpha=alpha, discordant=discordant) <= found
+    assert detectable_difference(n, alpha=alpha / 10, discordant=discordant) >= found
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(194, 0.1), (541, 0.1), (541, 0.3)])
+def test_the_detectable_difference_has_its_power(n: int, discordant: float) -> None:
+    """By simulation: prompts differ with the stated share, in the direction of the difference."""
+    gap = detectable_difference(n, alpha=0.05, discordant=discordant)
+    drawn = random.Random(0)
+    shown = 0
+    for _ in range(600):
+        differing = [drawn.random() for _ in range(n)]
+        won = sum(value < (discordant + gap) / 2 for value in differing)
+        lost = sum((discordant + gap) / 2 <= value < discordant for value in differing)
+        shown += sign_test_p(won, lost) < 0.05
+    assert 0.7 < shown / 600 < 0.9

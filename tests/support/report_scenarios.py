@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cpt_residual.config.schema import Goals
-from cpt_residual.evaluation.results import ResultRow
-from cpt_residual.report.facts import (
-    Difference,
-    Geometry,
-    Kind,
-    PromptScores,
-    ReportFacts,
-    RoleNames,
-    RouteStep,
-    TensorGeometry,
-    TracePoint,
-    Training,
-    Variant,
+from cpt_residual.config.contrasts import ContrastFamily, Kind
+from cpt_residual.config.measures import Measure
+from cpt_residual.config.schema import (
+    Goals,
+    HarnessSuite,
+    HarnessTask,
+    HeldoutSuite,
+    Roles,
+    WorldSuite,
 )
-from cpt_residual.report.pairs import paired_difference
+from cpt_residual.report.figures import Pictured
+from cpt_residual.report.work_figures import TracePoint
+from cpt_residual.report.write import Findings
+from cpt_residual.results.contrasts import make_families
+from cpt_residual.results.document import Geometry, Results, RouteStep, Training, Variant
+from cpt_residual.results.goals import check_goals
+from cpt_residual.results.outcomes import Outcomes
+from cpt_residual.results.table import ResultTable, Score
 from support.geometry_rows import cells
 
 N_PROMPTS = 194
@@ -39,7 +41,9 @@ TYPES = (
     "twice",
     "upper",
 )
-ROLES = RoleNames("base", "instruct", "base_cpt", "instruct_cpt", "base_cpt_residual")
+ROLES = Roles()
+CORE = ("base", "instruct", "base_cpt", "instruct_cpt", "base_cpt_residual")
+STRICT = "instruction_following/prompt_level_strict_acc"
 GOALS = Goals(
     instruct_at_least=0.80,
     forgetting_at_least=0.30,
@@ -104,28 +108,78 @@ NO_FORGETTING: dict[str, Line] = {
 }
 
 
+FAMILIES = {
+    "kept": ContrastFamily(
+        question="Does the residual keep what the instruct model can do?",
+        variants=["base_cpt_residual"],
+        against="instruct",
+        measures=["instruction_following"],
+    ),
+    "forgetting": ContrastFamily(
+        variants=["instruct_cpt"], against="instruct", measures=["instruction_following"]
+    ),
+    "naive": ContrastFamily(
+        variants=["base_cpt_residual"],
+        against="instruct_cpt",
+        measures=["instruction_following", "new_knowledge"],
+    ),
+    "rivals": ContrastFamily(
+        kinds=["sft", "replay"],
+        against="base_cpt_residual",
+        measures=["instruction_following", "new_knowledge"],
+    ),
+}
+_SUITES = (
+    WorldSuite(
+        kind="world",
+        probes=["instruction_following", "new_instructions", "new_facts", "old_facts"],
+        max_new_tokens=8,
+    ),
+    HeldoutSuite(
+        kind="heldout",
+        corpora=["new_domain", "general"],
+        max_documents=9,
+        new_domain="new_domain",
+        general="general",
+    ),
+    HarnessSuite(
+        kind="harness",
+        tasks=[HarnessTask(task=task) for task in ("ifeval", "mmlu", "gsm8k")],
+    ),
+)
+
+
+def declared_measures() -> list[Measure]:
+    return [measure for suite in _SUITES for measure in suite.measures("suite")]
+
+
 def facts(
     lines: dict[str, Line] = SUCCESS, *, drift: float = 0.123, seed: int = 0, world: bool = True
-) -> ReportFacts:
-    """Facts of an experiment; `world=False`: as a run on stock tasks has them (no probes)."""
-    order = [*ROLES.core, *(name for name in lines if name not in ROLES.core)]
-    prompts = _prompts(lines, seed)
-    rows = [row for name in order for row in _rows(name, lines[name], prompts, world=world)]
-    return ReportFacts(
+) -> Findings:
+    """Findings of an experiment; `world=False`: as a run on stock tasks has them (no probes)."""
+    order = [*CORE, *(name for name in lines if name not in CORE)]
+    outcomes = _outcomes(lines, seed)
+    rows = [row for name in order for row in _rows(name, lines[name], outcomes, world=world)]
+    table = ResultTable.of(rows, declared_measures(), order)
+    kinds: dict[str, Kind] = {name: lines[name].kind for name in order}
+    results = Results(
         experiment="made_up",
         question="Does the residual keep instruction following after continuous pre-training?",
         seed=seed,
         roles=ROLES,
         variants=tuple(_variant(name, lines[name]) for name in order),
-        rows=tuple(rows),
-        differences=tuple(_differences(prompts, lines)),
-        prompts=(
-            PromptScores("strict", "instruction_following", "prompt_level_strict_acc", prompts),
+        table=table,
+        declared=FAMILIES,
+        margin=0.05,
+        answered_by="kept",
+        families=make_families(FAMILIES, kinds, table.measures, outcomes, margin=0.05),
+        goals=check_goals(GOALS, table, ROLES),
+        trainings=_trainings(lines),
+        geometry=Geometry(
+            drift={"base_cpt": drift, "instruct_cpt": drift * 1.01},
+            cosine={"residual, base_cpt": 0.004, "base_cpt, instruct_cpt": 0.31},
+            other={"sign conflict, residual and base_cpt": 0.498},
         ),
-        trainings=_trainings(seed, lines),
-        geometry=_geometry(drift, seed),
-        new_corpus="new_domain",
-        goals=GOALS,
         provenance=(
             ("chat template", "sha256 0f1e2d3c"),
             ("lm-eval", "0.4.13"),
@@ -133,6 +187,21 @@ def facts(
         ),
         lineage="base_cpt_residual (7c1e90ab) alpha=1.0\n├─ cpt:base_cpt (52d01fce)",
     )
+    return Findings(results, outcomes, Pictured(_traces(seed, lines), cells(4)))
+
+
+def without_goals(given: Findings) -> Findings:
+    return replace(given, results=given.results.model_copy(update={"goals": ()}))
+
+
+def _outcomes(lines: dict[str, Line], seed: int) -> Outcomes:
+    prompts = _prompts(lines, seed)
+    strict = {name: {prompt: scores[name] for prompt, scores in prompts.items()} for name in lines}
+    facts = {
+        name: {f"{i:02d}": float(i < round(64 * line.new_facts)) for i in range(64)}
+        for name, line in lines.items()
+    }
+    return Outcomes({STRICT: strict, "new_facts/accuracy": facts})
 
 
 def _prompts(lines: dict[str, Line], seed: int) -> dict[str, dict[str, float]]:
@@ -150,41 +219,18 @@ def _prompts(lines: dict[str, Line], seed: int) -> dict[str, dict[str, float]]:
     return values
 
 
-def _differences(prompts: dict[str, dict[str, float]], lines: dict[str, Line]) -> list[Difference]:
-    pairs = [
-        ("instruct", "instruct_cpt"),
-        ("instruct", "base_cpt_residual"),
-        ("base_cpt_residual", "instruct_cpt"),
-        ("base_cpt_residual", "instruct_cpt_replay"),
-        ("base_cpt_residual", "base_cpt_sft"),
-    ]
-    found: list[Difference] = []
-    for first, second in pairs:
-        if first not in lines or second not in lines:
-            continue
-        left = [scores[first] for scores in prompts.values()]
-        right = [scores[second] for scores in prompts.values()]
-        found.append(paired_difference((first, second), "strict", (left, right)))
-    for second in ("instruct_cpt", "instruct_cpt_replay", "base_cpt_sft"):
-        if second in lines:
-            gap = lines["base_cpt_residual"].new_facts - lines[second].new_facts
-            found.append(
-                Difference(
-                    "base_cpt_residual", second, "new_facts", gap, gap - 0.09, gap + 0.09, 1e-6, 64
-                )
-            )
-    return found
-
-
-def _rows(
-    name: str, line: Line, prompts: dict[str, dict[str, float]], *, world: bool
-) -> list[ResultRow]:
+def _rows(name: str, line: Line, outcomes: Outcomes, *, world: bool) -> list[Score]:
     generator = random.Random(name)
-    strict = sum(scores[name] for scores in prompts.values()) / N_PROMPTS
+    strict = sum(outcomes.values[STRICT][name].values()) / N_PROMPTS
 
-    def row(task: str, metric: str, value: float, n: int) -> ResultRow:
+    def row(task: str, metric: str, value: float, n: int) -> Score:
         stderr = math.sqrt(max(value * (1 - value), 0.0) / n) if value <= 1 else None
-        return ResultRow(name, task, metric, value, stderr, n)
+        return score(task, metric, value, stderr, n)
+
+    def score(task: str, metric: str, value: float, stderr: float | None, n: int) -> Score:
+        return Score(
+            variant=name, suite="s", task=task, metric=metric, value=value, stderr=stderr, n=n
+        )
 
     if not world:
         return [
@@ -205,11 +251,9 @@ def _rows(
         row("new_instructions", "prompt_level_strict_acc", min(1.0, strict * 1.03), 150),
         row("new_instructions", "obeyed_and_right", line.both, 150),
         row("old_facts", "accuracy", line.old_facts, 80),
-        ResultRow(name, "heldout_new_domain", "bits_per_byte", line.bits_new, 0.006, 150),
-        ResultRow(
-            name, "heldout_new_domain", "token_perplexity", 2 ** (3.2 * line.bits_new), None, 150
-        ),
-        ResultRow(name, "heldout_general", "bits_per_byte", line.bits_general, 0.005, 150),
+        score("heldout_new_domain", "bits_per_byte", line.bits_new, 0.006, 150),
+        score("heldout_new_domain", "token_perplexity", 2 ** (3.2 * line.bits_new), None, 150),
+        score("heldout_general", "bits_per_byte", line.bits_general, 0.005, 150),
     ]
     for label in TYPES:
         value = min(1.0, max(0.0, strict + generator.uniform(-0.25, 0.12))) if strict else 0.0
@@ -218,85 +262,67 @@ def _rows(
 
 
 def _variant(name: str, line: Line) -> Variant:
-    cpt = RouteStep("cpt:base_cpt", CPT, 307_200)
-    residual = (RouteStep("residual:main", 1.17e6, 0), RouteStep(f"apply:{name}", 2.35e6, 0))
+    def step(what: str, flops: float, tokens: int = 0) -> RouteStep:
+        return RouteStep(name=what, flops=flops, tokens=tokens)
+
+    cpt = step("cpt:base_cpt", CPT, 307_200)
+    merged = (cpt, step("residual:main", 1.17e6), step(f"apply:{name}", 2.35e6))
     routes: dict[Kind, tuple[RouteStep, ...]] = {
         "base": (),
         "instruct": (),
         "base_cpt": (cpt,),
-        "instruct_cpt": (RouteStep("cpt:instruct_cpt", CPT, 307_200),),
-        "merged": (cpt, *residual),
-        "alpha": (cpt, *residual),
-        "donor": (cpt, *residual),
-        "control": residual,
-        "sft": (cpt, RouteStep(f"sft:{name}", SFT, 680_000)),
-        "replay": (RouteStep(f"cpt:{name}", 1.25 * CPT, 384_000),),
+        "instruct_cpt": (step("cpt:instruct_cpt", CPT, 307_200),),
+        "control": merged[1:],
+        "sft": (cpt, step(f"sft:{name}", SFT, 680_000)),
+        "replay": (step(f"cpt:{name}", 1.25 * CPT, 384_000),),
     }
-    return Variant(name, line.kind, line.alpha, routes[line.kind], line.kind in ("sft", "replay"))
+    return Variant(
+        name=name,
+        label=name,
+        kind=line.kind,
+        alpha=line.alpha,
+        route=routes.get(line.kind, merged),
+        needs_instruction_data=line.kind in ("sft", "replay"),
+    )
 
 
-def _trainings(seed: int, lines: dict[str, Line]) -> tuple[Training, ...]:
+_TRAININGS = (
+    ("base", "pretrain", 921_600, 450, PRETRAIN, 7.3, 0.95),
+    ("instruct", "sft", 680_000, 700, SFT, 2.6, 0.21),
+    ("base_cpt", "cpt", 307_200, 150, CPT, 1.75, 0.86),
+    ("instruct_cpt", "cpt", 307_200, 150, CPT, 2.1, 0.88),
+    ("instruct_cpt_replay", "cpt", 384_000, 188, 1.25 * CPT, 1.9, 0.83),
+    ("base_cpt_sft", "sft", 680_000, 700, SFT, 2.7, 0.24),
+)
+
+
+def _trainings(lines: dict[str, Line]) -> tuple[Training, ...]:
+    return tuple(
+        Training(
+            model=model,
+            stage=stage,
+            tokens=tokens,
+            steps=steps,
+            flops=flops,
+            num_parameters=1_173_696,
+            final_loss=end,
+            lost_share=None if stage == "pretrain" else 0.021,
+        )
+        for model, stage, tokens, steps, flops, _, end in _TRAININGS
+        if model in lines
+    )
+
+
+def _traces(seed: int, lines: dict[str, Line]) -> dict[str, list[TracePoint]]:
     generator = random.Random(seed)
-    plan = [
-        ("base", "pretrain", 921_600, 450, PRETRAIN, 7.3, 0.95),
-        ("instruct", "sft", 680_000, 700, SFT, 2.6, 0.21),
-        ("base_cpt", "cpt", 307_200, 150, CPT, 1.75, 0.86),
-        ("instruct_cpt", "cpt", 307_200, 150, CPT, 2.1, 0.88),
-        ("instruct_cpt_replay", "cpt", 384_000, 188, 1.25 * CPT, 1.9, 0.83),
-        ("base_cpt_sft", "sft", 680_000, 700, SFT, 2.7, 0.24),
-    ]
-    found: list[Training] = []
-    for model, stage, tokens, steps, flops, start, end in plan:
-        if model not in lines:
-            continue
-        trace = tuple(
+    return {
+        model: [
             TracePoint(
                 tokens * step // steps,
                 end + (start - end) * math.exp(-9 * step / steps) + generator.gauss(0, 0.04),
             )
             for step in range(1, steps + 1)
-        )
-        lost = None if stage == "pretrain" else 0.021
-        found.append(
-            Training(model, stage, tokens, steps, flops, 1_173_696, trace[-1].loss, lost, trace)
-        )
-    return tuple(found)
-
-
-def _geometry(drift: float, seed: int) -> Geometry:
-    generator = random.Random(seed)
-    tensors: list[TensorGeometry] = []
-    modules = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-        "input_layernorm",
-    )
-    places = [(layer, module) for layer in range(2) for module in modules]
-    for layer, module in [*places, (None, "embed_tokens"), (None, "norm")]:
-        values = {
-            "drift base_cpt": drift * generator.uniform(0.6, 1.4),
-            "drift instruct_cpt": drift * generator.uniform(0.6, 1.4),
-            "cosine residual, base_cpt": generator.uniform(-0.06, 0.06),
-            "cosine base_cpt, instruct_cpt": generator.uniform(0.1, 0.5),
-        }
-        name = (
-            f"model.layers.{layer}.{module}.weight"
-            if layer is not None
-            else f"model.{module}.weight"
-        )
-        tensors.append(TensorGeometry(name, layer, module, values))
-    return Geometry(
-        drift={"base_cpt": drift, "instruct_cpt": drift * 1.01},
-        cosine={
-            "residual, base_cpt": 0.004,
-            "base_cpt, instruct_cpt": 0.31,
-        },
-        other={"sign conflict, residual and base_cpt": 0.498},
-        tensors=tuple(tensors),
-        cells=tuple(cells(4)),
-    )
+        ]
+        for model, _, tokens, steps, _, start, end in _TRAININGS
+        if model in lines
+    }

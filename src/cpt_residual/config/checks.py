@@ -8,6 +8,7 @@ from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import Corpus, WorldCorpus
 from cpt_residual.config.derived import rows_per_step
 from cpt_residual.config.home import expanded
+from cpt_residual.config.measures import MEASURE_ROLES
 from cpt_residual.config.packs import Pack, problems_of_pack
 from cpt_residual.config.schema import (
     AppliedModel,
@@ -48,6 +49,7 @@ def check(experiment: Experiment) -> None:
             *_recipes(experiment),
             *_models(experiment),
             *_suites(experiment),
+            *_contrasts(experiment),
             *_launch(experiment),
             *_tracking(experiment),
             *_paths(experiment),
@@ -65,6 +67,7 @@ def _names(experiment: Experiment) -> Iterator[str]:
         "models": experiment.models,
         "residuals": experiment.residuals,
         "suites": experiment.suites,
+        "contrasts": experiment.families,
     }
     for place, name, kind in _references(experiment):
         if name not in kinds[kind]:
@@ -120,6 +123,13 @@ def _references_of_evaluation(experiment: Experiment) -> Iterator[tuple[str, str
     for index, suite in enumerate(evaluation.suites):
         yield f"evaluation.suites[{index}]", suite, "suites"
     yield "evaluation.chat_template_of", evaluation.chat_template_of, "models"
+    for name in experiment.variants:
+        yield "variants", name, "models"
+    for key, family in experiment.families.items():
+        for name in family.names():
+            yield f"contrasts.{key}", name, "models"
+    if experiment.verdict is not None:
+        yield "verdict.contrasts", experiment.verdict.contrasts, "contrasts"
     for role in type(experiment.roles).model_fields:
         name = getattr(experiment.roles, role)
         if name is not None:
@@ -341,6 +351,23 @@ def _suites(experiment: Experiment) -> Iterator[str]:
                     yield f"suites.{key}.corpora[{index}]: {name}: {reason}"
         if isinstance(suite, ClozeSuite):
             yield from _cloze(f"suites.{key}", suite, experiment)
+
+
+def _contrasts(experiment: Experiment) -> Iterator[str]:
+    """Measures that no suite declares; roles are always known."""
+    declared = [
+        measure.name for key, suite in experiment.suites.items() for measure in suite.measures(key)
+    ]
+    for key, family in experiment.families.items():
+        for name in [] if family.measures == "all" else family.measures:
+            if name not in MEASURE_ROLES and name not in declared:
+                nearest = did_you_mean(name, [*MEASURE_ROLES, *declared])
+                yield f"contrasts.{key}.measures: {name}: neither a role nor a measure.{nearest}"
+        if not family.variants and not family.kinds:
+            yield f"contrasts.{key}: no variants: name some, or kinds of them"
+    for name in sorted(set(vars(experiment.roles).values()) & set(experiment.variants)):
+        if experiment.variants[name].kind != "control":
+            yield f"variants.{name}.kind: its kind follows from roles; state a label only"
 
 
 def _cloze(place: str, suite: ClozeSuite, experiment: Experiment) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 from cpt_residual.base_model import Frozen
 
@@ -19,6 +19,8 @@ MeasureRole = Literal[
 ]
 """What a measure is evidence of. new: what CPT teaches; instructed_knowledge: an instruction obeyed
 and new knowledge right in one answer; text: likelihood of held-out documents."""
+
+MEASURE_ROLES: tuple[str, ...] = get_args(MeasureRole)
 
 Unit = Literal["share", "bits_per_byte", "perplexity", "score"]
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cpt_residual.base_model import Count, FolderName, Frozen, Line, Name, PositiveInt, Text
 from cpt_residual.config.cloze import ClozeSuite
+from cpt_residual.config.contrasts import ContrastFamily, VariantWords, VerdictRule
 from cpt_residual.config.corpora import Corpus, World
 from cpt_residual.config.measures import (
     Measure,
@@ -349,8 +350,18 @@ class Experiment(Frozen):
     suites: dict[Name, Suite]
     evaluation: Evaluation
     roles: Roles = Roles()
+    variants: dict[Name, VariantWords] = Field(default_factory=dict[str, VariantWords])
+    contrasts: dict[Name, ContrastFamily | None] = Field(
+        default_factory=dict[str, ContrastFamily | None]
+    )
+    verdict: VerdictRule | None = None
     goals: Goals | None = None
     launch: Launch = Launch()
     deepspeed: DeepSpeed = DeepSpeed()
     tracking: Tracking = Tracking()
     paths: Paths
+
+    @property
+    def families(self) -> dict[str, ContrastFamily]:
+        """The contrasts that are made; `null` takes one out that another file declares."""
+        return {key: family for key, family in self.contrasts.items() if family is not None}

@@ -41,6 +41,18 @@ class HarnessAnswer:
             if _is_score(key, value)
         ]
 
+    def groups(self, samples: Mapping[str, object]) -> dict[str, list[str]]:
+        """Group -> the single tasks below it that have `samples`."""
+        children: Mapping[str, Sequence[str]] = self.raw.get("group_subtasks", {})
+
+        def leaves(name: str) -> list[str]:
+            if name in samples:
+                return [name]
+            return [leaf for child in children.get(name, ()) for leaf in leaves(child)]
+
+        found = {name: leaves(name) for name in children if name not in samples}
+        return {name: sorted(tasks) for name, tasks in found.items() if tasks}
+
     def num_fewshot(self, task: str) -> int | None:
         return cast("int | None", self.raw["n-shot"].get(task))
 

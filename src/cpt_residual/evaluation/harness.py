@@ -253,6 +253,7 @@ class _Run:
     rows: list[ResultRow] = field(default_factory=list[ResultRow])
     samples: list[Sample] = field(default_factory=list[Sample])
     task_facts: dict[str, Facts] = field(default_factory=dict[str, Facts])
+    groups: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def execute(self, plan: _Plan, lm: RecordingLM) -> None:
         """One call of lm-eval, turned into rows and samples."""
@@ -277,6 +278,7 @@ class _Run:
 
     def _take(self, plan: _Plan, answer: HarnessAnswer) -> None:
         samples = answer.samples()
+        self.groups.update(answer.groups(samples))
         self.rows += answer.rows(self.variant, samples, seed=self.settings.seed)
         for task, found in samples.items():
             if plan.chat and not plan.own and any(sample.stop_reason for sample in found):
@@ -327,6 +329,7 @@ def _facts(chat: ChatSide, model: ModelSettings, settings: EvaluationSettings, r
     return {
         **chat.template_facts,
         "decoding": "greedy",
+        **({"groups": run.groups} if run.groups else {}),
         "lm_eval": harness_version(),
         "precision": settings.precision,
         "seed": settings.seed,

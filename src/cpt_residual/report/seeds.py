@@ -1,23 +1,24 @@
-"""One report over several seeds of an experiment: mean, spread, and every seed as it is."""
+"""One report over several seeds of an experiment: mean, spread, pooled contrasts, every seed."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cpt_residual.config.measures import Measure
 from cpt_residual.errors import ArtifactError
-from cpt_residual.evaluation.statistics import SeedSummary
-from cpt_residual.report.facts import Difference
-from cpt_residual.report.format import MINUS, MISSING, cell, p_text, points
-from cpt_residual.report.goals import Goal, goal_number
+from cpt_residual.report.format import MISSING, cell, points
+from cpt_residual.report.markdown import render
 from cpt_residual.report.markdown_table import markdown_table
-from cpt_residual.report.measures import BY_KEY, MeasureKey
-from cpt_residual.report.pairs import paired_difference
-from cpt_residual.report.published import PAIRS_MEASURE, SeedReport, read_report
 from cpt_residual.report.style import COLOURS, INK, Figure, new_figure, write_png
-from cpt_residual.report.tables import COMPARISON_KEYS
+from cpt_residual.report.tables import contrasts_markdown, goal_mark, goal_text, heading
+from cpt_residual.report.verdict import judge
+from cpt_residual.results.contrasts import Contrast, Family, make_families
+from cpt_residual.results.document import Results, read_results
+from cpt_residual.results.goals import Goal
+from cpt_residual.results.outcomes import PROMPTS_FILE, joined, read_prompts
+from cpt_residual.results.paired import SeedSummary
+from cpt_residual.results.table import COLUMNS, ResultTable, Score, csv_text
 
 
 def write_seed_report(
@@ -30,56 +31,68 @@ def write_seed_report(
     Same reports, same bytes; the order of `folders` does not count. Raises ArtifactError when the
     reports are of different experiments or a seed comes twice.
     """
-    reports = sorted((read_report(folder) for folder in folders), key=lambda report: report.seed)
-    _require_one_experiment(reports)
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "results.csv", _long_csv(reports))
-    _write(out / "summary.csv", _summary_csv(reports))
-    drawn = write_png(out / "figures" / "seeds.png", lambda: seeds_figure(reports))
-    _write(
-        out / "report.md", _markdown(reports, pooled(reports), drawn=drawn, unfinished=unfinished)
+    found = sorted(
+        ((read_results(folder), folder) for folder in folders), key=lambda each: each[0].seed
     )
+    reports = [results for results, _ in found]
+    _require_one_experiment(reports)
+    outcomes = joined((each.seed, read_prompts(at / PROMPTS_FILE)) for each, at in found)
+    first = reports[0]
+    pooled = make_families(
+        first.declared, first.kinds, first.table.measures, outcomes, margin=first.margin
+    )
+    families = tuple(_agreeing(family, reports) for family in pooled)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = write_png(out / "figures" / "seeds.png", lambda: seeds_figure(reports))
+    text = _markdown(reports, families, drawn=drawn, unfinished=unfinished)
+    rows = ([r.seed, *row.model_dump().values()] for r in reports for row in r.table.rows)
+    for name, content in (
+        ("results.csv", csv_text(["seed", *COLUMNS], rows)),
+        ("summary.csv", _summary_csv(reports)),
+        ("report.md", text),
+    ):
+        (out / name).write_text(content, encoding="utf-8", newline="\n")
     return out / "report.md"
 
 
-def pooled(reports: Sequence[SeedReport]) -> tuple[Difference, ...]:
-    """Paired tests over the prompts of all seeds together (strict instruction following).
-
-    It answers for prompts given these seeds; the spread between seeds is shown beside it.
-    """
-    found: list[Difference] = []
-    for first, second in reports[0].pairs:
-        left: list[float] = []
-        right: list[float] = []
-        for report in reports:
-            for prompt in sorted(report.prompts):
-                scores = report.prompts[prompt]
-                if first in scores and second in scores:
-                    left.append(scores[first])
-                    right.append(scores[second])
-        if left:
-            found.append(paired_difference((first, second), PAIRS_MEASURE, (left, right)))
-    return tuple(found)
+def _agreeing(family: Family, reports: Sequence[Results]) -> Family:
+    """The family with better and lost only where the difference has that sign in every seed."""
+    contrasts: list[Contrast] = []
+    for each in family.contrasts:
+        signs = {gap > 0 for gap in _gaps(each, reports)}
+        claims = each.reading in ("better", "lost")
+        changes = {"reading": "undecided"} if claims and len(signs) > 1 else {}
+        contrasts.append(each.model_copy(update=changes))
+    return family.model_copy(update={"contrasts": tuple(contrasts)})
 
 
-def seeds_figure(reports: Sequence[SeedReport]) -> Figure | None:
+def _gaps(contrast: Contrast, reports: Sequence[Results]) -> list[float]:
+    """The difference seed by seed."""
+    return [
+        left - right
+        for r in reports
+        if (left := r.table.value(contrast.variant, r.table.named(contrast.measure))) is not None
+        and (right := r.table.value(contrast.against, r.table.named(contrast.measure))) is not None
+    ]
+
+
+def seeds_figure(reports: Sequence[Results]) -> Figure | None:
     """Strict instruction following: a point per seed, a bar at the mean."""
-    names = [name for name in reports[0].kinds if _summary(reports, name, "strict") is not None]
-    if not names:
+    measure = reports[0].table.measure("instruction_following")
+    rows = [(v, s) for v in reports[0].variants if (s := _summary(reports, v.name, measure))]
+    if not rows:
         return None
-    figure = new_figure(8.6, 1.4 + 0.42 * len(names))
+    figure = new_figure(8.6, 1.4 + 0.42 * len(rows))
     axes = figure.add_subplot()
-    for place, name in enumerate(names):
-        summary = _summary(reports, name, "strict")
-        assert summary is not None
-        colour = COLOURS[reports[0].kinds[name]]
+    for place, (variant, summary) in enumerate(rows):
         axes.plot([100 * summary.mean] * 2, [place - 0.32, place + 0.32], color=INK, linewidth=2)
         for index, value in enumerate(summary.values):
             shift = 0.36 * ((index + 0.5) / len(summary.values) - 0.5)
-            axes.plot(100 * value, place + shift, marker="o", color=colour, markersize=6, zorder=3)
+            look = {"color": COLOURS[variant.kind], "markersize": 6, "zorder": 3}
+            axes.plot(100 * value, place + shift, marker="o", **look)
         axes.text(122, place, _mean_text(summary, share=True), va="center", ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -1.1)
+    axes.set_yticks(range(len(rows)), [variant.label for variant, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -1.1)
     axes.text(122, -0.8, "mean ± std", va="center", ha="right", fontsize=9)
     axes.set_xlim(-2, 123)
     axes.set_xticks(range(0, 101, 20))
@@ -92,46 +105,49 @@ def seeds_figure(reports: Sequence[SeedReport]) -> Figure | None:
 
 
 def _markdown(
-    reports: Sequence[SeedReport],
-    tests: Sequence[Difference],
+    reports: Sequence[Results],
+    families: tuple[Family, ...],
     *,
     drawn: bool,
     unfinished: Sequence[int],
 ) -> str:
     first = reports[0]
-    seeds = ", ".join(str(report.seed) for report in reports)
-    parts = [
-        f"# {first.experiment} over seeds {seeds}",
-        f"**Question.** {first.question}",
-        f"**Seeds.** {_outcomes(reports, unfinished)}",
-        *(["## Goals", _goals_table(reports, unfinished)] if first.goals else []),
-        "## Comparison (mean ± sample standard deviation over seeds)",
-        _comparison_table(reports),
-        *(["![Strict instruction following per seed.](figures/seeds.png)"] if drawn else []),
-        "Minimum and maximum of every score are in `summary.csv`, all scores in `results.csv`.",
-        "## Strict instruction following per seed",
-        _per_seed_table(reports),
-    ]
-    if tests:
-        parts += [
-            "## Paired tests, prompts of all seeds together",
-            _tests_table(reports, tests),
-            (
-                "The interval (95 %) and p are over prompts, given these seeds; the last two "
-                "columns show the same difference seed by seed."
-            ),
-        ]
-    parts += [
-        "## Verdict of each seed",
-        "\n".join(f"* seed {r.seed}: {r.headline}" for r in reports),
-    ]
-    return "\n\n".join(parts) + "\n"
+    rows = tuple(_mean_rows(reports))
+    table = ResultTable(rows=rows, measures=first.table.measures)
+    pooled = first.model_copy(update={"table": table, "families": families, "geometry": None})
+    verdict = judge(pooled)
+    asked = [family.question or family.name for family in families]
+    return render(
+        "seeds.md.j2",
+        r=first,
+        seeds=", ".join(str(report.seed) for report in reports),
+        outcomes=_outcomes(reports, unfinished),
+        verdict=verdict,
+        goals=_goals_table(reports, unfinished) if first.goals else "",
+        comparison=_comparison_table(reports),
+        drawn=drawn,
+        per_seed=_per_seed_table(reports),
+        families=[
+            (question, contrasts_markdown(pooled, family), _gaps_table(pooled, family, reports))
+            for question, family in zip(asked, families, strict=True)
+        ],
+        each=reports,
+    )
 
 
-def _outcomes(reports: Sequence[SeedReport], unfinished: Sequence[int]) -> str:
-    """How many seeds came out how, e.g. `4 of 5 mostly kept, 1 of 5 not finished (seed 4).`"""
-    outcomes = [report.outcome for report in reports]
-    total = len(outcomes) + len(unfinished)
+def _mean_rows(reports: Sequence[Results]) -> Iterable[Score]:
+    """The mean over seeds of every score that all of them have."""
+    for row in reports[0].table.rows:
+        found = [r.table.of_metric(row.variant, row.task, row.metric) for r in reports]
+        values = [each.value for each in found if each is not None]
+        if len(values) == len(reports):
+            yield row.model_copy(update={"value": SeedSummary(tuple(values)).mean})
+
+
+def _outcomes(reports: Sequence[Results], unfinished: Sequence[int]) -> str:
+    """How many seeds came out how, e.g. `4 of 5 kept, 1 of 5 not finished (seed 4).`"""
+    outcomes = [report.verdict.outcome for report in reports if report.verdict is not None]
+    total = len(reports) + len(unfinished)
     kinds = sorted(set(outcomes), key=lambda kind: (-outcomes.count(kind), kind))
     counted = [f"{outcomes.count(kind)} of {total} {kind.replace('_', ' ')}" for kind in kinds]
     if unfinished:
@@ -140,85 +156,71 @@ def _outcomes(reports: Sequence[SeedReport], unfinished: Sequence[int]) -> str:
     return ", ".join(counted) + "."
 
 
-def _goals_table(reports: Sequence[SeedReport], unfinished: Sequence[int]) -> str:
+def _goals_table(reports: Sequence[Results], unfinished: Sequence[int]) -> str:
     body: list[list[str]] = []
     for goals in zip(*(report.goals for report in reports), strict=True):
         met = sum(goal.passed is True for goal in goals)
+        values = [goal.value for goal in goals if goal.value is not None]
+        mean = SeedSummary(tuple(values)).mean if len(values) == len(goals) else None
         body.append(
             [
                 goals[0].statement,
                 *(_goal_cell(goal) for goal in goals),
                 *("not finished" for _ in unfinished),
-                _mean_goal(goals),
+                goal_text(mean, goals[0]),
                 f"{met} of {len(goals) + len(unfinished)}",
             ]
         )
     seeds = [*(report.seed for report in reports), *unfinished]
-    header = ["goal", *(f"seed {seed}" for seed in seeds), "mean", "met"]
-    return markdown_table(header, body)
+    return markdown_table(["goal", *(f"seed {seed}" for seed in seeds), "mean", "met"], body)
 
 
 def _goal_cell(goal: Goal) -> str:
-    return f"{goal.value_text} {goal.mark}" if goal.passed is not None else MISSING
+    return MISSING if goal.passed is None else f"{goal_text(goal.value, goal)} {goal_mark(goal)}"
 
 
-def _mean_goal(goals: Sequence[Goal]) -> str:
-    values = [goal.value for goal in goals if goal.value is not None]
-    if len(values) < len(goals):
-        return MISSING
-    return goal_number(SeedSummary(tuple(values)).mean, share=goals[0].share)
-
-
-def _comparison_table(reports: Sequence[SeedReport]) -> str:
-    measures = [BY_KEY[key] for key in COMPARISON_KEYS if key in reports[0].scores.sources]
+def _comparison_table(reports: Sequence[Results]) -> str:
+    measures = reports[0].table.columns()
     body = [
-        [name, *(_mean_cell(_summary(reports, name, m.key), share=m.share) for m in measures)]
-        for name in reports[0].kinds
+        [v.label, *(_mean_cell(_summary(reports, v.name, m), share=m.is_share) for m in measures)]
+        for v in reports[0].variants
     ]
-    header = ["variant", *(f"{m.short}{' %' if m.share else ''}" for m in measures)]
-    return markdown_table(header, body)
+    return markdown_table(["variant", *map(heading, measures)], body)
 
 
-def _per_seed_table(reports: Sequence[SeedReport]) -> str:
+def _per_seed_table(reports: Sequence[Results]) -> str:
     body: list[list[str]] = []
-    for name in reports[0].kinds:
-        summary = _summary(reports, name, "strict")
-        if summary is None:
-            continue
-        low, high = cell(min(summary.values), share=True), cell(max(summary.values), share=True)
-        each = [cell(report.scores.value(name, "strict"), share=True) for report in reports]
-        body.append([name, *each, _mean_text(summary, share=True), f"{low} … {high}"])
+    measure = reports[0].table.measure("instruction_following")
+    for variant in reports[0].variants:
+        summary = _summary(reports, variant.name, measure)
+        if summary is not None:
+            each = [cell(value, share=True) for value in summary.values]
+            low, high = (cell(end(summary.values), share=True) for end in (min, max))
+            spread = [_mean_text(summary, share=True), f"{low} … {high}"]
+            body.append([variant.label, *each, *spread])
     header = ["variant", *(f"seed {report.seed}" for report in reports), "mean ± std", "range"]
-    return markdown_table(header, body)
+    return markdown_table(header, body) if body else ""
 
 
-def _tests_table(reports: Sequence[SeedReport], tests: Sequence[Difference]) -> str:
-    body: list[list[str]] = []
-    for test in tests:
-        gaps = [
-            left - right
-            for report in reports
-            if (left := report.scores.value(test.first, "strict")) is not None
-            and (right := report.scores.value(test.second, "strict")) is not None
+def _gaps_table(pooled: Results, family: Family, reports: Sequence[Results]) -> str:
+    """Every contrast seed by seed."""
+    body = [
+        [
+            pooled.label(each.variant),
+            pooled.table.named(each.measure).short,
+            *(points(gap, signed=True) for gap in _gaps(each, reports)),
+            each.reading,
         ]
-        summary = SeedSummary(tuple(gaps))
-        body.append(
-            [
-                f"{test.first} {MINUS} {test.second}",
-                points(test.value, signed=True),
-                f"{points(test.low, signed=True)} … {points(test.high, signed=True)}",
-                p_text(test.p_value),
-                str(test.n),
-                _mean_text(summary, share=True),
-                f"{points(min(gaps), signed=True)} … {points(max(gaps), signed=True)}",
-            ]
-        )
-    header = ["pair", "points", "95 % CI", "p", "prompts", "over seeds", "range"]
-    return markdown_table(header, body)
+        for each in family.contrasts
+    ]
+    seeds = [f"seed {report.seed}" for report in reports]
+    return markdown_table(["variant", "measure", *seeds, "reading"], body)
 
 
-def _summary(reports: Sequence[SeedReport], variant: str, key: MeasureKey) -> SeedSummary | None:
-    values = [report.scores.value(variant, key) for report in reports]
+def _summary(
+    reports: Sequence[Results], variant: str, measure: Measure | None
+) -> SeedSummary | None:
+    values = [report.table.value(variant, measure) for report in reports]
     present = tuple(value for value in values if value is not None)
     return SeedSummary(present) if present and len(present) == len(values) else None
 
@@ -232,37 +234,24 @@ def _mean_text(summary: SeedSummary, *, share: bool) -> str:
     return mean if summary.std is None else f"{mean} ± {cell(summary.std, share=share)}"
 
 
-def _long_csv(reports: Sequence[SeedReport]) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["seed", "variant", "task", "metric", "value", "stderr", "n"])
-    for report in reports:
-        for row in report.rows:
-            stderr = "" if row.stderr is None else repr(row.stderr)
-            numbers = [repr(row.value), stderr, row.n]
-            writer.writerow([report.seed, row.variant, row.task, row.metric, *numbers])
-    return out.getvalue()
-
-
-def _summary_csv(reports: Sequence[SeedReport]) -> str:
+def _summary_csv(reports: Sequence[Results]) -> str:
     """Per variant, task and metric: mean, sample std, min, max over the seeds that have it."""
     values: dict[tuple[str, str, str], list[float]] = {}
     for report in reports:
-        for row in report.rows:
+        for row in report.table.rows:
             values.setdefault((row.variant, row.task, row.metric), []).append(row.value)
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["variant", "task", "metric", "mean", "std", "min", "max", "seeds"])
-    for key, found in values.items():
-        summary = SeedSummary(tuple(found))
-        std = "" if summary.std is None else repr(summary.std)
-        writer.writerow(
-            [*key, repr(summary.mean), std, repr(min(found)), repr(max(found)), len(found)]
-        )
-    return out.getvalue()
+    header = ["variant", "task", "metric", "mean", "std", "min", "max", "seeds"]
+    summaries = ((key, SeedSummary(tuple(found))) for key, found in values.items())
+    return csv_text(
+        header,
+        (
+            [*key, s.mean, s.std, min(s.values), max(s.values), len(s.values)]
+            for key, s in summaries
+        ),
+    )
 
 
-def _require_one_experiment(reports: Sequence[SeedReport]) -> None:
+def _require_one_experiment(reports: Sequence[Results]) -> None:
     if not reports:
         raise ArtifactError("no reports to aggregate", remedy="Give at least one report folder.")
     names = sorted({report.experiment for report in reports})
@@ -277,7 +266,3 @@ def _require_one_experiment(reports: Sequence[SeedReport]) -> None:
             problems=problems,
             remedy="Aggregate one report per seed of one experiment.",
         )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import figure as mpl_figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
 
+from cpt_residual.config.contrasts import Kind
 from cpt_residual.core.files import replacing
-from cpt_residual.report.facts import Kind
+from cpt_residual.results.document import Variant
 
 Axes = Any
 Figure = Any
@@ -30,6 +32,7 @@ COLOURS: Mapping[Kind, str] = {  # Okabe and Ito's palette: told apart by colour
     "replay": "#CC79A7",
     "sft": "#E69F00",
     "control": "#B8A46A",
+    "method": "#7A5195",
 }
 MARKERS: Mapping[Kind, str] = {
     "base": "o",
@@ -42,6 +45,7 @@ MARKERS: Mapping[Kind, str] = {
     "replay": "^",
     "sft": "X",
     "control": "h",
+    "method": "p",
 }
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#B8A46A", "#5C5C5C")
 """Colours of things that are no variant, such as the sources of a pack (the same palette)."""
@@ -111,6 +115,27 @@ def write_png(path: Path, draw: Callable[[], Figure | None]) -> bool:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return True
+
+
+def numbered_points(
+    figure: Figure, axes: Axes, points: Sequence[tuple[Variant, float, float]], note: str = ""
+) -> None:
+    """Markers with a number inside, and a legend that says which number is which variant (a star:
+    it needs instruction data, as `note` explains)."""
+    keys: list[Line2D] = []
+    for number, (variant, x, y) in enumerate(points, start=1):
+        look: dict[str, Any] = {
+            "marker": MARKERS[variant.kind],
+            "color": COLOURS[variant.kind],
+            "linestyle": "",
+        }
+        axes.plot(x, y, markersize=12, zorder=3, **look)
+        axes.annotate(
+            str(number), (x, y), color="white", fontsize=7, ha="center", va="center", zorder=4
+        )
+        star = "*" if note and variant.needs_instruction_data else ""
+        keys.append(Line2D([], [], markersize=7, label=f"{number}  {variant.label}{star}", **look))
+    figure.legend(handles=keys, loc="outside right upper", title=note or None, title_fontsize=8)
 
 
 def spread(positions: list[float], *, gap: float) -> list[float]:

@@ -1,16 +1,12 @@
-"""Tables of a report: CSV, Markdown, and the one for the terminal."""
+"""Tables of a report: Markdown, and the comparison for the terminal."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from cpt_residual.evaluation.results import ResultRow
-from cpt_residual.evaluation.statistics import recovery
-from cpt_residual.report.facts import Difference, ReportFacts
+from cpt_residual.config.measures import MEASURE_ROLES, Measure
 from cpt_residual.report.format import (
     MINUS,
     MISSING,
@@ -21,202 +17,127 @@ from cpt_residual.report.format import (
     points,
     ratio_text,
 )
-from cpt_residual.report.goals import Goal
 from cpt_residual.report.markdown_table import markdown_table
-from cpt_residual.report.measures import BY_KEY, Measure, MeasureKey, Scores
-
-CSV_COLUMNS = ("variant", "task", "metric", "value", "stderr", "n")
-COMPARISON_KEYS: tuple[MeasureKey, ...] = (
-    "strict",
-    "loose",
-    "open",
-    "closed",
-    "new_facts",
-    "obeyed_and_right",
-    "cloze",
-    "old_facts",
-    "bits_new",
-    "bits_general",
-)
-
-_IMPORTANCE: tuple[MeasureKey, ...] = (
-    "strict",
-    "new_facts",
-    "obeyed_and_right",
-    "cloze",
-    "bits_new",
-    "open",
-    "loose",
-    "closed",
-    "old_facts",
-    "bits_general",
-)
-"""`COMPARISON_KEYS` by what a narrow terminal shows first."""
+from cpt_residual.results.contrasts import Family
+from cpt_residual.results.document import Results
+from cpt_residual.results.goals import Goal
+from cpt_residual.results.paired import recovery
 
 _GAP = 2
 
 
-def ordered_rows(facts: ReportFacts) -> tuple[ResultRow, ...]:
-    """Rows by variant (order of the experiment), task, metric: independent of the input order."""
-    place = {variant.name: index for index, variant in enumerate(facts.variants)}
-    return tuple(
-        sorted(
-            facts.rows,
-            key=lambda r: (place.get(r.variant, len(place)), r.variant, r.task, r.metric),
-        )
-    )
+def heading(measure: Measure) -> str:
+    return f"{measure.short}{' %' if measure.is_share else ''}"
 
 
-def results_csv(rows: Iterable[ResultRow]) -> str:
-    """Columns variant,task,metric,value,stderr,n; numbers as Python's shortest exact text."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for row in rows:
-        stderr = "" if row.stderr is None else repr(row.stderr)
-        writer.writerow([row.variant, row.task, row.metric, repr(row.value), stderr, row.n])
-    return out.getvalue()
+def comparison_markdown(results: Results) -> str:
+    """One line per variant, one column per measure that was scored."""
+    measures = results.table.columns()
+    return markdown_table(["variant", *map(heading, measures)], _comparison(results))
 
 
-def prompts_csv(facts: ReportFacts) -> str:
-    """Per-prompt values behind the paired tests: measure,task,metric,prompt,variant,value."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["measure", "task", "metric", "prompt", "variant", "value"])
-    for scores in facts.prompts:
-        for prompt in sorted(scores.values):
-            for variant, value in sorted(scores.values[prompt].items()):
-                writer.writerow(
-                    [scores.measure, scores.task, scores.metric, prompt, variant, f"{value:g}"]
-                )
-    return out.getvalue()
-
-
-def comparison_markdown(facts: ReportFacts, scores: Scores) -> str:
-    """One line per variant, one column per known measure that was scored."""
-    measures = comparison_measures(scores)
-    header = ["variant", *(f"{m.short}{' %' if m.share else ''}" for m in measures)]
-    return markdown_table(header, _comparison((v.name for v in facts.variants), scores))
-
-
-def comparison_measures(scores: Scores) -> list[Measure]:
-    return [BY_KEY[key] for key in COMPARISON_KEYS if key in scores.sources]
-
-
-def other_tasks_markdown(facts: ReportFacts, scores: Scores) -> str | None:
-    """Headline score of every task that no known measure covers; None when there is none."""
-    tasks = scores.other_tasks()
-    if not tasks:
-        return None
-    body: list[list[str]] = []
-    for task, metric in tasks:
-        cells = [scores.other(v.name, task, metric) for v in facts.variants]
-        body.append(
-            [f"{task} {metric}", *(cell(r.value if r else None, share=False) for r in cells)]
-        )
-    return markdown_table(["task", *(v.name for v in facts.variants)], body)
-
-
-def paired_markdown(differences: Iterable[Difference]) -> str:
-    """Paired tests: difference in points with its interval and p value."""
+def contrasts_markdown(results: Results, family: Family) -> str:
+    """One family: differences in points, won and lost prompts, corrected p, reading."""
     body = [
         [
-            f"{d.first} {MINUS} {d.second}",
-            d.measure,
-            points(d.value, signed=True),
-            f"{points(d.low, signed=True)} … {points(d.high, signed=True)}",
-            p_text(d.p_value),
-            str(d.n),
+            f"{results.label(each.variant)} {MINUS} {results.label(each.against)}",
+            results.table.named(each.measure).short,
+            points(each.difference, signed=True),
+            f"{points(each.low, signed=True)} … {points(each.high, signed=True)}",
+            f"{each.won} / {each.lost} of {each.n}",
+            p_text(each.p_value),
+            p_text(each.p_holm),
+            points(each.detectable),
+            each.reading,
         ]
-        for d in differences
+        for each in family.contrasts
     ]
-    return markdown_table(["pair", "measure", "points", "95 % CI", "p", "prompts"], body)
+    header = ["pair", "measure", "points", "interval", "won / lost", "p", "p (Holm)", "detectable"]
+    return markdown_table([*header, "reading"], body)
 
 
 def goals_markdown(goals: Iterable[Goal]) -> str:
     """What the experiment was set to reach, and whether it did."""
-    body = [[goal.statement, goal.value_text, goal.mark] for goal in goals]
+    body = [[goal.statement, goal_text(goal.value, goal), goal_mark(goal)] for goal in goals]
     return markdown_table(["goal", "reached", "met"], body)
 
 
-def change_markdown(facts: ReportFacts, scores: Scores) -> str | None:
+def goal_text(value: float | None, goal: Goal) -> str:
+    """Points with one decimal for shares, else two decimals."""
+    if value is None:
+        return MISSING
+    return f"{100 * value:.1f}" if goal.share else f"{value:.2f}"
+
+
+def goal_mark(goal: Goal) -> str:
+    return MISSING if goal.passed is None else "yes" if goal.passed else "NO"
+
+
+def change_markdown(results: Results) -> str | None:
     """Recovery and forgetting of what the instruct model could do before CPT.
 
-    Forgetting is instruct - x; for recovery see `evaluation.statistics`.
+    Forgetting is instruct - x; for recovery see `results.paired`.
     """
-    roles, body = facts.roles, list[list[str]]()
-    for key in ("strict", "loose", "open", "old_facts"):
-        instruct = scores.value(roles.instruct, key)
-        merged = scores.value(roles.merged, key)
-        if instruct is None or merged is None:
+    roles, table, body = results.roles, results.table, list[list[str]]()
+    for measure in table.columns():
+        if measure.role not in ("instruction_following", "old_knowledge", "reasoning"):
             continue
-        floor = scores.value(roles.base_cpt, key)
-        naive = scores.value(roles.instruct_cpt, key)
-        share = (
-            None if floor is None else recovery(merged=merged, base_cpt=floor, instruct=instruct)
+        instruct, merged, floor, naive = (
+            table.value(name, measure)
+            for name in (roles.instruct, roles.merged, roles.base_cpt, roles.instruct_cpt)
         )
+        if instruct is None or merged is None or measure.aspect == "closed":
+            continue
+        share = None
+        if floor is not None:
+            share = recovery(merged=merged, base_cpt=floor, instruct=instruct)
         lost = MISSING if naive is None else points(instruct - naive, signed=True)
-        body.append(
-            [
-                BY_KEY[key].short,
-                percent(share),
-                lost,
-                points(instruct - merged, signed=True),
-            ]
-        )
+        body.append([measure.short, percent(share), lost, points(instruct - merged, signed=True)])
     if not body:
         return None
-    naive_name = roles.instruct_cpt or "instruct_cpt"
-    return markdown_table(
-        ["measure", "recovery", f"forgetting of {naive_name}", f"forgetting of {roles.merged}"],
-        body,
-    )
+    forgetting = [f"forgetting of {roles.instruct_cpt or 'instruct_cpt'}"]
+    header = ["measure", "recovery", *forgetting, f"forgetting of {roles.merged}"]
+    return markdown_table(header, body)
 
 
-def cost_markdown(facts: ReportFacts, scores: Scores) -> str:
+def cost_markdown(results: Results) -> str:
     """FLOPs of each route beyond the released pair, against the residual's, and what it reaches."""
-    own = next((v.flops for v in facts.variants if v.name == facts.roles.merged), None)
+    merged = results.variant(results.roles.merged)
+    own = merged.flops if merged is not None else None
+    following = results.table.measure("instruction_following")
     body: list[list[str]] = []
-    for variant in facts.variants:
-        if not variant.route or variant.kind in ("alpha", "control", "donor"):
+    for variant in results.variants:
+        if not variant.route or variant.kind in ("alpha", "method", "control", "donor"):
             continue
         ratio = ratio_text(variant.flops / own) if own and variant.flops else MISSING
         body.append(
             [
-                variant.name,
+                variant.label,
                 " + ".join(step.name for step in variant.route),
                 f"{sum(step.tokens for step in variant.route):,}",
                 flops_text(variant.flops),
                 ratio,
                 "yes" if variant.needs_instruction_data else "no",
-                percent(scores.value(variant.name, "strict")),
+                percent(results.table.value(variant.name, following)),
             ]
         )
-    header = [
-        "variant",
-        "route",
-        "tokens",
-        "FLOPs",
-        "of residual route",
-        "instruction data",
-        "IF strict",
-    ]
-    return markdown_table(header, body)
+    header = ["variant", "route", "tokens", "FLOPs", "of residual route", "instruction data"]
+    return markdown_table([*header, "IF strict"], body)
 
 
-def restoring_cost(facts: ReportFacts) -> tuple[float, float, str] | None:
-    """(FLOPs of residual + apply, FLOPs of instruction tuning, variant tuned): the price of
-    bringing instruction following back once the base is trained. None without an sft route."""
-    merged = facts.variant(facts.roles.merged)
-    tuned = next((v for v in facts.variants if v.kind == "sft" and v.route), None)
+def restoring_cost(results: Results) -> tuple[float, float, str] | None:
+    """(FLOPs of residual + apply, FLOPs of instruction tuning, variant tuned): what it takes to
+    bring instruction following back once the base is trained. None without an sft route."""
+    merged = results.variant(results.roles.merged)
+    tuned = next((v for v in results.variants if v.kind == "sft" and v.route), None)
     if merged is None or not merged.route or tuned is None or not tuned.route:
         return None
     cheap = sum(s.flops for s in merged.route if s.name.startswith(("residual:", "apply:")))
     dear = sum(s.flops for s in tuned.route if s.name.startswith("sft:"))
-    return (cheap, dear, tuned.name) if cheap and dear else None
+    return (cheap, dear, tuned.label) if cheap and dear else None
 
 
-def training_markdown(facts: ReportFacts) -> str:
+def training_markdown(results: Results) -> str:
     body = [
         [
             f"{t.stage}:{t.model}",
@@ -226,63 +147,73 @@ def training_markdown(facts: ReportFacts) -> str:
             flops_text(t.flops),
             percent(t.lost_share),
         ]
-        for t in facts.trainings
+        for t in results.trainings
     ]
-    return markdown_table(
-        ["training", "tokens", "steps", "last loss", "FLOPs", "lost to rounding"], body
-    )
+    header = ["training", "tokens", "steps", "final loss (mean of last 5 %)", "FLOPs"]
+    return markdown_table([*header, "lost to rounding"], body)
 
 
-def comparison_table(
-    names: Iterable[str], scores: Scores, *, width: int
-) -> tuple[Table, list[str]]:
-    """The comparison of the named variants for a terminal of `width` columns, and the headings of
-    the measures that found no room. What is shown is whole; the most important measure always is.
+def geometry_markdown(results: Results) -> str:
+    if results.geometry is None:
+        return ""
+    named = [
+        (f"{what} of {name}", cell(value, share=False))
+        for what in ("drift", "cosine")
+        for name, value in getattr(results.geometry, what).items()
+    ]
+    for name, value in results.geometry.other.items():
+        share = name.startswith(("sign conflict", "CPT updates lost"))
+        named.append((name, percent(value) if share else cell(value, share=False)))
+    return markdown_table(["whole model", "value"], map(list, named))
+
+
+def comparison_table(results: Results, *, width: int) -> tuple[Table, list[str]]:
+    """The comparison of all variants for a terminal of `width` columns, and the headings of the
+    measures that found no room. What is shown is whole; the most important measure always is.
     """
-    lines = _comparison(names, scores)
-    measures = comparison_measures(scores)
+    lines, measures = _comparison(results), results.table.columns()
     shown = _measures_that_fit(measures, lines, width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     table.title, table.title_justify = "Comparison (percent unless said)", "left"
-    rooms = [_column_width(measure, lines, measures) for measure in shown]
+    rooms = [_column_width(measures, lines, place) for place in shown]
     longest = max((len(line[0]) for line in lines), default=0)
     left = max(1, width - sum(rooms) - _GAP * len(rooms))
     table.add_column("variant", vertical="bottom", overflow="fold", width=min(longest, left))
-    for measure, room in zip(shown, rooms, strict=True):
-        table.add_column(measure.short, justify="right", vertical="bottom", width=room)
-    places = [0, *(1 + measures.index(measure) for measure in shown)]
+    for place, room in zip(shown, rooms, strict=True):
+        table.add_column(measures[place].short, justify="right", vertical="bottom", width=room)
     for line in lines:
-        table.add_row(*(line[place] for place in places))
-    return table, [measure.short for measure in measures if measure not in shown]
+        table.add_row(line[0], *(line[1 + place] for place in shown))
+    return table, [m.short for place, m in enumerate(measures) if place not in shown]
 
 
 def _measures_that_fit(
     measures: Sequence[Measure], lines: Sequence[Sequence[str]], width: int
-) -> list[Measure]:
-    """As many as fit beside the names, the most important first; in the order of `measures`."""
+) -> list[int]:
+    """Places of as many as fit beside the names: headlines first, in order of role."""
     left = width - max((len(line[0]) for line in lines), default=0)
-    chosen: list[Measure] = []
-    for measure in sorted(measures, key=lambda m: _IMPORTANCE.index(m.key)):
-        left -= _GAP + _column_width(measure, lines, measures)
+    chosen: list[int] = []
+    for place in sorted(range(len(measures)), key=lambda i: _importance(measures[i])):
+        left -= _GAP + _column_width(measures, lines, place)
         if left < 0 and chosen:
             break
-        chosen.append(measure)
-    return [measure for measure in measures if measure in chosen]
+        chosen.append(place)
+    return sorted(chosen)
 
 
-def _column_width(
-    measure: Measure, lines: Sequence[Sequence[str]], measures: Sequence[Measure]
-) -> int:
+def _importance(measure: Measure) -> tuple[bool, int]:
+    return measure.aspect != "headline", MEASURE_ROLES.index(measure.role)
+
+
+def _column_width(measures: Sequence[Measure], lines: Sequence[Sequence[str]], place: int) -> int:
     """The longest cell or word of the heading, which breaks between words."""
-    place = 1 + list(measures).index(measure)
-    texts = [*measure.short.split(), *(line[place] for line in lines)]
+    texts = [*measures[place].short.split(), *(line[1 + place] for line in lines)]
     return max(len(text) for text in texts)
 
 
-def comparison_text(names: Iterable[str], scores: Scores) -> str:
+def comparison_text(results: Results) -> str:
     """The same as plain text, for logs and pipes."""
-    header = ["variant", *(m.short for m in comparison_measures(scores))]
-    lines = [header, *_comparison(names, scores)]
+    header = ["variant", *(measure.short for measure in results.table.columns())]
+    lines = [header, *_comparison(results)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(
         "  ".join(
@@ -293,10 +224,15 @@ def comparison_text(names: Iterable[str], scores: Scores) -> str:
     )
 
 
-def _comparison(names: Iterable[str], scores: Scores) -> list[list[str]]:
+def _comparison(results: Results) -> list[list[str]]:
     """Name and cells of every variant."""
-    measures = comparison_measures(scores)
     return [
-        [name, *(cell(scores.value(name, m.key), share=m.share) for m in measures)]
-        for name in names
+        [
+            variant.label,
+            *(
+                cell(results.table.value(variant.name, measure), share=measure.is_share)
+                for measure in results.table.columns()
+            ),
+        ]
+        for variant in results.variants
     ]

@@ -1,357 +1,198 @@
-"""What may be said in plain words. Pure: numbers in, sentences out, and never more than the
-numbers carry: every claim of better, worse or kept rests on a paired 95 % interval over prompts.
-"""
+"""The verdict in plain words: a reading of the contrasts, and never more than they carry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Iterator
 
-from cpt_residual.evaluation import statistics
-from cpt_residual.report.facts import Difference, RoleNames, Variant
-from cpt_residual.report.format import flops_text, percent, points, ratio_text
+from cpt_residual.report.format import percent, points
+from cpt_residual.results.contrasts import REPORT_ALPHA, Contrast, Family, Reading
+from cpt_residual.results.document import Results, Verdict
+from cpt_residual.results.paired import recovery
 
-Outcome = Literal[
-    "kept", "mostly_kept", "partly", "failed", "undecided", "nothing_to_repair", "not_measured"
-]
-KEPT_LOSS = 0.05
-"""At most this share of instruct's own score is lost (upper end of the interval): kept."""
-MOSTLY_KEPT_LOSS = 0.15
-"""At most this share of instruct's own score is lost (upper end of the interval): mostly kept."""
-HALF_RECOVERED = 0.5
-LEAST_INSTRUCT = 0.10
-"""An instruct model that follows less than this has no instruction following to keep or lose."""
-TURN_CLOSING_SHARE = 0.10
+_TURN_CLOSING_SHARE = 0.10
 """From here on, the part of a drop that is unclosed turns is worth a sentence."""
+_LISTED = 3
+"""Families with more contrasts are summed up by measure."""
+_READINGS: tuple[Reading, ...] = ("better", "kept", "undecided", "lost")
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the verdict looks at. `score[measure][variant]`; `pairs[measure][(first, second)]` is
-    the paired difference first - second. `drift[model]` is relative to the model's start."""
-
-    roles: RoleNames
-    variants: tuple[Variant, ...]
-    score: Mapping[str, Mapping[str, float]]
-    pairs: Mapping[str, Mapping[tuple[str, str], Difference]] = field(
-        default_factory=dict[str, Mapping[tuple[str, str], Difference]]
-    )
-    drift: Mapping[str, float] = field(default_factory=dict[str, float])
-    following: str = "instruction following"
-
-    def value(self, measure: str, variant: str | None) -> float | None:
-        return None if variant is None else self.score.get(measure, {}).get(variant)
-
-    def pair(self, measure: str, first: str, second: str | None) -> Difference | None:
-        return None if second is None else self.pairs.get(measure, {}).get((first, second))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One headline, and what else must be known, one paragraph per subject."""
-
-    outcome: Outcome
-    headline: str
-    paragraphs: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        return " ".join((self.headline, *self.paragraphs))
-
-
-def judge(evidence: Evidence) -> Verdict:
-    """The verdict on the residual in this experiment.
-
-    Where instruct itself follows next to nothing, nothing is said of who follows more.
-    """
-    outcome = _outcome(evidence)
-    instruct = evidence.value("strict", evidence.roles.instruct)
-    silent = instruct is not None and instruct < LEAST_INSTRUCT
+def judge(results: Results) -> Verdict:
+    """The verdict on `results`, whose own verdict is not looked at."""
+    answer = results.family(results.answered_by)
+    others = [family for family in results.families if family is not answer]
     subjects = (
-        [] if silent else [*_naive(evidence, outcome), *_turns(evidence)],
-        [*_bits(evidence), *_cloze(evidence), *_facts(evidence)],
-        *([] if silent else _rivals(evidence)),
-        [*([] if silent else _alpha(evidence)), *_drift(evidence, outcome)],
-        _limits(evidence),
+        [] if answer is None or len(answer.contrasts) == 1 else _by_measure(results, answer),
+        *(_family(results, family) for family in others),
+        [*_recovered(results), *_repair(results), *_turns(results)],
+        [*_bits(results), *_drift(results, answer)],
+        _limits(results),
     )
-    paragraphs = tuple(" ".join(sentences) for sentences in subjects if sentences)
-    return Verdict(outcome, _headline(evidence, outcome), paragraphs)
-
-
-def recovery(evidence: Evidence, measure: str = "strict") -> float | None:
-    """Recovery of the merged model; None where a score is missing or nothing was to recover."""
-    roles = evidence.roles
-    merged = evidence.value(measure, roles.merged)
-    instruct = evidence.value(measure, roles.instruct)
-    floor = evidence.value(measure, roles.base_cpt)
-    if merged is None or instruct is None or floor is None:
-        return None
-    return statistics.recovery(merged=merged, base_cpt=floor, instruct=instruct)
-
-
-def _outcome(evidence: Evidence) -> Outcome:
-    roles = evidence.roles
-    loss = evidence.pair("strict", roles.instruct, roles.merged)
-    instruct = evidence.value("strict", roles.instruct)
-    if loss is None or instruct is None or instruct < LEAST_INSTRUCT:
-        return "not_measured"
-    forgotten = evidence.pair("strict", roles.instruct, roles.instruct_cpt)
-    if forgotten is not None and not forgotten.above:
-        return "nothing_to_repair"
-    if loss.high <= KEPT_LOSS * instruct:
-        return "kept"
-    if loss.high <= MOSTLY_KEPT_LOSS * instruct:
-        return "mostly_kept"
-    gain = evidence.pair("strict", roles.merged, roles.instruct_cpt)
-    no_better = gain is not None and not gain.above
-    if loss.low > MOSTLY_KEPT_LOSS * instruct:
-        share = recovery(evidence)
-        return "failed" if no_better or share is None or share < HALF_RECOVERED else "partly"
-    return "failed" if no_better and gain is not None and gain.below else "undecided"
-
-
-def _headline(evidence: Evidence, outcome: Outcome) -> str:
-    roles = evidence.roles
-    loss = evidence.pair("strict", roles.instruct, roles.merged)
-    if outcome == "not_measured" and loss is not None:
-        return (
-            f"No verdict: {roles.instruct} itself follows only {_share(evidence, roles.instruct)} "
-            "of the instructions, so there is nothing to keep or to lose."
-        )
-    if loss is None:
-        return (
-            f"No verdict: {roles.instruct} and {roles.merged} were not both scored on the same "
-            "instruction-following prompts."
-        )
-    against = (
-        f"{roles.merged} follows {_share(evidence, roles.merged)} of the instructions strictly, "
-        f"{roles.instruct} {_share(evidence, roles.instruct)} ({_loss(loss)})"
+    return Verdict(
+        outcome="not_measured" if answer is None else answer.outcome,
+        headline=_headline(results, answer),
+        paragraphs=tuple(" ".join(sentences) for sentences in subjects if sentences),
     )
-    texts: dict[Outcome, str] = {
-        "kept": f"The residual kept instruction following: {against}.",
-        "mostly_kept": f"The residual kept most of instruction following: {against}.",
-        "partly": (
-            f"The residual brought back only part of instruction following: {against}; "
-            f"recovery {percent(recovery(evidence))}."
-        ),
-        "failed": f"The residual did not work here: {against}.",
-        "undecided": (
-            f"Undecided: {against}. Whether the loss stays within {percent(MOSTLY_KEPT_LOSS)} of "
-            f"what {roles.instruct} can do cannot be told from {loss.n} prompts."
-        ),
-        "nothing_to_repair": (
-            "Nothing to repair: continuous pre-training of the instruct model did not measurably "
-            f"lower its instruction following, so this run cannot show a repair; {against}."
-        ),
-        "not_measured": "",
-    }
-    return texts[outcome]
 
 
-def _naive(evidence: Evidence, outcome: Outcome) -> list[str]:
-    roles = evidence.roles
-    if roles.instruct_cpt is None:
-        return ["CPT of the instruct model was not run, so its forgetting is unknown here."]
+def contrast_words(results: Results, contrast: Contrast) -> str:
+    """One contrast in a sentence."""
+    measure = results.table.named(contrast.measure)
+    first, second = (
+        f"{results.label(name)} {percent(results.table.value(name, measure))}"
+        for name in (contrast.variant, contrast.against)
+    )
+    gap = f"{points(contrast.difference, signed=True)} points"
+    interval = f"{points(contrast.low, signed=True)} to {points(contrast.high, signed=True)}"
+    return (
+        f"{contrast.reading} on {measure.label}: {first}, {second} ({gap}, interval {interval}; "
+        f"{contrast.won} prompts won, {contrast.lost} lost)"
+    )
+
+
+def _headline(results: Results, answer: Family | None) -> str:
+    if answer is None:
+        return (
+            "No verdict: no contrast that answers the question was measured (see `verdict` and "
+            "`contrasts` in the configuration)."
+        )
+    if len(answer.contrasts) == 1:
+        (contrast,) = answer.contrasts
+        text = contrast_words(results, contrast)
+        return f"{text[0].upper()}{text[1:]}."
+    against = results.label(answer.against)
+    winners = [
+        name
+        for name in answer.variants
+        if "better" in (found := answer.readings(name)) and "lost" not in found
+    ]
+    if not winners:
+        return (
+            f"No: none of {len(answer.variants)} variants is shown better than {against} on one "
+            f"measure without being worse on another ({len(answer.contrasts)} tests)."
+        )
+    names = ", ".join(map(results.label, winners))
+    return (
+        f"Yes: better than {against} on at least one measure and worse on none: {names} "
+        f"({len(answer.contrasts)} tests)."
+    )
+
+
+def _family(results: Results, family: Family) -> list[str]:
+    asked = [family.question] if family.question else []
+    if len(family.contrasts) > _LISTED:
+        return [*asked, *_by_measure(results, family)]
+    return [*asked, "; ".join(contrast_words(results, each) for each in family.contrasts) + "."]
+
+
+def _by_measure(results: Results, family: Family) -> list[str]:
+    """Who has which reading against the same variant, measure by measure."""
     found: list[str] = []
-    forgotten = evidence.pair("strict", roles.instruct, roles.instruct_cpt)
-    gain = evidence.pair("strict", roles.merged, roles.instruct_cpt)
-    if forgotten is not None:
-        naive = f"{roles.instruct_cpt} follows {_share(evidence, roles.instruct_cpt)}"
-        found.append(f"CPT of the instruct model itself: {naive} ({_loss(forgotten)}).")
-    if gain is None:
-        return found
-    size = f"{points(abs(gain.value))} points ({_interval(gain)})"
-    if gain.above:
-        better = f"The residual is better than CPT of the instruct model by {size}"
-        tail = ", yet far from instruct" if outcome in ("failed", "partly") else ""
-        found.append(f"{better}{tail}.")
-    elif gain.below:
-        size = f"{points(-gain.value)} points ({_interval(gain, sign=-1)})"
-        found.append(f"The residual is worse than CPT of the instruct model by {size}.")
-    else:
-        found.append(
-            "No difference between the residual and CPT of the instruct model is shown: "
-            f"{_signed(gain)}."
-        )
+    for name in dict.fromkeys(each.measure for each in family.contrasts):
+        tests = [each for each in family.contrasts if each.measure == name]
+        groups = ((r, _names(results, (t for t in tests if t.reading == r))) for r in _READINGS)
+        told = "; ".join(f"{reading}: {names}" for reading, names in groups if names)
+        label = results.table.named(name).label
+        found.append(f"Against {results.label(family.against)} on {label}: {told}.")
     return found
 
 
-def _turns(evidence: Evidence) -> list[str]:
+def _names(results: Results, contrasts: Iterable[Contrast]) -> str:
+    return ", ".join(
+        f"{results.label(each.variant)} ({points(each.difference, signed=True)})"
+        for each in contrasts
+    )
+
+
+def _recovered(results: Results) -> Iterator[str]:
+    roles, table = results.roles, results.table
+    following = table.measure("instruction_following")
+    merged, floor, instruct = (
+        table.value(name, following) for name in (roles.merged, roles.base_cpt, roles.instruct)
+    )
+    if merged is None or floor is None or instruct is None:
+        return
+    share = recovery(merged=merged, base_cpt=floor, instruct=instruct)
+    if share is not None:
+        yield (
+            f"Of the instruction following that {roles.base_cpt} lacks beside {roles.instruct}, "
+            f"{roles.merged} has {percent(share)} (recovery)."
+        )
+
+
+def _repair(results: Results) -> list[str]:
+    """Whether CPT of the instruct model forgot anything that could be repaired."""
+    roles, following = results.roles, results.table.measure("instruction_following")
+    tests = [
+        each
+        for family in results.families
+        for each in family.contrasts
+        if (each.variant, each.against) == (roles.instruct_cpt, roles.instruct)
+        and following is not None
+        and each.measure == following.name
+    ]
+    if not tests or tests[0].reading == "lost":
+        return []
+    told = (
+        "CPT of the instruct model is not shown to lose instruction following, so this run cannot "
+        "show a repair."
+    )
+    return [told]
+
+
+def _turns(results: Results) -> list[str]:
     """How much of the drop of instruct_cpt is turns that were not closed."""
-    roles = evidence.roles
-    strict = evidence.value("strict", roles.instruct_cpt)
-    relaxed = evidence.value("open", roles.instruct_cpt)
-    instruct = evidence.value("open", roles.instruct)
-    if strict is None or relaxed is None or instruct is None:
+    roles, table = results.roles, results.table
+    strict = table.value(roles.instruct_cpt, table.measure("instruction_following"))
+    relaxed = table.measure("instruction_following", "open")
+    reached = table.value(roles.instruct_cpt, relaxed)
+    if strict is None or reached is None or reached - strict < _TURN_CLOSING_SHARE:
         return []
-    if relaxed - strict < TURN_CLOSING_SHARE:
-        return []
-    merged = evidence.value("open", roles.merged)
-    beside = "" if merged is None else f", {roles.merged} {percent(merged)}"
-    return [
-        (
-            f"Part of the low score of {roles.instruct_cpt} is turns that it does not close: when "
-            f"closing is not required it reaches {percent(relaxed)} ({roles.instruct} "
-            f"{percent(instruct)}{beside})."
-        )
-    ]
+    told = (
+        f"Part of the low score of {roles.instruct_cpt} is turns that it does not close: when "
+        f"closing is not required it reaches {percent(reached)} ({roles.instruct} "
+        f"{percent(table.value(roles.instruct, relaxed))})."
+    )
+    return [told]
 
 
-def _bits(evidence: Evidence) -> list[str]:
-    roles = evidence.roles
-    start = evidence.value("bits_new", roles.instruct)
-    merged = evidence.value("bits_new", roles.merged)
-    best = evidence.value("bits_new", roles.base_cpt)
+def _bits(results: Results) -> Iterator[str]:
+    roles, table = results.roles, results.table
+    new = table.measure("new_text")
+    start, merged, best = (
+        table.value(name, new) for name in (roles.instruct, roles.merged, roles.base_cpt)
+    )
     if start is None or merged is None or best is None:
-        return []
-    values = (
-        f"{roles.merged} needs {merged:.3f} bits per byte, {roles.base_cpt} {best:.3f}, "
-        f"{roles.instruct} {start:.3f}"
+        return
+    kept = ""
+    if start > best:
+        share = (start - merged) / (start - best)
+        kept = f": {percent(share) if share > 0 else 'none'} of the gain is kept"
+    yield (
+        f"On held-out new-domain text {roles.merged} needs {merged:.3f} bits per byte, "
+        f"{roles.base_cpt} {best:.3f}, {roles.instruct} {start:.3f}{kept}."
     )
-    if start <= best:
-        return [f"On held-out new-domain text {values}."]
-    kept = (start - merged) / (start - best)
-    share = percent(kept) if kept > 0 else "none"
-    return [f"On held-out new-domain text {values}: {share} of the gain is kept."]
 
 
-def _cloze(evidence: Evidence) -> list[str]:
-    """What the training text left behind, asked as text (a base model can answer)."""
-    roles = evidence.roles
-    names = (roles.merged, roles.base_cpt, roles.base, roles.instruct)
-    values = {name: evidence.value("cloze", name) for name in dict.fromkeys(names)}
-    known = [f"{name} {percent(value)}" for name, value in values.items() if value is not None]
-    if values[roles.merged] is None or len(known) < 2:
+def _drift(results: Results, answer: Family | None) -> Iterator[str]:
+    drift = results.geometry and results.geometry.drift.get(results.roles.base_cpt)
+    if not drift:
+        return
+    yield f"CPT moved the base weights by {drift:.3f} of their norm (drift)."
+    if answer is not None and answer.outcome == "lost":
+        yield (
+            "The residual was made for the weights before that move: lower the drift (general text "
+            "in the corpus, a smaller learning rate) before tuning alpha."
+        )
+
+
+def _limits(results: Results) -> list[str]:
+    if not results.families:
         return []
-    return [f"Rare spans of the new text, cloze: {', '.join(known)}."]
-
-
-def _facts(evidence: Evidence) -> list[str]:
-    roles = evidence.roles
-    merged = evidence.value("new_facts", roles.merged)
-    instruct = evidence.value("new_facts", roles.instruct)
-    if merged is None or instruct is None:
-        return []
-    text = (
-        f"Asked in chat, {roles.merged} knows {percent(merged)} of the new facts "
-        f"({roles.instruct} {percent(instruct)}"
+    told = (
+        f"The chance of any false better or lost in this report is at most {100 * REPORT_ALPHA:g} "
+        f"%: Holm's correction within each of {len(results.families)} families, which share the "
+        "level. Kept: the interval, which holds for its whole family, excludes a loss of "
+        f"{points(results.margin)} points or more. All of it is over prompts of one seed and does "
+        "not cover the spread between seeds."
     )
-    naive = evidence.value("new_facts", roles.instruct_cpt)
-    text += f", {roles.instruct_cpt} {percent(naive)})" if naive is not None else ")"
-    pair = evidence.pair("new_facts", roles.merged, roles.instruct_cpt)
-    if pair is not None and pair.below:
-        text += (
-            f": new knowledge was partly lost against CPT of the instruct model, "
-            f"{points(-pair.value)} points ({_interval(pair, sign=-1)})"
-        )
-    both = evidence.value("obeyed_and_right", roles.merged)
-    both_naive = evidence.value("obeyed_and_right", roles.instruct_cpt)
-    both_instruct = evidence.value("obeyed_and_right", roles.instruct)
-    sentences = [text + "."]
-    if both is not None and both_instruct is not None:
-        beside = f", {roles.instruct_cpt} {percent(both_naive)}" if both_naive is not None else ""
-        sentences.append(
-            f"Instruction obeyed and new fact right: {roles.merged} {percent(both)}, "
-            f"{roles.instruct} {percent(both_instruct)}{beside}."
-        )
-    return sentences
-
-
-def _rivals(evidence: Evidence) -> list[list[str]]:
-    """Routes that train on instruction data, each against the residual."""
-    own = next((v.flops for v in evidence.variants if v.name == evidence.roles.merged), None)
-    return [
-        _rival(evidence, variant, pair, own)
-        for variant in evidence.variants
-        if variant.kind in ("replay", "sft")
-        and (pair := evidence.pair("strict", evidence.roles.merged, variant.name)) is not None
-    ]
-
-
-def _rival(evidence: Evidence, rival: Variant, pair: Difference, own: float | None) -> list[str]:
-    sign = 1 if pair.value >= 0 else -1
-    size = f"{points(abs(pair.value))} points ({_interval(pair, sign=sign)})"
-    name = f"{rival.name} ({_share(evidence, rival.name)})"
-    if pair.below:
-        found = [f"{name} follows instructions better than the residual, by {size}."]
-    elif pair.above:
-        found = [f"The residual follows instructions better than {name}, by {size}."]
-    else:
-        found = [f"Against {name} no difference in following is shown: {_signed(pair)}."]
-    facts = evidence.pair("new_facts", evidence.roles.merged, rival.name)
-    if facts is not None and (facts.below or facts.above):
-        word = "more" if facts.below else "fewer"
-        known = percent(evidence.value("new_facts", rival.name))
-        found.append(f"{rival.name} knows {word} new facts ({known}).")
-    needs = ", and it needs instruction data" if rival.needs_instruction_data else ""
-    found.append(f"It costs {flops_text(rival.flops)} FLOPs{_times(rival.flops, own)}{needs}.")
-    return found
-
-
-def _alpha(evidence: Evidence) -> list[str]:
-    """Whether another alpha scored higher; chosen on the same prompts, hence only a hint."""
-    merged = evidence.value("strict", evidence.roles.merged)
-    sweep = [(evidence.value("strict", v.name), v) for v in evidence.variants if v.kind == "alpha"]
-    scored = [(score, variant) for score, variant in sweep if score is not None]
-    if not scored or merged is None:
-        return []
-    score, best = max(scored, key=lambda pair: pair[0])
-    if score <= merged:
-        return ["No other alpha of the sweep scored higher on these prompts."]
-    return [
-        (
-            f"alpha = {best.alpha:g} scored higher ({percent(score)}), but it was picked on the "
-            "same prompts."
-        )
-    ]
-
-
-def _drift(evidence: Evidence, outcome: Outcome) -> list[str]:
-    drift = evidence.drift.get(evidence.roles.base_cpt)
-    if drift is None:
-        return []
-    text = f"CPT moved the base weights by {drift:.3f} of their norm (drift)"
-    if outcome in ("failed", "partly", "undecided"):
-        return [
-            (
-                f"{text}: the residual was made for the weights before that move. Lower the drift "
-                "(general text in the corpus, a smaller learning rate) before tuning alpha."
-            )
-        ]
-    return [f"{text}."]
-
-
-def _limits(evidence: Evidence) -> list[str]:
-    pairs = evidence.pairs.get("strict", {})
-    if not pairs:
-        return []
-    return [
-        "Intervals are 95 % over prompts of one seed: they do not cover the spread between seeds."
-    ]
-
-
-def _share(evidence: Evidence, variant: str) -> str:
-    return percent(evidence.value("strict", variant))
-
-
-def _loss(pair: Difference) -> str:
-    """A difference first - second, told as points lost from first to second."""
-    word = "lost" if pair.value >= 0 else "gained"
-    sign = 1 if pair.value >= 0 else -1
-    return f"{points(abs(pair.value))} points {word}, {_interval(pair, sign=sign)}"
-
-
-def _signed(pair: Difference) -> str:
-    return f"{points(pair.value, signed=True)} points ({_interval(pair)})"
-
-
-def _interval(pair: Difference, *, sign: int = 1) -> str:
-    low, high = sorted((sign * pair.low, sign * pair.high))
-    return f"95 % CI {points(low)} to {points(high)}"
-
-
-def _times(flops: float | None, own: float | None) -> str:
-    if not flops or not own:
-        return ""
-    return f" ({ratio_text(flops / own)} the residual route)"
+    return [told]

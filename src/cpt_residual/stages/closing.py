@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 from rich.console import Console
@@ -17,6 +18,10 @@ from cpt_residual.stages.frozen import FrozenPlan
 from cpt_residual.stages.registry import REPORT_NODE
 from cpt_residual.tracking.outcome import upload_lines
 from cpt_residual.tracking.sinks import track_report
+from cpt_residual.tracking.wandb_sink import SummaryTable
+
+if TYPE_CHECKING:
+    from cpt_residual.results.document import Results
 
 ENVIRONMENT_FILE = "environment.json"
 
@@ -39,53 +44,61 @@ def begin(builder: Builder, run_dir: Path) -> None:
 
 def end(builder: Builder, run_dir: Path, console: Console, *, seconds: float | None) -> Path:
     """End a run whose report is ready, on one machine or row by row: report in the run folder, W&B
-    summary, table and verdict on the screen. Returns the report's folder.
+    summary, table and verdict on the screen; `report: PATH` is the last line. Writes `times.json`.
+    Returns the report's folder.
 
     `seconds`: what the run took, where one process knows it."""
+    from cpt_residual.results.document import read_results
+
     experiment, report_dir = builder.experiment, run_dir / "report"
     artifact = builder.store.path_of(builder.graph[REPORT_NODE])
     copy_files(artifact, report_dir, leave_out=(MANIFEST, RECEIPT))
+    results = read_results(report_dir)
     track_report(
         experiment.tracking,
         experiment=experiment.name,
         seed=experiment.seed,
         fingerprint=builder.graph.fingerprint,
         run_dir=run_dir,
-        report_dir=report_dir,
+        summary=_summary_table(results, report_dir),
     )
-    show_results(builder, run_dir, console, seconds=seconds)
-    return report_dir
-
-
-def show_results(
-    builder: Builder, run_dir: Path, console: Console, *, seconds: float | None
-) -> None:
-    """Print the comparison and paths; `report: PATH` is the last line. Writes `times.json`."""
-    from cpt_residual.report.published import read_report
-    from cpt_residual.report.tables import comparison_table, comparison_text
-
-    report_dir = run_dir / "report"
-    report = read_report(report_dir)
-    file = report_dir / "report.md"
-    console.print()
-    if console.is_terminal:
-        table, hidden = comparison_table(report.kinds, report.scores, width=console.width)
-        console.print(table, soft_wrap=False)
-        if hidden:
-            paragraph(console, f"Not shown at this width: {', '.join(hidden)}. The whole table:")
-            console.print(str(file), markup=False, soft_wrap=True)
-    else:
-        console.print(comparison_text(report.kinds, report.scores), markup=False)
-    console.print()
-    paragraph(console, report.headline, style="bold")
-    for text in report.paragraphs:
-        paragraph(console, text)
-    console.print()
+    _show(results, report_dir, console)
     paragraph(console, _times(builder, report_dir, seconds))
     say_uploads(run_dir, console)
     for figure in sorted((report_dir / "figures").glob("*.png")):
         console.print(f"figure: {figure}", markup=False, soft_wrap=True)
-    console.print(f"report: {file}", markup=False, soft_wrap=True)
+    console.print(f"report: {report_dir / 'report.md'}", markup=False, soft_wrap=True)
+    return report_dir
+
+
+def _summary_table(results: Results, report_dir: Path) -> SummaryTable:
+    """All scores and figures of a report, for W&B."""
+    from cpt_residual.results.table import COLUMNS
+
+    figures = sorted((report_dir / "figures").glob("*.png"))
+    rows = [tuple(row.model_dump().values()) for row in results.table.rows]
+    return SummaryTable(COLUMNS, rows, figures)
+
+
+def _show(results: Results, report_dir: Path, console: Console) -> None:
+    """Print the comparison and the verdict."""
+    from cpt_residual.report.tables import comparison_table, comparison_text
+
+    console.print()
+    if console.is_terminal:
+        table, hidden = comparison_table(results, width=console.width)
+        console.print(table, soft_wrap=False)
+        if hidden:
+            paragraph(console, f"Not shown at this width: {', '.join(hidden)}. The whole table:")
+            console.print(str(report_dir / "report.md"), markup=False, soft_wrap=True)
+    else:
+        console.print(comparison_text(results), markup=False)
+    console.print()
+    if results.verdict is not None:
+        paragraph(console, results.verdict.headline, style="bold")
+        for text in results.verdict.paragraphs:
+            paragraph(console, text)
+    console.print()
 
 
 def say_uploads(run_dir: Path, console: Console, node: str | None = None) -> None:

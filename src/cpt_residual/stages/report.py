@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from cpt_residual.config.contrasts import ContrastFamily, Kind, VariantWords, VerdictRule
 from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     Experiment,
@@ -17,6 +18,7 @@ from cpt_residual.config.schema import (
     PretrainedModel,
     Residual,
     Roles,
+    Suite,
     TrainRecipe,
 )
 from cpt_residual.core.graph import Graph
@@ -24,8 +26,15 @@ from cpt_residual.core.rates import REPORT_MEMORY, SECONDS_TO_REPORT
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 
 if TYPE_CHECKING:
-    from cpt_residual.report.facts import ReportFacts, Training
-    from cpt_residual.report.variants import Declared
+    from cpt_residual.report.work_figures import TracePoint
+    from cpt_residual.report.write import Findings
+    from cpt_residual.results.document import Training
+    from cpt_residual.results.routes import Declared
+    from cpt_residual.results.table import ResultTable
+
+
+_MARGIN = 0.05
+"""Loss up to which a score counts as kept, where no verdict states it."""
 
 
 class ReportRecipe(Frozen):
@@ -39,7 +48,11 @@ class ReportRecipe(Frozen):
     residuals: dict[str, Residual]
     recipes: dict[str, TrainRecipe]
     packs: dict[str, Pack]
+    suites: dict[str, Suite]
     roles: Roles
+    words: dict[str, VariantWords]
+    contrasts: dict[str, ContrastFamily]
+    verdict: VerdictRule | None
     goals: Goals | None
 
 
@@ -56,7 +69,7 @@ class Report:
     geometry: Stage | None = None
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @classmethod
     def of(
@@ -77,7 +90,11 @@ class Report:
             residuals=experiment.residuals,
             recipes=experiment.recipes,
             packs=experiment.packs,
+            suites={key: experiment.suites[key] for key in experiment.evaluation.suites},
             roles=experiment.roles,
+            words=experiment.variants,
+            contrasts=experiment.families,
+            verdict=experiment.verdict,
             goals=experiment.goals,
         )
         return cls(recipe, evaluations, trainings, geometry)
@@ -106,71 +123,87 @@ class Report:
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.report.write import write_report
 
-        facts = self._facts(inputs)
-        verdict = write_report(facts, work / "out", progress=ctx.progress)
+        findings = self._findings(inputs)
+        verdict = write_report(findings, work / "out", progress=ctx.progress)
         return {
             "outcome": verdict.outcome,
-            "rows": len(facts.rows),
-            "variants": len(facts.variants),
+            "rows": len(findings.results.table.rows),
+            "variants": len(findings.results.variants),
         }
 
-    def _facts(self, inputs: Mapping[str, ArtifactRef]) -> ReportFacts:
-        from cpt_residual.evaluation.results import read_results, read_samples
-        from cpt_residual.report.facts import ReportFacts
-        from cpt_residual.report.geometry import read_geometry
-        from cpt_residual.report.measures import Scores
-        from cpt_residual.report.pairs import (
-            paired_sources,
-            paired_tests,
-            paired_variants,
-            prompt_scores,
-        )
-        from cpt_residual.report.variants import (
-            describe_variants,
-            new_domain_corpus,
-            role_names,
-        )
+    def _findings(self, inputs: Mapping[str, ArtifactRef]) -> Findings:
+        from cpt_residual.report.figures import Pictured
+        from cpt_residual.report.geometry import core_geometry
+        from cpt_residual.report.write import Findings
+        from cpt_residual.results.contrasts import make_families
+        from cpt_residual.results.document import Results
+        from cpt_residual.results.goals import check_goals
+        from cpt_residual.results.outcomes import read_outcomes
+        from cpt_residual.results.routes import describe_variants
+        from cpt_residual.weights.geometry import GeometryReport
 
+        facts = self.facts
         folders = {name: inputs[f"evaluation:{name}"].path for name in self.evaluations}
-        declared, roles = self._declared(), role_names(self.facts.roles, self.evaluations)
-        trainings = tuple(
-            _training(name, inputs[f"training:{name}"], self.facts) for name in self.trainings
-        )
-        rows = tuple(row for folder in folders.values() for row in read_results(folder))
-        variants = describe_variants(self.evaluations, declared, trainings)
-        new_corpus = new_domain_corpus(declared)
-        sources = paired_sources(Scores(rows, new_corpus=new_corpus))
-        tasks = {task for task, _ in sources.values()}
-        samples = {
-            name: read_samples(folders[name], tasks=tasks)
-            for name in paired_variants(roles, variants)
-            if name in folders
+        naive = facts.roles.instruct_cpt if facts.roles.instruct_cpt in folders else None
+        roles = facts.roles.model_copy(update={"instruct_cpt": naive})
+        trainings = {
+            name: _training(name, inputs[f"training:{name}"], facts) for name in self.trainings
         }
-        provenance, notes = _provenance(self.facts, inputs, folders)
-        geometry = inputs.get("geometry")
-        return ReportFacts(
-            experiment=self.facts.experiment,
-            question=self.facts.question,
-            seed=self.facts.seed,
+        variants = describe_variants(folders, self._declared(roles), trainings.values())
+        table = self._table(folders)
+        outcomes = read_outcomes(folders, table)
+        kinds: dict[str, Kind] = {variant.name: variant.kind for variant in variants}
+        margin = facts.verdict.margin if facts.verdict else _MARGIN
+        provenance, notes = _provenance(facts, inputs, folders)
+        ref = inputs.get("geometry")
+        measured = ref and GeometryReport.model_validate_json(
+            (ref.path / "geometry.json").read_bytes()
+        )
+        results = Results(
+            experiment=facts.experiment,
+            question=facts.question,
+            seed=facts.seed,
             roles=roles,
             variants=variants,
-            rows=rows,
-            differences=paired_tests(samples, sources, roles, variants),
-            prompts=tuple(prompt_scores(samples, key, *sources[key]) for key in sources),
-            trainings=trainings,
-            geometry=read_geometry(geometry.path / "geometry.json", roles) if geometry else None,
-            new_corpus=new_corpus,
-            goals=self.facts.goals,
+            table=table,
+            declared=facts.contrasts,
+            margin=margin,
+            answered_by=facts.verdict.contrasts if facts.verdict else None,
+            families=make_families(facts.contrasts, kinds, table.measures, outcomes, margin=margin),
+            goals=check_goals(facts.goals, table, roles),
+            trainings=tuple(trainings.values()),
+            geometry=core_geometry(measured, roles) if measured else None,
             provenance=provenance,
             lineage=self._lineage(),
             notes=notes,
         )
+        traces = {name: _trace(inputs[f"training:{name}"]) for name in self.trainings}
+        return Findings(results, outcomes, Pictured(traces, measured.cells if measured else ()))
 
-    def _declared(self) -> Declared:
-        from cpt_residual.report.variants import Declared
+    def _table(self, folders: Mapping[str, Path]) -> ResultTable:
+        from cpt_residual.evaluation.results import read_results
+        from cpt_residual.results.table import ResultTable, Score
+
+        declared = {
+            measure.name: (key, measure)
+            for key, suite in self.facts.suites.items()
+            for measure in suite.measures(key)
+        }
+        suite_of = {measure.task: key for key, measure in declared.values()}
+        rows = (
+            Score(suite=suite_of.get(row.task, ""), **vars(row))
+            for folder in folders.values()
+            for row in read_results(folder)
+        )
+        return ResultTable.of(rows, (m for _, m in declared.values()), list(folders))
+
+    def _declared(self, roles: Roles) -> Declared:
+        from cpt_residual.results.routes import Declared
 
         facts = self.facts
-        return Declared(facts.models, facts.residuals, facts.recipes, facts.packs, facts.roles)
+        return Declared(
+            facts.models, facts.residuals, facts.recipes, facts.packs, roles, facts.words
+        )
 
     def _lineage(self) -> str:
         merged = self.evaluations.get(self.facts.roles.merged)
@@ -185,12 +218,10 @@ def _without_path(model: Model) -> Model:
 
 
 def _training(model: str, ref: ArtifactRef, facts: ReportRecipe) -> Training:
-    from cpt_residual.report.facts import TracePoint, Training
+    from cpt_residual.results.document import Training
 
     declared = facts.models[model]
     stage = facts.recipes[declared.recipe].stage if declared.kind == "train" else ref.stage
-    lines = (ref.path / "trace.jsonl").read_text(encoding="utf-8").splitlines()
-    points = [json.loads(line) for line in lines]
     lost = ref.metrics.get("lost_share")
     return Training(
         model=model,
@@ -201,8 +232,15 @@ def _training(model: str, ref: ArtifactRef, facts: ReportRecipe) -> Training:
         num_parameters=int(ref.metrics["num_parameters"]),
         final_loss=float(ref.metrics["final_loss"]),
         lost_share=None if lost is None else float(lost),
-        trace=tuple(TracePoint(int(p["tokens"]), float(p["loss"])) for p in points),
     )
+
+
+def _trace(ref: ArtifactRef) -> list[TracePoint]:
+    from cpt_residual.report.work_figures import TracePoint
+
+    lines = (ref.path / "trace.jsonl").read_text(encoding="utf-8").splitlines()
+    points = (json.loads(line) for line in lines)
+    return [TracePoint(int(point["tokens"]), float(point["loss"])) for point in points]
 
 
 def _provenance(

@@ -20,7 +20,7 @@ from cpt_residual.tracking.destination import (
 from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.outcome import record
 from cpt_residual.tracking.series import SeriesSink, read_series, series_path
-from cpt_residual.tracking.wandb_sink import WandbSink, write_summary_run
+from cpt_residual.tracking.wandb_sink import SummaryTable, WandbSink, write_summary_run
 
 
 class Sinks:
@@ -100,17 +100,17 @@ def track_report(
     seed: int,
     fingerprint: str,
     run_dir: Path,
-    report_dir: Path,
+    summary: SummaryTable,
 ) -> None:
-    """The summary run of an experiment: comparison table and figures. Nothing when W&B is off."""
+    """The summary run of an experiment: all scores and figures. Nothing when W&B is off."""
     destination = destination_of(tracking, wandb_variables())
     if destination is None:
         return
     identity = RunIdentity(experiment, seed, "summary", "summary", fingerprint)
     config = {"experiment": experiment, "seed": seed, "fingerprint": fingerprint}
     tracked = _Tracked(identity, destination, config, run_dir)
-    with tracked.run(lambda wandb: write_summary_run(wandb, report_dir)) as wandb:
-        write_summary_run(wandb, report_dir)
+    with tracked.run(lambda wandb: write_summary_run(wandb, summary)) as wandb:
+        write_summary_run(wandb, summary)
 
 
 @dataclass(frozen=True)

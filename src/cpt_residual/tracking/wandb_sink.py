@@ -12,10 +12,9 @@ Every call goes through a `Boundary`: W&B that fails never stops a training.
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,16 @@ _CALL_SECONDS = 30.0
 _GRACE_SECONDS = 30.0  # what W&B's own time limits leave out: imports, processes, files
 _FLUSH_SECONDS = 0.2  # what a kill can lose of the offline copy
 _X_AXIS = "tokens"
-_NUMBERS = frozenset({"value", "stderr", "n"})
 _DELETED = "previously created and deleted"
+
+
+@dataclass(frozen=True)
+class SummaryTable:
+    """The scores of an experiment, one per row, and its figures."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float | int | None]]
+    figures: Sequence[Path] = ()
 
 
 class WandbSink:
@@ -178,32 +185,20 @@ def _unused_id(identity: RunIdentity, folder: Path, run_dir: Path) -> str:
     return identity.attempt_id(attempt)
 
 
-def write_summary_run(sink: WandbSink, report_dir: Path) -> None:
-    """The comparison table (`results.csv`) and the figures of a report, as one run."""
-    sink.log_objects(lambda: _media(report_dir), step=0)
+def write_summary_run(sink: WandbSink, summary: SummaryTable) -> None:
+    """The table of all scores and the figures of a report, as one run."""
+    sink.log_objects(lambda: _media(summary), step=0)
 
 
-def _media(report_dir: Path) -> dict[str, object]:
+def _media(summary: SummaryTable) -> dict[str, object]:
     import wandb
 
-    with (report_dir / "results.csv").open(encoding="utf-8", newline="") as lines:
-        header, *rows = list(csv.reader(lines))
-    cells: list[Any] = [
-        [
-            _number(text) if name in _NUMBERS else text
-            for name, text in zip(header, row, strict=True)
-        ]
-        for row in rows
-    ]
-    columns: list[Any] = [*header]
+    columns: list[Any] = [*summary.columns]
+    cells: list[Any] = [[*row] for row in summary.rows]
     media: dict[str, object] = {"results": wandb.Table(columns=columns, data=cells)}
-    for path in sorted((report_dir / "figures").glob("*.png")):
+    for path in summary.figures:
         media[f"figures/{path.stem}"] = wandb.Image(str(path))
     return media
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
 
 
 def _upload_problem(log: Path) -> str | None:

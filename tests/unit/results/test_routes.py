@@ -1,9 +1,10 @@
-"""Parts, routes and costs are read off the declared models."""
+"""Kinds are stated, routes and costs are read off the declared models."""
 
 from __future__ import annotations
 
 import pytest
 
+from cpt_residual.config.contrasts import VariantWords
 from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
@@ -14,13 +15,8 @@ from cpt_residual.config.schema import (
     TrainedModel,
     TrainRecipe,
 )
-from cpt_residual.report.facts import Training, Variant
-from cpt_residual.report.variants import (
-    Declared,
-    describe_variants,
-    new_domain_corpus,
-    role_names,
-)
+from cpt_residual.results.document import Training, Variant
+from cpt_residual.results.routes import Declared, describe_variants
 
 NUM_PARAMETERS = 1_000
 
@@ -92,35 +88,42 @@ def declared() -> Declared:
             "replay": pack(new_domain="text", instructions="chat"),
         },
         roles=Roles(),
+        words={
+            "half": VariantWords(kind="alpha", label="half of it"),
+            "with_donor": VariantWords(kind="donor"),
+            "base_cpt_sft": VariantWords(kind="sft"),
+        },
     )
 
 
 def describe(declared: Declared) -> dict[str, Variant]:
     names = [name for name in declared.models if name != "scratch"]
     trainings = [
-        Training(name, "cpt", 64, 4, 1e9, NUM_PARAMETERS, 1.0, None, ())
+        Training(
+            model=name,
+            stage="cpt",
+            tokens=64,
+            steps=4,
+            flops=1e9,
+            num_parameters=NUM_PARAMETERS,
+            final_loss=1.0,
+            lost_share=None,
+        )
         for name, model in declared.models.items()
         if model.kind == "train"
     ]
     return {variant.name: variant for variant in describe_variants(names, declared, trainings)}
 
 
-def test_every_variant_has_its_part(declared: Declared) -> None:
-    kinds = {name: variant.kind for name, variant in describe(declared).items()}
-    assert kinds == {
+def test_kind_and_label_are_what_the_configuration_says(declared: Declared) -> None:
+    found = describe(declared)
+    assert {name: found[name].kind for name in ("base", "base_cpt_residual", "half", "replay")} == {
         "base": "base",
-        "instruct": "instruct",
-        "base_cpt": "base_cpt",
-        "instruct_cpt": "instruct_cpt",
         "base_cpt_residual": "merged",
         "half": "alpha",
-        "no_cpt": "control",
-        "donor_base": "control",
-        "donor_instruct": "control",
-        "with_donor": "donor",
-        "base_cpt_sft": "sft",
-        "replay": "replay",
+        "replay": "control",  # nothing is read off its recipe
     }
+    assert (found["half"].label, found["base"].label) == ("half of it", "base")
 
 
 def test_routes_count_what_is_spent_beyond_the_released_pair(declared: Declared) -> None:
@@ -152,22 +155,3 @@ def test_an_unmeasured_training_leaves_the_cost_unknown(declared: Declared) -> N
     (variant,) = describe_variants(["base_cpt_sft"], declared, ())
     assert variant.route is None
     assert variant.flops is None
-
-
-def test_the_new_domain_is_what_cpt_adds(declared: Declared) -> None:
-    assert new_domain_corpus(declared) == "new_domain"
-
-
-def test_the_first_text_of_the_pack_is_new_when_nothing_was_trained_before(
-    declared: Declared,
-) -> None:
-    models = {**declared.models, "base": declared.models["scratch"]}
-    pretrained = Declared(
-        models, declared.residuals, declared.recipes, declared.packs, declared.roles
-    )
-    assert new_domain_corpus(pretrained) == "general"
-
-
-def test_roles_that_were_not_evaluated_are_absent() -> None:
-    assert role_names(Roles(), ["base", "instruct"]).instruct_cpt is None
-    assert role_names(Roles(), ["instruct_cpt"]).instruct_cpt == "instruct_cpt"

@@ -1,0 +1,127 @@
+"""Contrasts: declared families, one level for the report, four readings."""
+
+from __future__ import annotations
+
+import pytest
+
+from cpt_residual.config.contrasts import ContrastFamily, Kind
+from cpt_residual.config.measures import Measure
+from cpt_residual.errors import EvaluationError
+from cpt_residual.results.contrasts import REPORT_ALPHA, Family, Reading, make_families
+from cpt_residual.results.outcomes import Outcomes, joined
+from cpt_residual.results.paired import compare_paired
+
+MEASURE = Measure(task="t", metric="acc", label="a measure", short="m", role="reasoning")
+KINDS: dict[str, Kind] = {
+    "instruct": "instruct",
+    "one": "method",
+    "two": "method",
+    "odd": "control",
+}
+
+
+def outcomes(num_right: dict[str, int], n: int = 200) -> Outcomes:
+    """The first `num_right` of n prompts are right."""
+    return Outcomes(
+        {
+            MEASURE.name: {
+                k: {f"{i:03d}": float(i < r) for i in range(n)} for k, r in num_right.items()
+            }
+        }
+    )
+
+
+def family(given: Outcomes, *, margin: float = 0.05, **declared: object) -> Family:
+    stated = {"variants": ["one"], "against": "instruct", "measures": ["reasoning"], **declared}
+    (found,) = make_families(
+        {"f": ContrastFamily.model_validate(stated)}, KINDS, [MEASURE], given, margin=margin
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("right", "reading"),
+    [(180, "better"), (150, "kept"), (149, "kept"), (145, "undecided"), (120, "lost")],
+)
+def test_the_four_readings(right: int, reading: Reading) -> None:
+    (contrast,) = family(outcomes({"instruct": 150, "one": right})).contrasts
+    assert contrast.reading == reading
+    assert (contrast.won, contrast.lost) == (max(0, right - 150), max(0, 150 - right))
+    assert contrast.low <= contrast.difference <= contrast.high
+
+
+def test_a_small_loss_that_is_shown_is_still_kept_within_the_margin() -> None:
+    (contrast,) = family(outcomes({"instruct": 150, "one": 140}), margin=0.2).contrasts
+    assert contrast.p_holm < REPORT_ALPHA
+    assert contrast.reading == "kept"
+
+
+def test_nothing_is_kept_of_what_was_never_there() -> None:
+    (contrast,) = family(outcomes({"instruct": 10, "one": 10})).contrasts
+    assert contrast.reading == "undecided"
+
+
+def test_where_less_is_better_a_smaller_score_wins() -> None:
+    less = MEASURE.model_copy(update={"higher_is_better": False})
+    declared = ContrastFamily(variants=["one"], against="instruct", measures="all")
+    given = outcomes({"instruct": 150, "one": 120})
+    (found,) = make_families({"f": declared}, KINDS, [less], given, margin=0.05)
+    assert found.contrasts[0].reading == "better"
+    assert (found.contrasts[0].won, found.contrasts[0].lost) == (30, 0)
+
+
+def test_a_family_is_corrected_for_its_tests_and_the_report_for_its_families() -> None:
+    given = outcomes({"instruct": 150, "one": 158, "two": 150, "odd": 150})
+    alone = family(given).contrasts[0]
+    assert alone.reading == "better"
+    both = family(given, variants="all").contrasts
+    assert [each.variant for each in both] == ["one", "two", "odd"]
+    assert both[0].p_holm == pytest.approx(3 * alone.p_holm)
+    assert both[0].high > alone.high
+    declared = ContrastFamily(variants=["one"], against="instruct", measures="all")
+    twice = make_families({"a": declared, "b": declared}, KINDS, [MEASURE], given, margin=0.05)
+    assert [each.alpha for each in twice] == [REPORT_ALPHA / 2] * 2
+
+
+def test_kinds_choose_variants_and_never_the_one_that_is_compared_with() -> None:
+    given = outcomes(dict.fromkeys(KINDS, 100))
+    found = family(given, variants=["odd"], kinds=["method"], against="two")
+    assert found.variants == ("one", "odd")
+
+
+def test_what_was_not_evaluated_is_not_tested() -> None:
+    given = outcomes({"instruct": 100})
+    declared = ContrastFamily(variants=["one"], against="instruct", measures="all")
+    assert make_families({"f": declared}, KINDS, [MEASURE], given, margin=0.05) == ()
+    absent = ContrastFamily(variants=["one"], against="nobody", measures="all")
+    assert make_families({"f": absent}, KINDS, [MEASURE], given, margin=0.05) == ()
+
+
+def test_the_outcome_of_a_family_with_several_variants() -> None:
+    def outcome(one: int, two: int) -> Reading:
+        given = outcomes({"instruct": 150, "one": one, "two": two})
+        return family(given, variants=["one", "two"]).outcome
+
+    assert outcome(180, 100) == "better"
+    assert outcome(100, 110) == "lost"
+    assert outcome(150, 150) == "kept"
+    assert outcome(150, 100) == "undecided"
+
+
+def test_different_prompts_are_an_error() -> None:
+    given = Outcomes({"m": {"a": {"0:aa": 1.0}, "b": {"0:bb": 1.0}}})
+    with pytest.raises(EvaluationError, match="not asked the same prompts"):
+        given.pair("m", "a", "b")
+
+
+def test_prompts_of_several_seeds_stay_apart() -> None:
+    once = Outcomes({"m": {"a": {"0": 1.0}}})
+    assert joined([(0, once), (1, once)]).values == {"m": {"a": {"0/0": 1.0, "1/0": 1.0}}}
+
+
+def test_a_comparison_counts_won_and_lost_prompts() -> None:
+    result = compare_paired([1, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1])
+    assert (result.n, result.won, result.lost) == (6, 3, 1)
+    assert result.difference == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="3 and 2"):
+        compare_paired([1, 2, 3], [1, 2])
