@@ -22,7 +22,7 @@ from cpt_residual.config.packs import Pack
 from cpt_residual.core.stage import ArtifactRef, RunContext
 from cpt_residual.stages import pack as module
 from cpt_residual.stages.inputs import CorpusInput
-from cpt_residual.data.packing.build import build as packing
+from cpt_residual.data.packing import build as packing
 from cpt_residual.data.tokenize import encoded_blocks as supply
 
 folder, *works = map(Path, sys.argv[1:])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cpt_residual.core import disk
-from cpt_residual.data.packing.build import export
+from cpt_residual.data.packing import export
 from cpt_residual.data.packing.export import ExportLayout, export_pack
 from cpt_residual.data.packing.pack_format import PackView, open_pack
 from cpt_residual.errors import ConfigError, CorruptArtifactError, DiskSpaceError
