@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from traceback import walk_tb
 
 from hydra import version
 from hydra._internal.config_repository import (
@@ -16,7 +17,7 @@ from hydra._internal.config_repository import (
     ConfigRepository,
 )
 from hydra._internal.defaults_list import create_defaults_list
-from hydra.core.default_element import ResultDefault
+from hydra.core.default_element import DefaultsTreeNode, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
@@ -39,6 +40,23 @@ def defaults_of(
         skip_missing=False,
     )
     return found.defaults
+
+
+def cycle_in(error: RecursionError) -> list[str]:
+    """The files whose defaults lists include each other, the first one last again; found in the
+    tree that Hydra was building. Empty if there is none."""
+    node: DefaultsTreeNode | None = None
+    for frame, _ in walk_tb(error.__traceback__):
+        root = frame.f_locals.get("root")
+        node = root if isinstance(root, DefaultsTreeNode) else node
+    names: list[str] = []
+    while node is not None:
+        if not node.node.is_virtual():
+            names.append(str(node.node.get_config_path()))
+        node = node.parent
+    names.reverse()
+    repeated = next((n for n, name in enumerate(names) if name in names[:n]), None)
+    return [] if repeated is None else names[names.index(names[repeated]) : repeated + 1]
 
 
 class _Repository(ConfigRepository):

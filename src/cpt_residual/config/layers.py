@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cpt_residual.config.folders import Folders
-from cpt_residual.config.includes import cycle_of
 from cpt_residual.config.overrides import Setting
 from cpt_residual.config.schema import Experiment
 from cpt_residual.config.structure import Location
@@ -79,7 +78,7 @@ def _defaults(
     """The files that are merged, in order, as Hydra's defaults lists say."""
     from hydra.errors import HydraException, MissingConfigException
 
-    from cpt_residual.config.hydra_source import defaults_of
+    from cpt_residual.config.hydra_source import cycle_in, defaults_of
 
     choices = [setting.text for setting in settings if setting.is_choice]
     with _refusing("cannot compose the configuration"):
@@ -95,12 +94,29 @@ def _defaults(
             raise ConfigError(
                 "cannot compose the configuration", problems=reasons, remedy=_GROUP_REMEDY
             ) from None
-        except RecursionError:
-            raise cycle_of(settings, folders) from None
+        except RecursionError as error:
+            raise _endless(cycle_in(error), folders) from None
         except AssertionError:  # Hydra's answer to a list that it does not expect
             reason = "a defaults list cannot be read"
             raise ConfigError("cannot compose the configuration", problems=[reason]) from None
     return [each for each in found if each.config_path is not None]
+
+
+def _endless(trail: Sequence[str], folders: Folders) -> ConfigError:
+    """The error for files that include each other."""
+    path = folders.file(trail[-1]) if trail else None
+    if path is None:
+        return ConfigError("the defaults lists of the configuration files never end")
+    return ConfigError(
+        f"{path}: its defaults list includes the file itself",
+        problems=[" -> ".join(trail)],
+        remedy="Nothing was run. "
+        + (
+            "To build on the packaged file, give yours another name."
+            if folders.replaces_packaged(path)
+            else "Take one of them out of its list."
+        ),
+    )
 
 
 def _layer(default: ResultDefault, folders: Folders, read: Callable[[Path], ConfigFile]) -> Layer:
