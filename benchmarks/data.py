@@ -26,40 +26,52 @@ folder.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import data_report as report
-from data_contenders import Contender, contenders, datatrove_python, make_environment
+from data_contenders import contenders, datatrove_python, make_environments
 from data_corpus import MEGABYTE, Corpus, make_corpus
-from data_rounds import Bench, RunError, Runs
 from data_stages import SEQUENCE_LENGTH, Workplace
-from environment import RESULTS, keep
+from harness import (
+    HERE,
+    RESULTS,
+    Bench,
+    Contender,
+    Goal,
+    Run,
+    RunError,
+    Runs,
+    draw,
+    finish,
+    goal_lines,
+    middle,
+    parser_of,
+    ratio,
+    say,
+    summarise,
+    text_table,
+)
 
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.errors import CptResidualError
 
 ROUNDS = 3
-_STARTED = time.monotonic()
+LIMIT, OURS = "encode_batch_fast", "pack_stage"
+OF_LIMIT, SAME_MEMORY = 0.9, 1.1
+AHEAD = (500_000_000, 10_000_000_000)
 SAME_TOKENS = (0.98, 1.001)
 """What a peer's tokens may be over those of the text with an EOS for each document: `group_texts`
 drops the rest of every batch."""
 
+MIB = 1 << 20
 _CODE = ("src", ":(glob)benchmarks/*.py", "constraints.txt")
 _ROOM = 12  # bytes of disk per byte of the largest corpus: its copies, and what peers write
-
-
-def say(text: str) -> None:
-    minutes, seconds = divmod(int(time.monotonic() - _STARTED), 60)
-    print(f"[{minutes:3}:{seconds:02}] {text}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -84,76 +96,84 @@ class Options:
         return whole and self.is_committed
 
 
-def measure(options: Options) -> tuple[dict[str, Any], dict[str, Runs], dict[str, int]]:
-    """The whole benchmark: as one JSON value, the runs on each corpus, and its tokens."""
+class DataBench(Bench):
+    """Counts the tokens of each corpus: the limit's, with an EOS for each document."""
+
+    memory = "all"
+
+    def __init__(self, scratch: Path, documents: Mapping[str, int]) -> None:
+        super().__init__(scratch)
+        self.documents = documents
+        self.budgets: dict[str, int] = {}
+
+    def after(self, contender: Contender, label: str, out: Path, run: Run) -> dict[str, Any]:
+        del out
+        if contender.kind == "limit":
+            self.budgets[label] = run.more["tokens"] + self.documents[label]
+        return {}
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """The whole benchmark."""
     if not options.is_committed:
         say("the code is not committed: the result stays in the data folder")
     check_free_space(options.data, _ROOM * options.sizes[-1] * MEGABYTE)
     place = Workplace(options.data, options.vocab_size)
-    corpora, tokenizer = _prepared(options, place)
+    corpora = _prepared(options, place)
     if datatrove_python(options.peers) is None:
         say("datatrove is absent: no environment for it (--make-peers DIR, then --peers DIR)")
-    line = contenders(place, tokenizer, options.peers)
-    line = [item for item in line if not options.only or item.name in (report.LIMIT, *options.only)]
-    bench = Bench(options.data / "scratch", say)
+    documents = {name: corpus.facts.num_documents for name, corpus in corpora.items()}
+    bench = DataBench(options.data / "scratch", documents)
+    sizes: dict[str, Runs] = {}
+    small, large = corpora
     try:
-        small, large = corpora
-        bench.choose(line, small, corpora[small].facts.num_documents)
-        sizes: dict[str, Runs] = {}
         for name in (small, large):
-            documents = corpora[name].facts.num_documents
-            own = [item for item in line if name == small or item.kind != "peer"]
-            sizes[name] = bench.rounds(own, name, documents=documents, num=options.rounds)
-        if options.large_peers:
-            sizes[large] |= _peers_once(bench, line, corpora[large], large)
+            line = contenders(place, name, bench.budgets, options.peers)
+            line = [
+                each for each in line if not options.only or each.name in (LIMIT, *options.only)
+            ]
+            if name == small:
+                bench.choose(line, small)
+            bench.chosen[name] = bench.chosen[small]
+            peers = [each for each in line if each.kind == "peer" and name == large]
+            own = [each for each in line if each not in peers]
+            sizes[name] = bench.rounds(own, name, num=options.rounds)
+            if peers and options.large_peers:
+                sizes[name] |= bench.rounds(peers, name, num=1)
     finally:
         bench.close()
-    tokens = {
-        name: bench.budgets[name] - corpus.facts.num_documents for name, corpus in corpora.items()
-    }
-    return _result(options, bench, corpora, sizes, tokens), sizes, tokens
+    return _result(options, bench, corpora, sizes)
 
 
-def _prepared(options: Options, place: Workplace) -> tuple[dict[str, Corpus], Path]:
-    """The two corpora, in the store too, and the tokenizer's folder."""
+def _prepared(options: Options, place: Workplace) -> dict[str, Corpus]:
+    """The two corpora, in the store too, and the tokenizer."""
     corpora: dict[str, Corpus] = {}
-    for name, megabytes in zip(_names(options.sizes), options.sizes, strict=True):
+    names = ["sample", *(f"{size}MB" for size in options.sizes[1:])]
+    for name, megabytes in zip(names, options.sizes, strict=True):
         say(f"making {name}: {megabytes} MB of installed text")
         corpora[name] = make_corpus(place.text(name), num_bytes=megabytes * MEGABYTE)
         place.build(place.corpus(name))
     say(f"training a tokenizer of {place.vocab_size:,} tokens")
-    tokenizer = place.build(place.tokenizer())
+    place.build(place.tokenizer())
     corpora.pop("sample")
-    return corpora, tokenizer
-
-
-def _names(sizes: tuple[int, int, int]) -> list[str]:
-    return ["sample", *(f"{size}MB" for size in sizes[1:])]
-
-
-def _peers_once(bench: Bench, line: Sequence[Contender], corpus: Corpus, name: str) -> Runs:
-    say(f"{name}: peers once")
-    peers = [item for item in line if item.kind == "peer"]
-    return bench.rounds(peers, name, documents=corpus.facts.num_documents, num=1)
+    return corpora
 
 
 def _result(
-    options: Options,
-    bench: Bench,
-    corpora: dict[str, Corpus],
-    sizes: dict[str, Runs],
-    tokens: dict[str, int],
+    options: Options, bench: DataBench, corpora: dict[str, Corpus], sizes: dict[str, Runs]
 ) -> dict[str, Any]:
-    goals = report.goals(sizes)
-    print(report.table(sizes, tokens, goals), flush=True)
+    tokens = {name: bench.budgets[name] - bench.documents[name] for name in corpora}
+    goals = _goals(sizes)
+    for name, runs in sizes.items():
+        rows = {each: _row(items, tokens[name]) for each, items in runs.items()}
+        print(text_table(f"{name}: {tokens[name]:,} tokens of text, medians", rows))
+    print(goal_lines(goals), flush=True)
     large = list(sizes)[-1]
+    rate = _rate(sizes[large][OURS], tokens[large]) if OURS in sizes[large] else None
+    _draw(options, sizes, tokens)
     return {
         "corpora": {
-            name: {
-                **asdict(corpus.facts),
-                "text_tokens": tokens[name],
-                "bytes_per_token": corpus.facts.num_bytes / tokens[name],
-            }
+            name: {**asdict(corpus.facts), "text_tokens": tokens[name]}
             for name, corpus in corpora.items()
         },
         "cores": usable_cores(),
@@ -162,29 +182,32 @@ def _result(
         "rounds": options.rounds,
         "settings_tried_seconds": bench.tried,
         "settings_chosen": bench.chosen,
-        "contenders": {n: report.summarise(runs, tokens[n]) for n, runs in sizes.items()},
-        "ratios_to_the_limit": {name: report.ratios(runs) for name, runs in sizes.items()},
-        "pack_stage_seconds_for_tokens": report.ahead(sizes[large], tokens[large]),
+        "contenders": {name: summarise(runs) for name, runs in sizes.items()},
+        "seconds_of_the_limit_over_theirs": {
+            name: {each: ratio(runs, LIMIT, each) for each in runs if each != LIMIT}
+            for name, runs in sizes.items()
+        },
+        "pack_stage_seconds_for_tokens": {str(n): n / rate for n in AHEAD} if rate else {},
         "goals": {name: goal.summary() for name, goal in goals.items()},
-        "correctness": _correctness(bench, sizes),
+        "correctness": correctness(bench.budgets, sizes),
         "peers_failed": bench.failed,
     }
 
 
-def _correctness(bench: Bench, sizes: dict[str, Runs]) -> dict[str, Any]:
+def correctness(budgets: Mapping[str, int], sizes: Mapping[str, Runs]) -> dict[str, Any]:
     """Every pack holds all tokens of its corpus, all packs of a corpus are the same, and peers had
     the same tokens. `holds`: None where ours took no part."""
-    packs = {name: runs.get(report.OURS, []) for name, runs in sizes.items()}
+    packs = {name: runs.get(OURS, []) for name, runs in sizes.items()}
     complete = {
-        name: bool(runs) and all(run.tokens == bench.budgets[name] for run in runs)
+        name: bool(runs) and all(run.more["tokens"] == budgets[name] for run in runs)
         for name, runs in packs.items()
     }
     hashes = {name: {run.more["rows_sha256"] for run in runs} for name, runs in packs.items()}
     peers = {
         name: {
-            peer: [run.tokens / bench.budgets[name] for run in items]
+            peer: [run.more["tokens"] / budgets[name] for run in items]
             for peer, items in runs.items()
-            if peer not in (report.LIMIT, report.OURS)
+            if peer not in (LIMIT, OURS)
         }
         for name, runs in sizes.items()
     }
@@ -199,38 +222,81 @@ def _correctness(bench: Bench, sizes: dict[str, Runs]) -> dict[str, Any]:
     }
 
 
+def _goals(sizes: Mapping[str, Runs]) -> dict[str, Goal]:
+    """Speed is judged on the larger corpus."""
+    small, large = list(sizes)
+    speed = ratio(sizes[large], LIMIT, OURS)
+    peaks = {name: middle(runs[OURS], "peak_bytes") for name, runs in sizes.items() if OURS in runs}
+    grown = peaks[large] / peaks[small] if len(peaks) == len(sizes) else None
+    return {
+        f"{large}: tokens/s of the pack stage over the limit": Goal(
+            speed.get("of_medians"), OF_LIMIT, at_least=True
+        ),
+        f"peak memory of the pack stage, {large} over {small}": Goal(grown, SAME_MEMORY),
+    }
+
+
+def _rate(runs: list[Run], text_tokens: int) -> float:
+    return text_tokens / middle(runs)
+
+
+def _row(runs: list[Run], text_tokens: int) -> dict[str, float]:
+    return {
+        "M tokens/s": _rate(runs, text_tokens) / 1e6,
+        "seconds": middle(runs),
+        "process s": middle(runs, "process_seconds"),
+        "CPU s": middle(runs, "cpu_seconds"),
+        "peak MiB": middle(runs, "peak_bytes") / MIB,
+        "anon MiB": middle(runs, "anonymous_bytes") / MIB,
+    }
+
+
+def _draw(options: Options, sizes: Mapping[str, Runs], tokens: Mapping[str, int]) -> None:
+    rows = {
+        size: {name: _row(items, tokens[size]) for name, items in runs.items()}
+        for size, runs in sizes.items()
+    }
+    large = list(sizes)[-1]
+    goal = OF_LIMIT * rows[large][LIMIT]["M tokens/s"] if LIMIT in rows[large] else None
+
+    def column(name: str) -> dict[str, dict[str, float]]:
+        return {s: {n: row[name] for n, row in found.items()} for s, found in rows.items()}
+
+    panels = {
+        f"million tokens of text per second (dotted: {OF_LIMIT} of the limit)": (
+            column("M tokens/s"),
+            goal,
+        ),
+        "peak resident memory of all processes, MiB": (column("peak MiB"), None),
+    }
+    folder = RESULTS if options.is_full else options.data
+    title = f"Packing text with a BPE of {options.vocab_size:,} tokens, {usable_cores()} cores"
+    draw(folder / "data.png", title, panels)
+
+
 def _is_committed() -> bool:
     """Whether the code that is measured is what its commit says."""
     command = ["git", "status", "--porcelain", "--", *_CODE]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
     return done.returncode == 0 and not done.stdout.strip()
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    parser = parser_of(__doc__, rounds=ROUNDS)
+    parser.add_argument("--large-peers", action="store_true", help="peers on the larger one too")
+    arguments = parser.parse_args()
     if arguments.make_peers:
-        make_environment(arguments.make_peers)
+        make_environments(arguments.make_peers)
         return
     with tempfile.TemporaryDirectory(prefix="cpt-residual-data-") as temporary:
         options = _options(arguments, Path(temporary))
         options.data.mkdir(parents=True, exist_ok=True)
         try:
-            result, sizes, tokens = measure(options)
+            result = measure(options)
         except (RunError, CptResidualError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
-        path = options.data / "data.json"
-        if options.is_full:
-            path = keep("data", result)
-        else:
-            path.write_text(json.dumps(result, indent=1) + "\n")
-        picture = (RESULTS if options.is_full else options.data) / "data.png"
-        title = f"Packing text with a BPE of {options.vocab_size:,} tokens, {usable_cores()} cores"
-        report.draw(sizes, tokens, picture, title=title)
-        lasting = options.is_full or arguments.data
-        print(f"\nresult: {path}" if lasting else "\nnot the full run, and no --data: not kept")
-    if result["correctness"]["holds"] is False:
-        sys.exit(f"tokens are wrong: {json.dumps(result['correctness'], indent=1)}")
+        folder = RESULTS if options.is_full else options.data
+        finish("data", result, folder=folder, lasting=options.is_full or bool(arguments.data))
 
 
 def _options(arguments: argparse.Namespace, temporary: Path) -> Options:
@@ -246,20 +312,6 @@ def _options(arguments: argparse.Namespace, temporary: Path) -> Options:
         quick=quick,
         is_committed=_is_committed(),
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    add = parser.add_argument
-    add("--data", type=Path, help="keep corpora and store here, use them again (temporary folder)")
-    add("--peers", type=Path, help="folder of datatrove's environment")
-    add("--make-peers", type=Path, metavar="DIR", help="make this environment, and stop")
-    add("--rounds", type=int, help=f"rounds ({ROUNDS})")
-    add("--only", action="append", metavar="NAME", help="the limit and this contender (repeatable)")
-    add("--large-peers", action="store_true", help="peers on the larger corpus too (minutes)")
-    add("--quick", action="store_true", help="a few megabytes and one round, to try everything")
-    return parser
 
 
 if __name__ == "__main__":

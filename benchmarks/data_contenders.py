@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from data_stages import SEQUENCE_LENGTH, Workplace
+from harness import HERE, Command, Contender, make_environment
 
 from cpt_residual.core.measure import usable_cores
 from cpt_residual.modeling.text_encoder import CACHED_WORDS
 
 DATATROVE = "0.10.1"
-OFFLINE = ("env", "-u", "PYTHONDONTWRITEBYTECODE", "HF_HUB_OFFLINE=1")
-_HERE = Path(__file__).absolute().parent
 _BATCH_MEGABYTES = (1, 8, 64)
 _DATATROVE_BATCHES = (100, 1000)
 
-Command = Callable[[str, int, Path], list[str]]
-"""From corpus, token budget and output folder to the command; it writes `report.json` there."""
 
-
-@dataclass(frozen=True)
-class Contender:
-    """One measured program. Of several `settings` the fastest is found first, then used."""
-
-    name: str
-    kind: Literal["limit", "ours", "peer"]
-    settings: Mapping[str, Command]
-
-
-def contenders(place: Workplace, tokenizer: Path, peers: Path | None) -> list[Contender]:
-    """All that can run here; the limit first. `tokenizer`: its folder."""
-    everybody = [
-        _limit(place, tokenizer),
-        _ours(place),
-        _small_cache(place, tokenizer),
-        _map(place, tokenizer),
-    ]
-    python = datatrove_python(peers)
-    return [*everybody, _datatrove(place, tokenizer, python)] if python else everybody
-
-
-def make_environment(folder: Path) -> None:
+def make_environments(folder: Path) -> None:
     """The environment of datatrove below `folder`, with the same tokenizers library as ours."""
-    place = folder / "datatrove"
     libraries = [f"datatrove=={DATATROVE}", f"tokenizers=={version('tokenizers')}", "orjson"]
-    print(f"making {place} with {', '.join(libraries)}", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    python = str(place / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", *libraries], check=True)
+    make_environment(folder / "datatrove", libraries)
 
 
 def datatrove_python(peers: Path | None) -> Path | None:
@@ -62,105 +30,57 @@ def datatrove_python(peers: Path | None) -> Path | None:
     return python if python and python.is_file() else None
 
 
-def _limit(place: Workplace, tokenizer: Path) -> Contender:
-    return Contender(
-        "encode_batch_fast",
-        "limit",
-        {f"batches of {size} MB": _encode(place, tokenizer, size) for size in _BATCH_MEGABYTES},
-    )
+def contenders(
+    place: Workplace, corpus: str, budgets: Mapping[str, int], peers: Path | None
+) -> list[Contender]:
+    """All that can run here; the limit first. `budgets`: the tokens of each corpus, known when the
+    limit has run."""
+    text, folder = place.text(corpus), place.build(place.tokenizer())
+    tokenizer, cores = folder / "tokenizer.json", usable_cores()
+    threads = ["TOKENIZERS_PARALLELISM=true", f"RAYON_NUM_THREADS={cores}"]
+    alone = ["TOKENIZERS_PARALLELISM=false"]
 
+    def encode(megabytes: int, words: int) -> Command:
+        limit = _program(threads, sys.executable, "data_limit.py")
+        return lambda out: _with(limit, text, tokenizer, megabytes * 1_000_000, words, _report(out))
 
-def _small_cache(place: Workplace, tokenizer: Path) -> Contender:
-    """The same with as many words remembered as our encoder has: how much of ours is due to it."""
-    setting = _encode(place, tokenizer, _BATCH_MEGABYTES[0], cached_words=CACHED_WORDS)
-    return Contender("limit_small_cache", "peer", {f"{CACHED_WORDS} words": setting})
+    def pack(out: Path) -> list[str]:
+        start = _program([], sys.executable, "data_stages.py")
+        budget = budgets[corpus]
+        return _with(start, place.folder, place.vocab_size, corpus, budget, _report(out))
 
+    def group(out: Path) -> list[str]:
+        start = _program(alone, sys.executable, "data_map.py")
+        return _with(start, text, folder, cores, SEQUENCE_LENGTH, out, _report(out))
 
-def _encode(place: Workplace, tokenizer: Path, megabytes: int, *, cached_words: int = 0) -> Command:
-    start = [
-        *OFFLINE,
-        "TOKENIZERS_PARALLELISM=true",
-        f"RAYON_NUM_THREADS={usable_cores()}",
-        sys.executable,
-        str(_HERE / "data_limit.py"),
+    def trove(python: Path, batch: int) -> Command:
+        start = _program(alone, str(python), "data_datatrove.py")
+        return lambda out: _with(start, text, tokenizer, batch, cores, out, _report(out))
+
+    limits = {f"batches of {size} MB": encode(size, 0) for size in _BATCH_MEGABYTES}
+    small = {f"{CACHED_WORDS} words": encode(_BATCH_MEGABYTES[0], CACHED_WORDS)}
+    found = [
+        Contender("encode_batch_fast", "limit", limits),
+        Contender("pack_stage", "ours", {"": pack}),
+        Contender("limit_small_cache", "peer", small),
+        Contender("datasets_map", "peer", {"": group}),
     ]
-    size = str(megabytes * 1_000_000)
-    return lambda name, _, out: [
-        *start,
-        str(place.text(name)),
-        str(tokenizer / "tokenizer.json"),
-        size,
-        str(cached_words),
-        _report(out),
-    ]
+    python = datatrove_python(peers)
+    if python is not None:
+        settings = {
+            f"batches of {size} documents": trove(python, size) for size in _DATATROVE_BATCHES
+        }
+        found.append(Contender("datatrove", "peer", settings))
+    return found
 
 
-def _ours(place: Workplace) -> Contender:
-    start = [*OFFLINE, sys.executable, str(_HERE / "data_stages.py"), str(place.folder)]
-    return Contender(
-        "pack_stage",
-        "ours",
-        {
-            "": lambda name, budget, out: [
-                *start,
-                str(place.vocab_size),
-                name,
-                str(budget),
-                _report(out),
-            ]
-        },
-    )
+def _program(variables: Sequence[str], python: str, script: str) -> list[str]:
+    return ["env", "HF_HUB_OFFLINE=1", *variables, python, str(HERE / script)]
 
 
-def _map(place: Workplace, tokenizer: Path) -> Contender:
-    start = [
-        *OFFLINE,
-        "TOKENIZERS_PARALLELISM=false",
-        sys.executable,
-        str(_HERE / "data_map.py"),
-    ]
-    return Contender(
-        "datasets_map",
-        "peer",
-        {
-            "": lambda name, _, out: [
-                *start,
-                str(place.text(name)),
-                str(tokenizer),
-                str(usable_cores()),
-                str(SEQUENCE_LENGTH),
-                str(out),
-                _report(out),
-            ]
-        },
-    )
+def _with(start: list[str], *arguments: object) -> list[str]:
+    return [*start, *map(str, arguments)]
 
 
-def _datatrove(place: Workplace, tokenizer: Path, python: Path) -> Contender:
-    start = [
-        *OFFLINE,
-        "TOKENIZERS_PARALLELISM=false",
-        str(python),
-        str(_HERE / "data_datatrove.py"),
-    ]
-
-    def settings(batch: int) -> Command:
-        return lambda name, _, out: [
-            *start,
-            str(place.text(name)),
-            str(tokenizer / "tokenizer.json"),
-            str(batch),
-            str(usable_cores()),
-            str(out),
-            _report(out),
-        ]
-
-    return Contender(
-        "datatrove",
-        "peer",
-        {f"batches of {size} documents": settings(size) for size in _DATATROVE_BATCHES},
-    )
-
-
-def _report(out: Path) -> str:
-    return str(out / "report.json")
+def _report(out: Path) -> Path:
+    return out.with_name("report.json")

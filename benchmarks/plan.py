@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from environment import keep
+from harness import keep
 
 RUNS = 9
 FLOOR = (

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from environment import keep
+from harness import keep
 from transformers import get_scheduler
 
 from cpt_residual.config.compose import compose

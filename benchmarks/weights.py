@@ -27,41 +27,55 @@ A run that is not the full one (--quick, --only, --layers ...) leaves both in th
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 import tempfile
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import page_cache
 import weights_contenders as contending
-import weights_peers as peering
-import weights_report as report
-from environment import RESULTS, keep
+from harness import (
+    RESULTS,
+    Bench,
+    Contender,
+    Goal,
+    Run,
+    RunError,
+    Runs,
+    draw,
+    finish,
+    fresh,
+    goal_lines,
+    middle,
+    parser_of,
+    ratio,
+    say,
+    summarise,
+    text_table,
+)
 from weights_check import sampled_errors, weights_hash
-from weights_contenders import Contender, Line
+from weights_contenders import ALPHAS, OURS, Line, Peers
 from weights_family import ONE_B, SMALL, Family, Size, make
-from weights_measure import Run, RunError
-from weights_rounds import Bench, State, reached, warm_is_possible
 
 from cpt_residual.core.disk import check_free_space, format_bytes, free_bytes
 from cpt_residual.errors import CptResidualError
 
 MIN_ROUNDS = 5
-STATES: tuple[State, ...] = ("cold", "warm")
-_STARTED = time.monotonic()
-
-AllRuns = dict[State, dict[str, list[Run]]]
-
-
-def say(text: str) -> None:
-    minutes, seconds = divmod(int(time.monotonic() - _STARTED), 60)
-    print(f"[{minutes:3}:{seconds:02}] {text}", flush=True)
+STATES = ("cold", "warm")
+GIB = 1 << 30
+COPY_FACTOR, PEER_FACTOR, ALPHAS_FACTOR, PEAK_GIB, SAME_FACTOR = 1.35, 4.0, 1.6, 0.5, 1.1
+PEER_MERGES = (("mergekit", "direct"), ("residuals", "direct"), ("residuals_apply", "apply"))
+"""Each peer, and what ours does with the same inputs."""
+RATIOS = (
+    *(("direct", "copy"), ("apply", "copy"), ("four_alphas", "direct")),
+    *(("four_alphas", "copy_four"), ("copy_four", "copy"), *PEER_MERGES),
+    ("residuals_apply", "direct"),
+    *((peer, "copy") for peer, _ in PEER_MERGES),
+)
+_ROOM = 1.2  # a warm cache needs the inputs' bytes in memory, and something beside
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,10 @@ class Options:
     """What to measure, and where the family lies."""
 
     data: Path
-    environments: peering.Peers
+    environments: Peers
     size: Size
     rounds: int
-    states: tuple[State, ...]
+    states: tuple[str, ...]
     only: tuple[str, ...]
     twice: bool
     quick: bool
@@ -84,105 +98,133 @@ class Options:
         return whole and self.rounds >= MIN_ROUNDS
 
 
-class Correctness:
-    """Looks at outputs of the first round."""
+class WeightsBench(Bench):
+    """Runs from a known state of the page cache; looks at every contender's first merged model."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, scratch: Path, family: Family | None = None) -> None:
+        super().__init__(scratch)
         self.family = family
         self.hashes: dict[str, str] = {}
         self.sampled: dict[str, Any] = {}
 
-    def look(self, contender: Contender, out: Path) -> None:
-        folders = {1.0: out} if contender.merges else {}
-        if contender.name == "four_alphas":
-            folders = {alpha: out / f"alpha_{alpha}" for alpha in contending.ALPHAS}
-        for alpha, folder in folders.items():
-            name = contender.name if len(folders) == 1 else f"{contender.name} {alpha}"
-            self.sampled[name] = sampled_errors(self.family, folder, alpha=alpha)
-            if contender.kind == "ours":
-                self.hashes[name] = weights_hash(folder)
+    def prepare(self, line: Line) -> None:
+        """Computes the residuals that contenders read. They are on the disk afterwards."""
+        for item in line[1]:
+            say(f"computing the residual of {item.folder.name}, to be applied later")
+            try:
+                self.measured(item.compute(fresh(item.folder)))
+            except RunError as error:
+                if item.folder.name == "ours":
+                    raise
+                say(str(error))  # those that read it will fail, and are left out
+            page_cache.flush(item.folder)
 
-    def summary(self) -> dict[str, Any]:
-        """All answers; `holds` is about ours alone. None: was not measured."""
-        direct = self.hashes.get("direct")
-        same = {
-            name: self.hashes[name] == direct if direct and name in self.hashes else None
-            for name in ("apply", "four_alphas 1.0")
+    def before(self, contender: Contender, label: str) -> dict[str, Any]:
+        if label == "cold":
+            page_cache.evict(contender.reads)
+        else:  # room for what this one reads
+            folders = (path for path in self.scratch.iterdir() if path.is_dir())
+            page_cache.evict(folder for folder in folders if folder not in contender.reads)
+            page_cache.load(contender.reads)
+        return {"resident_before": page_cache.resident_share(contender.reads)}
+
+    def after(self, contender: Contender, label: str, out: Path, run: Run) -> dict[str, Any]:
+        del label, run
+        flush_seconds = page_cache.flush(out)
+        if contender.merges and self.family is not None and contender.name not in self.sampled:
+            self._look(self.family, contender, out)
+        return {"flush_seconds": flush_seconds}
+
+    def _look(self, family: Family, contender: Contender, out: Path) -> None:
+        folders = {1.0: out}
+        if contender.name == "four_alphas":
+            folders = {alpha: out / f"alpha_{alpha}" for alpha in ALPHAS}
+        sampled = {
+            str(alpha): sampled_errors(family, folder, alpha=alpha)
+            for alpha, folder in folders.items()
         }
+        self.sampled[contender.name] = sampled
+        if contender.kind == "ours":
+            self.hashes[contender.name] = weights_hash(folders[1.0])
+
+    def correctness(self) -> dict[str, Any]:
+        """`holds` is about ours alone."""
         clean = [
             not found["missing"] and found["wrong_elements"] == 0
-            for name, found in self.sampled.items()
-            if name in self.hashes
+            for name in self.hashes
+            for found in self.sampled[name].values()
         ]
         return {
-            "same_bytes_as_direct": same,
+            "hashes_at_alpha_1": self.hashes,
             "sampled_against_float64": self.sampled,
-            "holds": all(clean) and False not in same.values(),
+            "holds": all(clean) and len(set(self.hashes.values())) <= 1,
         }
 
 
-def measure(options: Options) -> tuple[dict[str, Any], AllRuns]:
-    """The whole benchmark: as one JSON value, and the runs of each state."""
-    for name in peering.VERSIONS:
-        if not options.environments.has(name):
-            say(f"{name} is absent: no environment for it (--make-peers DIR, then --peers DIR)")
+def measure(options: Options) -> dict[str, Any]:
+    """The whole benchmark."""
     versions = options.environments.versions()
     family = make(options.size, options.data, say=say)
-    bench = Bench(options.data / "scratch", say)
+    bench = WeightsBench(options.data / "scratch", family)
     try:
-        contenders, stored = _line_up(options, family, bench)
-        places = _places(options, family, bench)
-        commands = _commands(contenders, places)
+        line = _line_up(options, family, bench)
         if not options.quick:
             _warm_up(options, bench)
-        bench.prepare(stored)
-        correct, states, notes = Correctness(family), {}, {}
+        bench.prepare(line)
+        states: dict[str, Runs] = {}
+        notes: dict[str, Any] = {}
         for state in options.states:
-            if state == "warm" and not warm_is_possible(contenders):
+            if state == "warm" and not _fits(line[0]):
                 notes[state] = "not measured: the inputs do not fit into the free memory"
-                say(f"warm cache {notes[state]}")
                 continue
-            bench.choose(contenders, state, num_tries=1 if options.quick else 2)
-            look = None if states else correct.look
-            states[state] = bench.rounds(contenders, state, num=options.rounds, look=look)
-            notes[state] = reached(states[state], state)
+            bench.choose(line[0], state, num_tries=1 if options.quick else 2)
+            states[state] = bench.rounds(line[0], state, num=options.rounds)
+            notes[state] = _reached(states[state], state)
         checked = _checked(options, family, bench)
-        twice = _twice(options, bench)
-        result = {
-            **_result(options, bench, states, twice),
-            "commands": commands,
+        return {
+            **_result(options, bench, states, _twice(options, bench)),
             "peers": versions,
-            "peers_failed": {
-                name: _without_places(text, places) for name, text in bench.failed.items()
-            },
             "page_cache": notes,
             "direct_with_check": checked and asdict(checked),
-            "correctness": correct.summary(),
         }
-        return result, states
     finally:
         bench.close()
 
 
 def _line_up(options: Options, family: Family, bench: Bench) -> Line:
     """The contenders that were asked for, and the stored residuals that they need."""
-    ours, of_ours = contending.ours(family, bench.scratch)
-    peers, of_peers = contending.peers(family, bench.scratch, options.environments)
-    everybody = contending.in_order([*contending.limits(family), *ours, *peers])
-    line = contending.only(options.only, (everybody, [*of_ours, *of_peers]))
+    everybody = contending.everybody(family, bench.scratch, options.environments)
+    line = contending.only(options.only, everybody)
     if not line[0]:
-        names = ", ".join(item.name for item in everybody)
+        names = ", ".join(item.name for item in everybody[0])
         sys.exit(f"--only: there is no {', '.join(options.only)}; there are {names}")
     check_free_space(options.data, contending.needed_bytes(line))
     return line
 
 
+def _fits(contenders: list[Contender]) -> bool:
+    """Whether the inputs of every contender fit into the memory that is free."""
+    files = [[p for f in item.reads for p in f.rglob("*") if p.is_file()] for item in contenders]
+    largest = max(sum(path.stat().st_size for path in paths) for paths in files)
+    return page_cache.available_bytes() >= _ROOM * largest
+
+
+def _reached(runs: Runs, state: str) -> dict[str, Any]:
+    """Whether the page cache was as wanted at the start of every run."""
+    shares = [run.more["resident_before"] for items in runs.values() for run in items]
+    least, most = min(shares), max(shares)
+    as_wanted = most < 0.01 if state == "cold" else least > 0.99
+    return {"least_resident": least, "most_resident": most, "as_wanted": as_wanted}
+
+
 def _warm_up(options: Options, bench: Bench) -> None:
     say("warming up on a small family: byte code, compiled kernels, libraries")
-    small = Bench(bench.scratch / "small", say)
-    contenders, stored = _line_up(options, make(SMALL, options.data, say=say), small)
-    small.prepare(stored)
-    small.every_setting(contenders)
+    small = WeightsBench(bench.scratch / "small")
+    line = _line_up(options, make(SMALL, options.data, say=say), small)
+    small.prepare(line)
+    for contender in line[0]:
+        for setting in contender.settings:
+            small.attempt(contender, setting, "warm")
     small.close()
 
 
@@ -193,7 +235,7 @@ def _checked(options: Options, family: Family, bench: Bench) -> Run | None:
     return bench.once(contending.ours_with_check(family), "", options.states[0])
 
 
-def _twice(options: Options, bench: Bench) -> dict[str, Run]:
+def _twice(options: Options, bench: WeightsBench) -> dict[str, Run]:
     """Ours once on a family of at least twice the bytes."""
     if not options.twice:
         return {}
@@ -201,15 +243,14 @@ def _twice(options: Options, bench: Bench) -> dict[str, Run]:
     say(f"twice the size, for the memory: {size.layers} layers instead of {options.size.layers}")
     for folder in bench.scratch.iterdir():
         if folder.is_dir():
-            contending.fresh(folder)
+            fresh(folder)
     family = make(size, options.data, say=say)
     line = contending.only(options.only, contending.ours(family, bench.scratch))
     if free_bytes(options.data) < contending.needed_bytes(line):
         say("too little free disk for four alphas at twice the size: left out")
         line = contending.only(("compute", "apply", "direct"), line)
-    contenders, stored = line
-    bench.prepare(stored)
-    return {item.name: bench.once(item, next(iter(item.settings)), "cold") for item in contenders}
+    bench.prepare(line)
+    return {item.name: bench.once(item, next(iter(item.settings)), "cold") for item in line[0]}
 
 
 def _doubled(size: Size) -> Size:
@@ -219,138 +260,118 @@ def _doubled(size: Size) -> Size:
 
 
 def _result(
-    options: Options,
-    bench: Bench,
-    states: AllRuns,
-    twice: dict[str, Run],
+    options: Options, bench: WeightsBench, states: Mapping[str, Runs], twice: dict[str, Run]
 ) -> dict[str, Any]:
-    goals = report.goals(states, twice)
-    doubled = _doubled(options.size).num_parameters
-    print(report.table(states, goals), flush=True)
+    ratios = {
+        state: {f"{a}/{b}": found for a, b in RATIOS if (found := ratio(runs, a, b))}
+        for state, runs in states.items()
+    }
+    goals = _goals(ratios, states, twice)
+    for state, runs in states.items():
+        print(text_table(f"{state} cache, medians", {n: _row(r) for n, r in runs.items()}))
+    print(goal_lines(goals), flush=True)
+    folder = RESULTS if options.is_full else options.data
+    title = f"Merging {options.size.num_parameters / 1e6:,.0f}M parameters (bf16), medians"
+    seconds = {state: {n: middle(r) for n, r in runs.items()} for state, runs in states.items()}
+    peaks = {state: {n: _peak(r) for n, r in runs.items()} for state, runs in states.items()}
+    panels = {
+        "seconds of the whole process": (seconds, None),
+        "peak resident memory, GiB": (peaks, PEAK_GIB),
+    }
+    draw(folder / "weights.png", title, panels)
     return {
-        "family": {
-            **asdict(options.size),
-            "num_parameters": options.size.num_parameters,
-            "bytes_per_model": options.size.num_bytes,
-        },
+        "family": {**asdict(options.size), "num_parameters": options.size.num_parameters},
         "rounds": options.rounds,
         "settings_tried_seconds": bench.tried,
         "settings_chosen": bench.chosen,
-        "states": {state: report.summarise(runs) for state, runs in states.items()},
-        "ratios": {state: report.ratios(runs) for state, runs in states.items()},
+        "states": {state: summarise(runs) for state, runs in states.items()},
+        "ratios": ratios,
         "twice": {
-            "num_parameters": doubled,
-            "factor": doubled / options.size.num_parameters,
+            "num_parameters": _doubled(options.size).num_parameters,
             "runs": {name: asdict(item) for name, item in twice.items()},
         },
         "goals": {name: goal.summary() for name, goal in goals.items()},
-        "disk": _disk(options.data),
+        "correctness": bench.correctness(),
+        "peers_failed": bench.failed,
+        "free_disk": format_bytes(free_bytes(options.data)),
     }
 
 
-def _commands(contenders: list[Contender], places: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Every command as it is run, in each of its settings."""
+def _row(runs: list[Run]) -> dict[str, float]:
     return {
-        contender.name: {
-            setting: _without_places(" ".join(command(Path("OUT"))).replace("\n", ","), places)
-            for setting, command in contender.settings.items()
-        }
-        for contender in contenders
+        "seconds": middle(runs),
+        "flush s": sum(run.more["flush_seconds"] for run in runs) / len(runs),
+        "CPU s": middle(runs, "cpu_seconds"),
+        "peak GiB": _peak(runs),
+        "anon GiB": middle(runs, "anonymous_bytes") / GIB,
     }
 
 
-def _places(options: Options, family: Family, bench: Bench) -> dict[str, str]:
-    """Folders of this machine, and what stands for them in a result."""
-    folders = {
-        bench.scratch: "SCRATCH",
-        family.base.parent: "FAMILY",
-        options.data: "DATA",
-        options.environments.folder: "PEERS",
-        Path(sys.executable).parent: "BIN",
-        Path(__file__).absolute().parent: "benchmarks",
+def _peak(runs: list[Run]) -> float:
+    return middle(runs, "peak_bytes") / GIB
+
+
+def _goals(
+    ratios: Mapping[str, Any], states: Mapping[str, Runs], twice: Mapping[str, Run]
+) -> dict[str, Goal]:
+    """The goals of the project, computed from medians over the rounds of each state."""
+    found: dict[str, Goal] = {}
+    for state, pairs in ratios.items():
+        known = {name: item["of_medians"] for name, item in pairs.items()}
+        copies = Goal(known.get("direct/copy"), COPY_FACTOR)
+        found[f"{state}: direct apply over the copy limit"] = copies
+        for peer, ours in PEER_MERGES:
+            found[f"{state}: {peer} over {ours}"] = Goal(
+                known.get(f"{peer}/{ours}"), PEER_FACTOR, at_least=True
+            )
+        disk = known.get("copy_four/copy")
+        note = "" if disk is None else f"copying to four takes {disk:.2f} times as long as to one"
+        alphas = Goal(known.get("four_alphas/direct"), ALPHAS_FACTOR, note=note)
+        found[f"{state}: four alphas over one"] = alphas
+    once: dict[str, int] = {}
+    for runs in states.values():
+        for name in OURS:
+            once[name] = max([once.get(name, 0), *(run.peak_bytes for run in runs.get(name, ()))])
+    peaks = [peak / GIB for peak in once.values() if peak]
+    doubled = [run.peak_bytes / GIB for run in twice.values()]
+    grown = [run.peak_bytes / once[name] for name, run in twice.items() if once.get(name)]
+    memory = "peak memory of ours"
+    return found | {
+        f"{memory}, GiB": Goal(max(peaks, default=None), PEAK_GIB),
+        f"{memory} at twice the size, GiB": Goal(max(doubled, default=None), PEAK_GIB),
+        f"{memory}, twice the size over once": Goal(max(grown, default=None), SAME_FACTOR),
     }
-    return {str(folder.absolute()): name for folder, name in folders.items() if folder}
-
-
-def _without_places(text: str, places: dict[str, str]) -> str:
-    for folder, name in places.items():
-        text = text.replace(folder, name)
-    return text
-
-
-def _disk(folder: Path) -> dict[str, str]:
-    """File system below the family, and the room that is left."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    inside = [m for m in mounts if folder.absolute().is_relative_to(m[1])]
-    kind = max(inside, key=lambda mount: len(mount[1]))[2] if inside else "unknown"
-    return {"file_system": kind, "free": format_bytes(free_bytes(folder))}
 
 
 def main() -> None:
-    parser = _parser()
+    parser = parser_of(__doc__, rounds=MIN_ROUNDS)
+    parser.add_argument("--layers", type=int, help="another number of layers than 16")
+    parser.add_argument("--state", action="append", choices=STATES, help="only this cache")
+    parser.add_argument("--no-twice", action="store_true", help="no family of twice the size")
     arguments = parser.parse_args()
     if arguments.make_peers:
-        peering.make_environments(arguments.make_peers)
+        contending.make_environments(arguments.make_peers)
         return
-    with tempfile.TemporaryDirectory(prefix="cpt-residual-weights-") as temporary, _one_line():
-        options = _options(arguments, Path(temporary))
-        options.data.mkdir(parents=True, exist_ok=True)
-        result, states = measure(options)
-        path = options.data / "weights.json"
-        if options.is_full:
-            path = keep("weights", result)
-        else:
-            path.write_text(json.dumps(result, indent=1) + "\n")
-        picture = (RESULTS if options.is_full else options.data) / "weights.png"
-        report.draw(states, picture, title=_title(options))
-        lasting = options.is_full or arguments.data
-        print(f"\nresult: {path}" if lasting else "\nnot the full run, and no --data: not kept")
-    if not result["correctness"]["holds"]:
-        sys.exit(f"ours is wrong: {json.dumps(result['correctness'], indent=1)}")
-
-
-@contextmanager
-def _one_line() -> Generator[None]:
-    """A failed run of ours, or too little disk, ends the benchmark with its message alone."""
-    try:
-        yield
-    except (RunError, CptResidualError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
-def _title(options: Options) -> str:
-    millions = options.size.num_parameters / 1e6
-    return f"Merging {millions:,.0f}M parameters (bf16): medians, rounds: {options.rounds}"
-
-
-def _options(arguments: argparse.Namespace, temporary: Path) -> Options:
     size = SMALL if arguments.quick else ONE_B
-    return Options(
-        data=(arguments.data or temporary).absolute(),
-        environments=peering.Peers(arguments.peers),
-        size=replace(size, layers=arguments.layers or size.layers),
-        rounds=arguments.rounds or (1 if arguments.quick else MIN_ROUNDS),
-        states=tuple(state for state in STATES if state in (arguments.state or STATES)),
-        only=tuple(arguments.only or ()),
-        twice=not arguments.no_twice,
-        quick=arguments.quick,
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    add = parser.add_argument
-    add("--data", type=Path, help="keep the family here and use it again (a temporary folder)")
-    add("--peers", type=Path, help="folder of the peers' environments")
-    add("--make-peers", type=Path, metavar="DIR", help="make these environments, and stop")
-    add("--layers", type=int, help="another number of layers than 16")
-    add("--rounds", type=int, help=f"rounds per state of the cache ({MIN_ROUNDS})")
-    add("--state", action="append", choices=STATES, help="only this state of the cache")
-    add("--only", action="append", metavar="NAME", help="only this contender (may be repeated)")
-    add("--no-twice", action="store_true", help="leave out the family of twice the size")
-    add("--quick", action="store_true", help="a small family and one round, to try everything")
-    return parser
+    with tempfile.TemporaryDirectory(prefix="cpt-residual-weights-") as temporary:
+        options = Options(
+            data=(arguments.data or Path(temporary)).absolute(),
+            environments=Peers(arguments.peers),
+            size=replace(size, layers=arguments.layers or size.layers),
+            rounds=arguments.rounds or (1 if arguments.quick else MIN_ROUNDS),
+            states=tuple(state for state in STATES if state in (arguments.state or STATES)),
+            only=tuple(arguments.only or ()),
+            twice=not arguments.no_twice,
+            quick=arguments.quick,
+        )
+        options.data.mkdir(parents=True, exist_ok=True)
+        try:
+            result = measure(options)
+        except (RunError, CptResidualError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+        folder = RESULTS if options.is_full else options.data
+        lasting = options.is_full or bool(arguments.data)
+        finish("weights", result, folder=folder, lasting=lasting)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Who takes part in `weights.py`: commands, what they read, and what they need beforehand."""
+"""Who takes part in `weights.py`: commands, what they read, what they need beforehand, and the
+environments of peers."""
 
 from __future__ import annotations
 
-import shutil
+import json
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from harness import HERE, Command, Contender, make_environment
 from weights_family import Family
-from weights_peers import Command, Peers
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-COPY = Path(__file__).with_name("weights_copy.py")
 OURS = ("compute", "apply", "direct", "four_alphas")
 _COPIES = (  # how, threads, MiB at once
     ("cached", 4, 16),
@@ -28,19 +28,84 @@ _ORDER = (
 _SLACK = 1 << 30
 
 
+VERSIONS = {"residuals": "0.3.2", "mergekit": "0.1.5"}
+TORCH = "torch==2.13.0"  # exactly, so that pip takes the same build for all
+_OFFLINE = ["env", "HF_HUB_OFFLINE=1"]
+_LIBRARIES = ("residuals", "mergekit", "torch", "transformers", "safetensors", "numpy")
+_ASK_VERSIONS = (
+    "import json; from importlib import metadata as m; "
+    "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
+)
+MERGEKIT_SETTINGS: Mapping[str, list[str]] = {
+    "one shard": ["--lazy-unpickle", "--quiet"],
+    "shards of 1B, written asynchronously by 2 threads": [
+        "--lazy-unpickle",
+        "--quiet",
+        "--out-shard-size",
+        "1B",
+        "--async-write",
+        "--write-threads",
+        "2",
+    ],
+}
+"""Without a GPU mergekit's other options for speed and memory do nothing (`--low-cpu-memory` keeps
+intermediate values on an accelerator)."""
+
+
 @dataclass(frozen=True)
-class Contender:
-    """One measured program. Of several `settings` the fastest is found first, then used.
+class Peers:
+    """The environments below a folder; a peer without one is absent."""
 
-    `merges`: it writes a merged model, whose elements can be checked.
-    """
+    folder: Path | None
 
-    name: str
-    kind: Literal["limit", "ours", "peer"]
-    settings: Mapping[str, Command]
-    reads: tuple[Path, ...]
-    written_bytes: int
-    merges: bool = False
+    def has(self, name: str) -> bool:
+        return self.folder is not None and self._program(name, "python").is_file()
+
+    @property
+    def present(self) -> list[str]:
+        return [name for name in VERSIONS if self.has(name)]
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """Versions of what matters in each environment."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self.present:
+            command = [str(self._program(name, "python")), "-c", _ASK_VERSIONS]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            known = json.loads(output)
+            found[name] = {library: known[library] for library in _LIBRARIES if library in known}
+        return found
+
+    def residuals(self, verb: str, *models: Path, dtype: str) -> Command:
+        """Models of compute: base, instruct; apply: target, stored residual; merge: target,
+        base, instruct."""
+        program = [
+            *_OFFLINE,
+            str(self._program("residuals", "python")),
+            "-P",
+            str(HERE / "weights_residuals.py"),
+        ]
+        return lambda out: [*program, verb, str(out), dtype, *map(str, models)]
+
+    def mergekit(self, family: Family, scratch: Path) -> dict[str, Command]:
+        """base + (instruct - base) + (base_cpt - base), in each of the settings."""
+        recipe = scratch / f"mergekit-{family.base.parent.name}.yml"
+        recipe.write_text(_mergekit_recipe(family))
+        program = [*_OFFLINE, str(self._program("mergekit", "mergekit-yaml")), str(recipe)]
+
+        def command(flags: list[str]) -> Command:
+            return lambda out: [*program, str(out), *flags]
+
+        return {name: command(flags) for name, flags in MERGEKIT_SETTINGS.items()}
+
+    def _program(self, name: str, program: str) -> Path:
+        assert self.folder is not None
+        return self.folder.absolute() / name / "bin" / program
+
+
+def make_environments(folder: Path) -> None:
+    """A virtual environment below `folder` for each peer."""
+    for name, version in VERSIONS.items():
+        make_environment(folder / name, [f"{name}=={version}", TORCH])
 
 
 @dataclass(frozen=True)
@@ -97,7 +162,9 @@ def ours(family: Family, kept: Path) -> Line:
             "apply", "ours", {"": _ours(["apply", *stored])}, (residual, t), one, merges=True
         ),
         Contender("direct", "ours", {"": _ours(["apply", *once])}, (b, i, t), one, merges=True),
-        Contender("four_alphas", "ours", {"": _ours(["apply", *several])}, (b, i, t), four),
+        Contender(
+            "four_alphas", "ours", {"": _ours(["apply", *several])}, (b, i, t), four, merges=True
+        ),
     ]
     return contenders, [Stored(residual, compute, 2 * one)]
 
@@ -141,10 +208,13 @@ def peers(family: Family, kept: Path, environments: Peers) -> Line:
     return contenders, stored
 
 
-def in_order(contenders: Sequence[Contender]) -> list[Contender]:
-    """What is compared runs one after the other: the speed of a shared disk moves within minutes
-    by a third."""
-    return sorted(contenders, key=lambda contender: _ORDER.index(contender.name))
+def everybody(family: Family, kept: Path, environments: Peers) -> Line:
+    """All that can run here. What is compared runs one after the other: the speed of a shared disk
+    moves within minutes by a third."""
+    own, stored = ours(family, kept)
+    others, of_others = peers(family, kept, environments)
+    line = [*limits(family), *own, *others]
+    return sorted(line, key=lambda each: _ORDER.index(each.name)), [*stored, *of_others]
 
 
 def only(names: tuple[str, ...], line: Line) -> Line:
@@ -161,13 +231,6 @@ def needed_bytes(line: Line) -> int:
     return largest + sum(item.num_bytes for item in stored) + _SLACK
 
 
-def fresh(folder: Path) -> Path:
-    """The folder's path, with nothing there."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    return folder
-
-
 def _ours(arguments: list[str]) -> Command:
     start = [*cpt_residual_program(), *arguments]
     return lambda out: [*start, f"--out={out}"]
@@ -177,7 +240,20 @@ def _copy(family: Family, sets: tuple[Path, ...], num: int, how: tuple[str, str,
     def command(out: Path) -> list[str]:
         outs = [out / str(number) for number in range(num)]
         lists = ["\n".join(map(str, items)) for items in (family.shards, sets, outs)]
-        interpreter = [sys.executable, "-I", "-S", str(COPY)]
+        interpreter = [sys.executable, "-I", "-S", str(HERE / "weights_copy.py")]
         return [*interpreter, *how, *lists]
 
     return command
+
+
+def _mergekit_recipe(family: Family) -> str:
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(family.base),
+        "models": [
+            {"model": str(model), "parameters": {"weight": 1.0}}
+            for model in (family.instruct, family.base_cpt)
+        ],
+        "dtype": "bfloat16",
+    }
+    return json.dumps(recipe, indent=1) + "\n"  # JSON is YAML

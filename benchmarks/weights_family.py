@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.weights.checkpoint import TensorEntry
@@ -33,7 +33,7 @@ from cpt_residual.weights.writer import layout
 
 NUM_SHARDS = 3
 MODELS = ("base", "instruct", "base_cpt")
-VERSION = 1  # raise it when the same size would give other files
+VERSION = 2  # raise it when the same size would give other files
 _BLOCK = 1 << 20  # elements
 _NOISE = {"instruct": 1e-3, "base_cpt": 5e-4}
 _NAMED = (
@@ -149,8 +149,7 @@ def _make(size: Size, folder: Path) -> None:
     backend = _tokenizer(size)
     for name in MODELS:
         (folder / name).mkdir(parents=True)
-        _write_side_files(size, folder / name, chat=name == "instruct")
-        backend.save(str(folder / name / "tokenizer.json"))
+        _write_side_files(size, folder / name, backend, chat=name == "instruct")
     shards = _shards(size)
     _write_index(size, shards, folder)
     files: dict[tuple[str, str], int] = {}
@@ -268,50 +267,41 @@ def _special(size: Size) -> list[str]:
     return [*_NAMED, *reserved][: size.num_special]
 
 
-def _write_side_files(size: Size, folder: Path, *, chat: bool) -> None:
+def _write_side_files(size: Size, folder: Path, backend: Tokenizer, *, chat: bool) -> None:
     ends = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"] if chat else ["<|end_of_text|>"]
     ids = [size.special_id(token) for token in ends]
-    eos: int | list[int] = ids if chat else ids[0]
-    bos = size.special_id("<|begin_of_text|>")
-    _write_json(folder / "config.json", {**_config(size), "bos_token_id": bos, "eos_token_id": eos})
-    generation = {"bos_token_id": bos, "do_sample": False, "eos_token_id": eos}
-    _write_json(folder / "generation_config.json", generation)
-    named = {"bos_token": "<|begin_of_text|>", "eos_token": ends[-1]}
-    _write_json(folder / "special_tokens_map.json", named)
-    fields: dict[str, Any] = {
-        **named,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 131072,
-        "tokenizer_class": "PreTrainedTokenizerFast",
+    stops = {
+        "bos_token_id": size.special_id("<|begin_of_text|>"),
+        "eos_token_id": ids if chat else ids[0],
     }
-    _write_json(
-        folder / "tokenizer_config.json", fields | ({"chat_template": _TEMPLATE} if chat else {})
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        head_dim=size.head_dim,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        max_position_embeddings=131072,
+        num_attention_heads=size.heads,
+        num_hidden_layers=size.layers,
+        num_key_value_heads=size.kv_heads,
+        rms_norm_eps=1e-05,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+        vocab_size=size.vocab,
+        **stops,
     )
-
-
-def _config(size: Size) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "head_dim": size.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": size.hidden,
-        "initializer_range": 0.02,
-        "intermediate_size": size.intermediate,
-        "max_position_embeddings": 131072,
-        "mlp_bias": False,
-        "model_type": "llama",
-        "num_attention_heads": size.heads,
-        "num_hidden_layers": size.layers,
-        "num_key_value_heads": size.kv_heads,
-        "rms_norm_eps": 1e-05,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "vocab_size": size.vocab,
-    }
+    config.save_pretrained(folder)
+    GenerationConfig(do_sample=False, **stops).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=_NAMED[0],
+        eos_token=ends[-1],
+        model_max_length=131072,
+        clean_up_tokenization_spaces=False,
+    )
+    if chat:
+        tokenizer.chat_template = _TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -2,7 +2,7 @@
 
 peft is here with lm-eval. `residuals` and `mergekit` are looked for in virtual environments of
 their own below the folder that CPT_RESIDUAL_PEERS names (`residuals/` and `mergekit/`, as
-benchmarks/weights_peers.py makes them).
+benchmarks/weights.py --make-peers makes them).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What `benchmarks/data.py` keeps and calls correct; it is run by hand."""
+"""The harness of the benchmarks, and what `benchmarks/data.py` calls correct."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,10 +46,40 @@ def test_a_corpus_of_another_size_is_made_anew(
     ],
 )
 def test_what_is_correct(load: Any, tokens: dict[str, int], holds: bool | None) -> None:
-    run = load("data_rounds").Run
+    run = load("harness").Run
     runs = {
-        name: [run(1.0, 1.0, 1.0, 1, 1, number, {"rows_sha256": "x"})]
+        name: [run(1.0, 1.0, 1.0, 1, 1, {"tokens": number, "rows_sha256": "x"})]
         for name, number in tokens.items()
     }
-    bench = SimpleNamespace(budgets={"small": 100})
-    assert load("data")._correctness(bench, {"small": runs})["holds"] is holds
+    assert load("data").correctness({"small": 100}, {"small": runs})["holds"] is holds
+
+
+def test_a_command_that_fails_ends_the_benchmark_unless_it_is_a_peer(
+    load: Any, tmp_path: Path
+) -> None:
+    harness = load("harness")
+    bench = harness.Bench(tmp_path / "scratch")
+
+    def failing(out: Path) -> list[str]:
+        return [sys.executable, "-c", "raise SystemExit('no such model')", str(out)]
+
+    peer, ours = (harness.Contender("x", kind, {"": failing}) for kind in ("peer", "ours"))
+    assert bench.rounds([peer], "cold", num=2) == {}
+    assert "no such model" in bench.failed["x"]
+    with pytest.raises(harness.RunError, match="no such model"):
+        bench.once(ours, "", "cold")
+
+
+def test_a_run_says_what_it_took_and_leaves_nothing(load: Any, tmp_path: Path) -> None:
+    harness = load("harness")
+    bench = harness.Bench(tmp_path / "scratch")
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir(); bytearray(50 << 20)"
+
+    def works(out: Path) -> list[str]:
+        return [sys.executable, "-c", code, str(out)]
+
+    runs = bench.rounds([harness.Contender("x", "ours", {"": works})], "cold", num=1)
+    assert runs["x"][0].peak_bytes > 50 << 20
+    assert runs["x"][0].seconds > 0
+    assert not (tmp_path / "scratch/out").exists()
+    assert harness.ratio(runs, "x", "x")["of_medians"] == 1.0

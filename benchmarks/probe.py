@@ -1,11 +1,16 @@
-"""Runs one command and reports what it and all its processes took: the stopwatch of `data.py`.
+"""Runs one command and reports what it took: the stopwatch of the benchmarks.
 
-    python -I -S data_probe.py REPORT LOG COMMAND...
+    python -I -S probe.py one|all REPORT LOG COMMAND...
 
-REPORT gets JSON: wall seconds from start to end, exit status, and what was seen, four times a
-second, of the command's whole session: `cpu_seconds` of all its processes, and the largest memory
-in bytes: `peak_bytes` (proportional set size: resident pages, each counted once however many
-processes share it) and `anonymous_bytes` (of that, what is no page of a file). LOG gets its output.
+A small process of its own, because Linux counts the memory of the process that starts a program
+into that program's peak. REPORT gets JSON: wall seconds, CPU seconds, exit status, and memory:
+
+* one: `peak_bytes` is the kernel's ru_maxrss (the largest of the command's processes, pages of
+  mapped files included), `anonymous_bytes` the largest RssAnon of the command itself.
+* all: of the command's whole session, looked up four times a second, each page counted once
+  however many processes share it: resident (`peak_bytes`), and of that no pages of files.
+
+LOG gets the command's output.
 """
 
 from __future__ import annotations
@@ -20,15 +25,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_INTERVAL_SECONDS = 0.25
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Watch:
     """What the processes of a session took so far."""
 
-    def __init__(self, session: int) -> None:
-        self._session = session
+    def __init__(self, leader: int, *, everybody: bool) -> None:
+        self._leader, self._everybody = leader, everybody
         self._cpu_seconds: dict[str, float] = {}
         self.peak_bytes = self.anonymous_bytes = 0
 
@@ -38,13 +42,15 @@ class Watch:
 
     def until(self, done: threading.Event) -> None:
         """Look until `done`."""
-        while not done.wait(_INTERVAL_SECONDS):
-            memory = [0, 0]
-            for folder in self._processes():
-                for number, value in enumerate(_memory(folder)):
-                    memory[number] += value
-            self.peak_bytes = max(self.peak_bytes, memory[0])
-            self.anonymous_bytes = max(self.anonymous_bytes, memory[1])
+        while not done.wait(0.25 if self._everybody else 0.05):
+            if self._everybody:
+                found = [_bytes(each / "smaps_rollup") for each in self._processes()]
+            else:
+                found = [_bytes(Path(f"/proc/{self._leader}/status"))]
+            peak = sum(each.get("Pss:", 0) for each in found)
+            anonymous = sum(each.get("Pss_Anon:", each.get("RssAnon:", 0)) for each in found)
+            self.peak_bytes = max(self.peak_bytes, peak)
+            self.anonymous_bytes = max(self.anonymous_bytes, anonymous)
 
     def _processes(self) -> Iterator[Path]:
         """The /proc folders of the session's processes."""
@@ -55,26 +61,23 @@ class Watch:
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if int(fields[3]) == self._session:
+            if int(fields[3]) == self._leader:
                 self._cpu_seconds[folder.name] = (int(fields[11]) + int(fields[12])) / _TICKS
                 yield folder
 
 
-def _memory(process: Path) -> tuple[int, int]:
-    """(resident, of that anonymous) bytes; nothing for a process that has just ended."""
-    found = {"Pss:": 0, "Pss_Anon:": 0}
+def _bytes(path: Path) -> dict[str, int]:
+    """Numbers in kB of a file of /proc, as bytes; none of a process that has just ended."""
     try:
-        lines = (process / "smaps_rollup").read_text().splitlines()
+        lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
-        return 0, 0
-    for words in map(str.split, lines):
-        if words[0] in found:
-            found[words[0]] = int(words[1]) * 1024
-    return found["Pss:"], found["Pss_Anon:"]
+        return {}
+    return {words[0]: int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
 
 
 def main() -> None:
-    report, log, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    everybody = sys.argv[1] == "all"
+    report, log, command = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
     done = threading.Event()
     with log.open("wb") as output:
         started = time.perf_counter()
@@ -85,7 +88,7 @@ def main() -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        seen = Watch(child.pid)
+        seen = Watch(child.pid, everybody=everybody)
         watcher = threading.Thread(target=seen.until, args=(done,), daemon=True)
         watcher.start()
         try:
@@ -101,7 +104,7 @@ def main() -> None:
         "exit_status": child.returncode,
         "seconds": seconds,
         "cpu_seconds": max(seen.cpu_seconds, usage.ru_utime + usage.ru_stime),
-        "peak_bytes": seen.peak_bytes,
+        "peak_bytes": seen.peak_bytes if everybody else usage.ru_maxrss * 1024,
         "anonymous_bytes": seen.anonymous_bytes,
     }
     report.write_text(json.dumps(result))
