@@ -23,10 +23,10 @@ from cpt_residual.weights.arithmetic import max_ulps
 from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.interop.adapter import merge_adapter
 from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
-from cpt_residual.weights.interop.residuals_delta import package_delta
-from cpt_residual.weights.interop.residuals_package import (
-    read_residuals_layout,
-    write_residuals_layout,
+from cpt_residual.weights.interop.residuals_folder import (
+    folder_delta,
+    read_residuals_folder,
+    write_residuals_folder,
 )
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.residual import compute
@@ -78,11 +78,11 @@ def test_residuals_uses_ours_and_we_use_theirs(tmp_path: Path, tied: bool) -> No
     manifest = compute(base, instruct, tmp_path / "residual")
     assert manifest.num_rounded == 0
     residual = open_residual(tmp_path / "residual")
-    write_residuals_layout(residual, tmp_path / "ours")
+    write_residuals_folder(residual, tmp_path / "ours")
     run(python, "-c", RESIDUALS_SCRIPT, base.path, instruct.path, tmp_path / "ours", tmp_path)
 
     # what they write is what we write, element by element
-    ours, theirs = (read_residuals_layout(tmp_path / name) for name in ("ours", "theirs"))
+    ours, theirs = (read_residuals_folder(tmp_path / name) for name in ("ours", "theirs"))
     hashes = ("param_count", "parameter_names_hash", "shapes_hash", "dtype")
     assert all(getattr(ours.config, key) == getattr(theirs.config, key) for key in hashes)
     left, right = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
@@ -99,7 +99,7 @@ def test_residuals_uses_ours_and_we_use_theirs(tmp_path: Path, tied: bool) -> No
 
     # theirs, merged by us, has the bytes of our own residual
     target = opened(family["base_cpt"])
-    merge(target, package_delta(theirs, target), [Output(1.0, tmp_path / "from_theirs")])
+    merge(target, folder_delta(theirs, target), [Output(1.0, tmp_path / "from_theirs")])
     merge(target, StoredDelta(residual), [Output(1.0, tmp_path / "from_ours")])
     for shard in target.shards:
         found, expected = (

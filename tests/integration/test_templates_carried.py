@@ -17,7 +17,7 @@ from cpt_residual import api
 from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.saving import carry_side_files
 from cpt_residual.stages.source import source_files
-from cpt_residual.weights.interop.residuals_package import write_residuals_layout
+from cpt_residual.weights.interop.residuals_folder import write_residuals_folder
 from cpt_residual.weights.merge_record import read_merge_record
 from cpt_residual.weights.residual_format import open_residual
 from support.cli_family import make
@@ -123,7 +123,7 @@ def test_from_a_stored_residual(models: Path) -> None:
 
 def test_through_the_residuals_package(models: Path) -> None:
     subtract(models / "base", models / "instruct", models / "residual")
-    write_residuals_layout(open_residual(models / "residual"), models / "package")
+    write_residuals_folder(open_residual(models / "residual"), models / "package")
     same(models / "instruct", models / "package")
     api.apply(
         models / "cpt", models / "package", models / "out", options=api.ApplyOptions(verify=False)

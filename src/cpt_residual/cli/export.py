@@ -72,31 +72,32 @@ def export(  # noqa: PLR0913 - a verb's options
 
 def _residuals(residual: Path, out: Path, dtype: str, threads: int, terminal: Terminal) -> None:
     from cpt_residual.api.job import plain_disk_words
-    from cpt_residual.weights.interop.residuals_package import ModelNames, write_residuals_layout
+    from cpt_residual.weights.interop.residuals_folder import write_residuals_folder
     from cpt_residual.weights.merge_record import read_origin
     from cpt_residual.weights.reader import Streaming
     from cpt_residual.weights.residual_format import open_residual
 
     artifact, origin = open_residual(residual), read_origin(residual)
-    names = ModelNames(origin.base.name, origin.instruct.name) if origin else ModelNames()
+    names = (origin.base.name, origin.instruct.name) if origin else (None, None)
     with (
         interruptible("no output was made; run the same command again"),
         plain_disk_words(),
         terminal.progress("export", out.name) as report,
     ):
-        own = write_residuals_layout(
+        lost = write_residuals_folder(
             artifact,
             out,
             dtype=_DTYPES[dtype],
             names=names,
             streaming=Streaming(progress=report, threads=threads),
         )
+    exact = artifact.manifest.bit_exact and lost == 0.0
     terminal.result(
-        {"out": str(out), "bit_exact": own.bit_exact, "relative_error": own.relative_error},
+        {"out": str(out), "bit_exact": exact, "relative_error": lost},
         lambda: {
             "written": str(out),
-            "bit exact": "yes" if own.bit_exact else "no",
-            "storage error": f"{own.relative_error:.3g} (relative norm)",
+            "bit exact": "yes" if exact else "no",
+            "storage error": f"{lost:.3g} (relative norm)",
         },
     )
 

@@ -14,9 +14,9 @@ from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.side_files import CONFIG_FILE, eos_ids_of, read_json_object
 from cpt_residual.weights.checkpoint import ADAPTER_CONFIG_FILE, is_adapter, open_checkpoint
 from cpt_residual.weights.foreign_weights import stated_method
-from cpt_residual.weights.interop.residuals_package import (
-    is_residuals_layout,
-    read_residuals_layout,
+from cpt_residual.weights.interop.residuals_folder import (
+    is_residuals_folder,
+    read_residuals_folder,
 )
 from cpt_residual.weights.merge_record import (
     MERGE_FILE,
@@ -69,7 +69,7 @@ def inspect(path: Path) -> Inspection:
             else ["no such directory"],
             remedy="Give the directory of a residual, a merged model, a model or an adapter.",
         )
-    return _package(path) if is_residuals_layout(path) else _model(path)
+    return _package(path) if is_residuals_folder(path) else _model(path)
 
 
 def _residual(path: Path) -> Inspection:
@@ -116,25 +116,20 @@ def _residual(path: Path) -> Inspection:
 
 
 def _package(path: Path) -> Inspection:
-    folder = read_residuals_layout(path)
-    own = folder.own
+    folder = read_residuals_folder(path)
     facts: dict[str, JsonValue] = {
         "base_model_name": folder.config.base_model_name,
         "instruct_model_name": folder.config.instruct_model_name,
     }
-    if own is not None:
-        facts |= {"bit_exact": own.bit_exact, "relative_error": own.relative_error}
-    tied = own.tied if own else {}
-    unique = [entry for name, entry in folder.tensors.items() if name not in tied]
     return Inspection(
         kind="residuals package",
         path=str(path),
-        architecture=own.facts.model_type if own else "not recorded",
-        num_parameters=sum(entry.num_elements for entry in unique),
+        architecture="not recorded",
+        num_parameters=sum(entry.num_elements for entry in folder.tensors.values()),
         num_bytes=sum(shard.num_bytes for shard in folder.shards),
         dtypes=_dtypes(folder.tensors.values()),
         shards=_shards(folder.shards),
-        tied=dict(tied),
+        tied={},
         eos_token_ids=[],
         headers=headers_hash(folder.shards),
         facts=facts,

@@ -195,6 +195,18 @@ def require_finite(broken: Iterable[str]) -> None:
         )
 
 
+def same_bytes(reader: ShardReader, left: TensorEntry, right: TensorEntry, *, threads: int) -> bool:
+    """Whether two tensors have one shape, one dtype and the same bytes."""
+
+    def same(block: Block) -> bool:
+        one, other = (reader.read(each, block.start, block.stop) for each in (left, right))
+        return np.array_equal(one.view(np.uint8), other.view(np.uint8))
+
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
+    return all(map_in_order(same, blocks_of([left]), threads=threads))
+
+
 def require_equal_aliases(checkpoint: Checkpoint, *, threads: int) -> None:
     """Refuses a model whose config ties tensors that are stored with different values, or that
     cannot be told."""
@@ -206,14 +218,7 @@ def require_equal_aliases(checkpoint: Checkpoint, *, threads: int) -> None:
             left, right = checkpoint.tensors[alias], checkpoint.tensors[owner]
             if (left.shape, left.dtype) != (right.shape, right.dtype):
                 problems.append(f"{alias} {left.dtype} {left.shape} vs {right.dtype} {right.shape}")
-                continue
-
-            def differs(block: Block, left: TensorEntry = left, right: TensorEntry = right) -> bool:
-                one = reader.read(left, block.start, block.stop).view(np.uint8)
-                other = reader.read(right, block.start, block.stop).view(np.uint8)
-                return not np.array_equal(one, other)
-
-            if any(map_in_order(differs, blocks_of([left]), threads=threads)):
+            elif not same_bytes(reader, left, right, threads=threads):
                 problems.append(f"{alias} is stored with other values than {owner}")
     if problems:
         raise CompatibilityError(

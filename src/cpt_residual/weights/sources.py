@@ -17,10 +17,10 @@ from cpt_residual.weights.checkpoint import ADAPTER_CONFIG_FILE, Checkpoint, is_
 from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.interop.adapter import ADAPTER_FILE, merge_adapter
-from cpt_residual.weights.interop.residuals_delta import package_delta
-from cpt_residual.weights.interop.residuals_package import (
-    is_residuals_layout,
-    read_residuals_layout,
+from cpt_residual.weights.interop.residuals_folder import (
+    folder_delta,
+    is_residuals_folder,
+    read_residuals_folder,
 )
 from cpt_residual.weights.merge_record import InputRecord, ResidualOrigin, Role, read_origin
 from cpt_residual.weights.opening import (
@@ -94,10 +94,10 @@ def open_source(
         delta = PairDelta(base.checkpoint, instruct.checkpoint, policy)
         return delta, [Input.of(base), Input.of(instruct)]
     record = InputRecord(role="residual", name=name_of(source))
-    if is_residuals_layout(source):
-        folder = read_residuals_layout(source)
+    if is_residuals_folder(source):
+        folder = read_residuals_folder(source)
         record = record.model_copy(update={"headers": headers_hash(folder.shards)})
-        return package_delta(folder, target, streaming=streaming), [Input(record, folder.shards)]
+        return folder_delta(folder, target, streaming=streaming), [Input(record, folder.shards)]
     artifact = open_residual(source)
     manifest, origin = artifact.manifest, read_origin(source)
     headers, content = headers_hash(artifact.shards), _content(manifest.files)

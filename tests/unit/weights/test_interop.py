@@ -19,12 +19,11 @@ from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.methods.ties import Ties
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
-from cpt_residual.weights.interop.residuals_delta import package_delta
-from cpt_residual.weights.interop.residuals_package import (
-    ModelNames,
-    is_residuals_layout,
-    read_residuals_layout,
-    write_residuals_layout,
+from cpt_residual.weights.interop.residuals_folder import (
+    folder_delta,
+    is_residuals_folder,
+    read_residuals_folder,
+    write_residuals_folder,
 )
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.residual import compute
@@ -60,7 +59,7 @@ def stored_residual(
 @pytest.mark.parametrize("tied", [False, True])
 def test_layout_has_the_names_and_values_of_the_package(tmp_path: Path, tied: bool) -> None:
     residual = stored_residual(tmp_path, tied=tied)
-    own = write_residuals_layout(residual, tmp_path / "out", names=ModelNames("b/b", "i/i"))
+    lost = write_residuals_folder(residual, tmp_path / "out", names=("b/b", "i/i"))
 
     left, right = (read_all(tmp_path / name) for name in ("instruct", "base"))
     expected = {name: left[name].float() - right[name].float() for name in left}
@@ -69,8 +68,7 @@ def test_layout_has_the_names_and_values_of_the_package(tmp_path: Path, tied: bo
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert own.relative_error == 0.0
-    assert own.bit_exact
+    assert lost == 0.0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == "float32"
     assert (config["base_model_name"], config["instruct_model_name"]) == ("b/b", "i/i")
@@ -78,8 +76,8 @@ def test_layout_has_the_names_and_values_of_the_package(tmp_path: Path, tied: bo
     names = "|".join(sorted(expected))
     assert config["parameter_names_hash"] == hashlib.sha256(names.encode()).hexdigest()
     assert (tmp_path / "out" / "tokenizer.json").is_file()
-    assert is_residuals_layout(tmp_path / "out")
-    assert not is_residuals_layout(tmp_path / "base")
+    assert is_residuals_folder(tmp_path / "out")
+    assert not is_residuals_folder(tmp_path / "base")
 
 
 def test_a_stored_copy_of_a_tied_head_is_written_and_must_agree(tmp_path: Path) -> None:
@@ -88,11 +86,11 @@ def test_a_stored_copy_of_a_tied_head_is_written_and_must_agree(tmp_path: Path) 
         model(tmp_path / name, {**tensors, HEAD: tensors[EMBEDDING].clone()}, tied=True)
     base, instruct = (opened(tmp_path / name, name) for name in ("base", "instruct"))
     compute(base, instruct, tmp_path / "residual")
-    write_residuals_layout(open_residual(tmp_path / "residual"), tmp_path / "out")
+    write_residuals_folder(open_residual(tmp_path / "residual"), tmp_path / "out")
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(found[HEAD], found[EMBEDDING])
 
-    source = package_delta(read_residuals_layout(tmp_path / "out"), base)
+    source = folder_delta(read_residuals_folder(tmp_path / "out"), base)
     merge(base, source, [Output(1.0, tmp_path / "merged")])
     again = read_all(tmp_path / "merged")
     assert all(same_bits(again[name], value) for name, value in read_all(instruct.path).items())
@@ -100,50 +98,46 @@ def test_a_stored_copy_of_a_tied_head_is_written_and_must_agree(tmp_path: Path) 
     found[HEAD][0, 0] += 1.0
     save_file(found, tmp_path / "out" / "model.safetensors")
     with pytest.raises(CompatibilityError, match=r"lm_head\.weight is stored with other values"):
-        package_delta(read_residuals_layout(tmp_path / "out"), base)
+        folder_delta(read_residuals_folder(tmp_path / "out"), base)
 
 
 def test_bf16_and_factors_state_what_rounding_has_cost(tmp_path: Path) -> None:
     residual = stored_residual(tmp_path / "whole")
-    own = write_residuals_layout(residual, tmp_path / "bf16", dtype="BF16")
+    lost = write_residuals_folder(residual, tmp_path / "bf16", dtype="BF16")
     found = load_file(tmp_path / "bf16" / "model.safetensors")
     left, right = (read_all(tmp_path / "whole" / name) for name in ("instruct", "base"))
     exact = {name: left[name].double() - right[name].double() for name in left}
     assert all(same_bits(found[name], exact[name].to(torch.bfloat16)) for name in exact)
     error = math.sqrt(sum(float((found[n].double() - exact[n]).square().sum()) for n in exact))
     norm = math.sqrt(sum(float(exact[n].square().sum()) for n in exact))
-    assert own.relative_error == pytest.approx(error / norm)
-    assert 1e-4 < own.relative_error < 4e-3
-    assert not own.bit_exact
+    assert lost == pytest.approx(error / norm)
+    assert 1e-4 < lost < 4e-3
 
     low = stored_residual(tmp_path / "low", storage=Storage(low_rank=LowRank(rank=8)))
-    write_residuals_layout(low, tmp_path / "factors")
+    write_residuals_folder(low, tmp_path / "factors")
     found = load_file(tmp_path / "factors" / "model.safetensors")
     assert found.keys() == exact.keys()
     assert torch.allclose(found[QUERY].double(), exact[QUERY], atol=1e-5)
 
 
-def test_merging_from_the_layout_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_merging_from_the_layout_gives_the_same_weights(tmp_path: Path) -> None:
     stored_residual(tmp_path)
-    write_residuals_layout(open_residual(tmp_path / "residual"), tmp_path / "out")
+    write_residuals_folder(open_residual(tmp_path / "residual"), tmp_path / "out")
     target = opened(tmp_path / "target")
-    source = package_delta(read_residuals_layout(tmp_path / "out"), target)
+    source = folder_delta(read_residuals_folder(tmp_path / "out"), target)
     (report,) = merge(target, source, [Output(0.7, tmp_path / "merged")])
     pair = PairDelta(opened(tmp_path / "base", "base"), opened(tmp_path / "instruct", "instruct"))
     (expected,) = merge(target, pair, [Output(0.7, tmp_path / "expected")])
     assert report.residual_norm == expected.residual_norm
-    assert report.eos_token_ids == expected.eos_token_ids
-    files = {path.name for path in (tmp_path / "expected").iterdir()}
-    assert {path.name for path in (tmp_path / "merged").iterdir()} == files
-    for name in files:
-        same = (tmp_path / "merged" / name).read_bytes() == (
-            tmp_path / "expected" / name
-        ).read_bytes()
-        assert same, name
+    names = [path.name for path in (tmp_path / "expected").glob("*.safetensors")]
+    assert names
+    for name in [*names, "tokenizer.json", "chat_template.jinja"]:
+        left, right = ((tmp_path / folder / name).read_bytes() for folder in ("merged", "expected"))
+        assert left == right, name
 
 
 def foreign_layout(root: Path, tensors: Tensors, *, num_shards: int = 1) -> Path:
-    """A folder as the package itself writes it: no second file, no instruct folder."""
+    """A folder as the package itself writes it."""
     folder = fake_model(root, tensors, num_shards=num_shards)
     names = sorted(tensors)
     shapes = "|".join(f"{name}:{list(tensors[name].shape)}" for name in names)
@@ -168,19 +162,18 @@ def test_a_foreign_folder_is_read_and_applied(
     tmp_path: Path, num_shards: int, dtype: torch.dtype
 ) -> None:
     delta = values(5, torch.float32, scale=0.1)
-    folder = read_residuals_layout(
+    folder = read_residuals_folder(
         foreign_layout(tmp_path / "theirs", delta, num_shards=num_shards)
     )
-    assert folder.own is None
     assert folder.config.base_model_name is None
     target = opened(model(tmp_path / "target", values(1, dtype)))
-    merge(target, package_delta(folder, target), [Output(2.0, tmp_path / "merged")])
+    merge(target, folder_delta(folder, target), [Output(2.0, tmp_path / "merged")])
     merged, start = read_all(tmp_path / "merged"), read_all(target.path)
     for name, value in merged.items():
         exact = start[name].double() + 2.0 * delta[name].double()
         assert same_bits(value, exact.to(dtype)), name
     no_mean = pytest.raises(CompatibilityError, match="does not keep base's mean row")
-    with package_delta(folder, target).opened() as opened_delta, no_mean:
+    with folder_delta(folder, target).opened() as opened_delta, no_mean:
         opened_delta.base_mean(EMBEDDING)
 
 
@@ -191,13 +184,16 @@ def test_a_foreign_folder_that_cannot_be_trusted_is_refused(tmp_path: Path) -> N
     def refused(**changes: object) -> str:
         (folder / "config.json").write_text(json.dumps({**config, **changes}))
         with pytest.raises((ArtifactError, CompatibilityError)) as caught:
-            read_residuals_layout(folder)
+            read_residuals_folder(folder)
         return str(caught.value)
 
     assert "param_count: 4, the shards have 5" in refused(param_count=4)
     assert "shapes_hash: 00" in refused(shapes_hash="00")
     assert "scale: Extra inputs" in refused(scale=2.0)
     assert "version 2.0 of the layout" in refused(residuals_version="2.0")
+    (folder / "cpt_residual.json").write_text("{}")
+    assert "of an earlier cpt-residual" in refused()
+    (folder / "cpt_residual.json").unlink()
     assert "library: Input should be" in refused(library=None)
     (folder / "model.safetensors").write_bytes(b"short")
     assert "not a safetensors file" in refused()
@@ -213,10 +209,10 @@ def test_a_foreign_folder_that_cannot_be_trusted_is_refused(tmp_path: Path) -> N
 def test_a_foreign_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     delta = values(5, torch.float32)
     del delta[NORM]
-    folder = read_residuals_layout(foreign_layout(tmp_path / "theirs", delta))
+    folder = read_residuals_folder(foreign_layout(tmp_path / "theirs", delta))
     target = opened(model(tmp_path / "target", values(1)))
     with pytest.raises(CompatibilityError, match=r"model\.norm\.weight: residual missing"):
-        merge(target, package_delta(folder, target), [Output(1.0, tmp_path / "out")])
+        merge(target, folder_delta(folder, target), [Output(1.0, tmp_path / "out")])
 
 
 def test_a_value_too_large_for_fp16_is_refused(tmp_path: Path) -> None:
@@ -226,7 +222,7 @@ def test_a_value_too_large_for_fp16_is_refused(tmp_path: Path) -> None:
     base = opened(model(tmp_path / "base", start), "base")
     compute(base, opened(model(tmp_path / "instruct", end), "instruct"), tmp_path / "residual")
     with pytest.raises(CompatibilityError, match="larger than F16 can hold"):
-        write_residuals_layout(open_residual(tmp_path / "residual"), tmp_path / "out", dtype="F16")
+        write_residuals_folder(open_residual(tmp_path / "residual"), tmp_path / "out", dtype="F16")
     assert not (tmp_path / "out").exists()
 
 

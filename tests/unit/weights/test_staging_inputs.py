@@ -12,10 +12,10 @@ from cpt_residual import api
 from cpt_residual.errors import ArtifactError
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.input_files import InputFiles
-from cpt_residual.weights.interop.residuals_delta import package_delta
-from cpt_residual.weights.interop.residuals_package import (
-    read_residuals_layout,
-    write_residuals_layout,
+from cpt_residual.weights.interop.residuals_folder import (
+    folder_delta,
+    read_residuals_folder,
+    write_residuals_folder,
 )
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.reader import Streaming
@@ -81,7 +81,7 @@ def test_outputs_do_not_lie_in_inputs(models: Path, tensors: Tensors) -> None:
             lambda out: merge(opened(cpt), PairDelta(opened(base), opened(base)), [Output(1, out)]),
         ),
         (base, lambda out: compute(opened(base), opened(cpt), out)),
-        (residual, lambda out: write_residuals_layout(open_residual(residual), out)),
+        (residual, lambda out: write_residuals_folder(open_residual(residual), out)),
         (lora, lambda out: api.apply(lora, pair, out, options=NO_CHECK)),
         (lora, lambda out: api.plan_apply(lora, pair, out)),
     ]
@@ -97,9 +97,9 @@ def test_outputs_do_not_lie_in_inputs(models: Path, tensors: Tensors) -> None:
 def test_a_stamp_sees_every_input(models: Path) -> None:
     first, second = opened(models / "base"), opened(models / "instruct")
     compute(first, second, models / "r")
-    write_residuals_layout(open_residual(models / "r"), models / "package")
-    own = models / "package" / "cpt_residual.json"
-    delta = package_delta(read_residuals_layout(models / "package"), opened(models / "cpt"))
+    write_residuals_folder(open_residual(models / "r"), models / "package")
+    own = models / "package" / "config.json"
+    delta = folder_delta(read_residuals_folder(models / "package"), opened(models / "cpt"))
     files = InputFiles.of(
         [opened(models / "cpt")], folders=[delta.instruct_side], files=delta.files
     )

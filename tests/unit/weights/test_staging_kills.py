@@ -12,8 +12,8 @@ import pytest
 from cpt_residual import api
 from cpt_residual.errors import ArtifactError
 from cpt_residual.weights.delta import PairDelta
-from cpt_residual.weights.interop.residuals_package import (
-    write_residuals_layout,
+from cpt_residual.weights.interop.residuals_folder import (
+    write_residuals_folder,
 )
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.residual_format import open_residual
@@ -47,7 +47,7 @@ def test_every_file_is_forced_to_the_disk(models: Path, monkeypatch: pytest.Monk
         PairDelta(opened(models / "base"), opened(models / "instruct")),
         [Output(1.0, models / "merged")],
     )
-    write_residuals_layout(open_residual(models / "r"), models / "package")
+    write_residuals_folder(open_residual(models / "r"), models / "package")
     for name in ("r", "applied", "merged", "package"):
         out = models / name
         before, after = synced[: renamed[name]], synced[renamed[name] :]
