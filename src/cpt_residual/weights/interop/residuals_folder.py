@@ -303,8 +303,7 @@ class _OpenFolder:
     def base_mean(self, name: str) -> Mean:
         raise CompatibilityError(
             f"residual: {self.folder.path} does not keep base's mean row of {name}",
-            remedy="That layout has no place for it. Use new_token_rows=instruct_row, or merge from "
-            "the residual or from base and instruct.",
+            remedy="Use new_token_rows=instruct_row, or merge from base and instruct.",
         )
 
     def _read(self, block: Block) -> Raw:
@@ -368,8 +367,8 @@ def _write_shard(
     streaming: Streaming,
 ) -> float:
     """Returns the relative norm of what rounding has cost."""
-    tied, wanted = _tied(residual), [(name, dtype, shape) for name, shape in shapes.items()]
-    header, entries = layout(path.name, wanted, {"format": "pt"})
+    tied = _tied(residual)
+    header, entries = layout(path.name, [(n, dtype, shapes[n]) for n in shapes], {"format": "pt"})
     places = {entry.name: entry for entry in entries}
     num_bytes = len(header) + sum(entry.num_bytes for entry in entries)
     num_all, num_done = sum(entry.num_elements for entry in entries), 0
