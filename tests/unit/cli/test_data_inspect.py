@@ -149,7 +149,7 @@ def test_edited_flags_are_found_by_counting(root: Path, run: Run) -> None:
     flags.flush()
     done = run("data", "inspect", "pack:cpt", "--json")
     assert done.status == 1
-    assert state(done.document, "counts of source new") == "agrees"  # one less, one more
+    assert state(done.document, "counts of source new") == "differs"
     assert state(done.document, "rows are well formed") == "differs"
     told = run("data", "inspect", "pack:cpt")
     assert told.status == 1

@@ -12,7 +12,7 @@ import pytest
 from cpt_residual.data.documents.line_index import LineIndex, seeded_order
 from cpt_residual.data.packing.pack_format import IGNORED_LABEL, open_pack
 from cpt_residual.data.packing.rows import CONTINUATION, LOSS, PADDING, START
-from cpt_residual.errors import ConfigError, CorpusError, CorruptArtifactError
+from cpt_residual.errors import CorpusError, CorruptArtifactError
 from support.packs import (
     BOS,
     EOS,
@@ -136,14 +136,6 @@ def test_missing_and_empty_documents(tmp_path: Path) -> None:
     empty = write_texts(tmp_path / "empty.jsonl", [])
     with pytest.raises(CorpusError, match=r"source text: empty\.jsonl holds no document"):
         pack(tmp_path, [byte_texts(empty)], plan(4, 2, repeat=True))
-
-
-def test_shares_must_add_up(tmp_path: Path) -> None:
-    path = write_texts(tmp_path / "t.jsonl", ["a"])
-    sources = [byte_texts(path, "x", share=0.5), byte_texts(path, "y", share=0.4)]
-    with pytest.raises(ConfigError, match=r"add up to 0\.9, not to 1") as caught:
-        pack(tmp_path, sources, plan(4, 2))
-    assert caught.value.problems == ("x: share 0.5", "y: share 0.4")
 
 
 @pytest.mark.parametrize("name", ["ids.npy", "flags.npy", "pack.json"])

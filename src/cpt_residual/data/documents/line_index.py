@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +15,6 @@ from cpt_residual.errors import CorpusError
 Offsets = npt.NDArray[np.int64]
 
 _BLOCK_BYTES = 1 << 22
-_READERS = 2
 
 
 class LineIndex:
@@ -91,16 +88,11 @@ def _line_starts(path: Path) -> Offsets:
             problems=[str(path)],
             remedy="Name another corpus in the pack's `sources`, or build this one again.",
         )
-    with path.open("rb") as file, ThreadPoolExecutor(_READERS) as pool:
-        size = os.fstat(file.fileno()).st_size
-        ends = pool.map(partial(_line_ends, file.fileno()), range(0, size, _BLOCK_BYTES))
-        starts = np.concatenate([np.zeros(1, dtype=np.int64), *ends])
-    if starts[-1] != size:  # the last line has no line feed
-        starts = np.append(starts, np.int64(size))
-    return starts
-
-
-def _line_ends(file: int, first: int) -> Offsets:
-    """Where lines end in the block of the file that begins at byte `first`."""
-    block = np.frombuffer(os.pread(file, _BLOCK_BYTES, first), dtype=np.uint8)
-    return np.flatnonzero(block == ord("\n")).astype(np.int64) + (first + 1)
+    starts, size = [np.zeros(1, dtype=np.int64)], 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
+            starts.append(ends.astype(np.int64) + (size + 1))
+            size += len(block)
+    found = np.concatenate(starts)
+    return found if found[-1] == size else np.append(found, np.int64(size))  # no last line feed

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.core.stage import ProgressReport
 from cpt_residual.data.documents.line_index import LineIndex
 from cpt_residual.data.packing.mixture import Curriculum, PhasePlan
@@ -41,7 +40,7 @@ from cpt_residual.data.tokenize.encoded_blocks import (
     Supplier,
     Tokenising,
 )
-from cpt_residual.errors import ConfigError, CorpusError
+from cpt_residual.errors import CorpusError
 from cpt_residual.modeling.added_tokens import NO_ADDED_TOKENS, AddedTokens
 
 _REPORT_EVERY_ROWS = 256
@@ -91,7 +90,8 @@ def build_pack(
     Raises `CorpusError` for documents that cannot be used, for chat documents longer than a row,
     and when a source has fewer tokens than its share needs in as many epochs as it may have.
     """
-    curriculum = _curriculum(sources, plan)
+    shares = tuple(source.share for source in sources)
+    curriculum = Curriculum(plan.phases or [PhasePlan(1.0, shares)], token_budget=plan.token_budget)
     with ExitStack() as stack:
         indexes = [stack.enter_context(LineIndex(source.documents)) for source in sources]
         _require_documents(sources, indexes)
@@ -122,20 +122,6 @@ def build_pack(
         ledger = _ledger(plan, writer, curriculum, streams)
     write_ledger(out, ledger)
     return ledger
-
-
-def _curriculum(sources: Sequence[Source], plan: PackPlan) -> Curriculum:
-    if len(sources) > MAX_SOURCES:
-        raise ConfigError(
-            f"a pack has {len(sources)} sources; at most {MAX_SOURCES} can be told apart",
-            remedy="Join corpora before they are packed.",
-        )
-    shares = tuple(source.share for source in sources)
-    return Curriculum(
-        plan.phases or [PhasePlan(1.0, shares)],
-        names=[source.name for source in sources],
-        token_budget=plan.token_budget,
-    )
 
 
 def _require_documents(sources: Sequence[Source], indexes: Sequence[LineIndex]) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 
-from cpt_residual.errors import ConfigError
+
+def _require_a_whole(shares: Sequence[Fraction]) -> None:
+    assert abs(sum(shares) - 1) <= Fraction(1, 1_000_000), "shares are checked by the configuration"
 
 
 class Mixture:
@@ -17,16 +19,9 @@ class Mixture:
     larger one. No source is ever more than one row ahead of its share.
     """
 
-    def __init__(self, shares: Sequence[float], *, names: Sequence[str]) -> None:
+    def __init__(self, shares: Sequence[float]) -> None:
         exact = [Fraction(repr(share)) for share in shares]
-        if abs(sum(exact) - 1) > Fraction(1, 1_000_000):
-            raise ConfigError(
-                f"the shares of a pack's sources add up to {float(sum(exact)):g}, not to 1",
-                problems=[
-                    f"{name}: share {share:g}" for name, share in zip(names, shares, strict=True)
-                ],
-                remedy="A share is the source's part of the token budget.",
-            )
+        _require_a_whole(exact)
         denominator = lcm(*(share.denominator for share in exact))
         self._weights = [int(share * denominator) for share in exact]
         self._total_weight = sum(self._weights)
@@ -68,18 +63,12 @@ class Curriculum:
     does not depend on the budget; with several it does, because their ends move with it.
     """
 
-    def __init__(
-        self, phases: Sequence[PhasePlan], *, names: Sequence[str], token_budget: int
-    ) -> None:
+    def __init__(self, phases: Sequence[PhasePlan], *, token_budget: int) -> None:
         exact = [Fraction(repr(phase.share)) for phase in phases]
-        if abs(sum(exact) - 1) > Fraction(1, 1_000_000):
-            raise ConfigError(
-                f"the shares of a pack's phases add up to {float(sum(exact)):g}, not to 1",
-                remedy="The share of a phase is its part of the token budget.",
-            )
+        _require_a_whole(exact)
         ends = [int(sum(exact[: number + 1]) * token_budget) for number in range(len(phases))]
         self._ends = [*ends[:-1], token_budget]
-        self._mixtures = [Mixture(phase.shares, names=names) for phase in phases]
+        self._mixtures = [Mixture(phase.shares) for phase in phases]
         self._begins = [0] * len(phases)  # where phases began, as far as they have
         self._number = 0
         self.num_tokens = 0

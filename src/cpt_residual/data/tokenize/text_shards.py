@@ -22,7 +22,7 @@ from cpt_residual.data.documents.problems import BadDocumentError
 from cpt_residual.data.tokenize.document_source import DocumentSource
 from cpt_residual.data.tokenize.token_cache import TokenBlock, tokens_are_whole, write_tokens
 
-_ENCODING_VERSION = 2
+_ENCODING_VERSION = 3
 """Raise it when the same documents give other token files: old ones are then not used again."""
 
 _BATCH_BYTES = 100_000
