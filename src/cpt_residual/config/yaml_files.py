@@ -188,24 +188,8 @@ def _check_keys(path: Path, content: Mapping[str, object], defaults: object) -> 
         )
     items = cast("list[object]", defaults)
     problems = [reason for item in items if (reason := _refused_default(item))]
-    if items.count("_self_") > 1:
-        problems.append("_self_ stands there more than once")
-    if problems or (problems := list(_after_overrides(items))):
+    if problems:
         raise _bad(path, "its defaults list cannot be used", *problems)
-
-
-def _after_overrides(items: list[object]) -> Iterator[str]:
-    overriding = False
-    for item in items:
-        if isinstance(item, dict):
-            name = str(next(iter(cast("dict[object, object]", item))))
-            if "override" in name.split(" ")[:-1]:
-                overriding = True
-                continue
-        else:
-            name = str(item)
-        if overriding and name != "_self_":
-            yield f"{name}: stands after an override; overrides come last"
 
 
 def _refused_default(item: object) -> str:

@@ -207,11 +207,6 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         "# @package _global_\ndefaults: [{override /tracking: off}]\n",
         'YAML reads a bare off as False: write "off"',
     ),
-    "self twice": (HEAD.replace("- tiny", "- _self_"), "_self_ stands there more than once"),
-    "overrides first": (
-        "# @package _global_\ndefaults: [{override /corpus: local}, tiny]\n",
-        "tiny: stands after an override; overrides come last",
-    ),
     "Hydra's defaults": ("defaults: [{override hydra/launcher: x}]\n", "Hydra only composes here"),
     "Hydra's keys": (f"{HEAD}hydra: {{run: {{dir: x}}}}\n", "it has a key `hydra`"),
     "Latin-1": (f"{HEAD}question: é\n".encode("latin-1"), "line 6 is not UTF-8 (byte 0xe9)"),
@@ -248,6 +243,24 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "no interpolation": (f"{HEAD}question: ${{nope}}\n", "Interpolation key 'nope' not found"),
     "circular": (f"{HEAD}question: ${{question}}\n", "Recursive interpolation detected"),
 }
+
+
+@pytest.mark.parametrize(
+    ("defaults", "expected"),
+    [
+        ("[tiny, _self_, _self_]", "Duplicate _self_ defined in experiment/mine"),
+        (
+            "[{override /corpus: local}, tiny]",
+            "In experiment/mine: Override 'corpus : local' is defined before "
+            "'experiment@_global_: tiny'.\n  Overrides must be at the end of the defaults list",
+        ),
+    ],
+)
+def test_what_hydra_refuses_of_a_defaults_list_is_said_in_its_words(
+    defaults: str, expected: str, write: Write
+) -> None:
+    text = f"# @package _global_\ndefaults: {defaults}\n"
+    assert expected in refusal(write("experiment/mine", text))
 
 
 @pytest.mark.parametrize("case", BAD)
