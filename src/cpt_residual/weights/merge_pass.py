@@ -16,8 +16,8 @@ from cpt_residual.weights.alignment import AlignedRule, OutputShard, output_shar
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import DeltaSource
-from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.input_files import InputFiles
+from cpt_residual.weights.io.direct import Scratch
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.open_delta import Exact
 from cpt_residual.weights.reader import (

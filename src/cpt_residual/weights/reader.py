@@ -22,7 +22,7 @@ from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import text_fields
 from cpt_residual.weights.arithmetic import RAW_DTYPES, Raw
 from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.direct import InputFile, Scratch
+from cpt_residual.weights.io.direct import InputFile, Scratch
 from cpt_residual.weights.shard_header import Shard, TensorEntry
 
 BLOCK = 1 << 18  # elements; a block of every operand stays in the processor's caches

@@ -25,9 +25,9 @@ from cpt_residual.weights.arithmetic import RAW_DTYPES, Corrections
 from cpt_residual.weights.chat_contract import copy_instruct_side, eos_token_ids, eos_tokens
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.delta import PairDelta
-from cpt_residual.weights.direct import Scratch
 from cpt_residual.weights.factored import Factored, factor_matrices, remove_scratch
-from cpt_residual.weights.file_hash import file_sha256
+from cpt_residual.weights.io.direct import Scratch
+from cpt_residual.weights.io.file_hash import file_sha256
 from cpt_residual.weights.matching import notes_on
 from cpt_residual.weights.open_delta import OpenPair
 from cpt_residual.weights.reader import (

@@ -32,7 +32,7 @@ from cpt_residual.modeling.known_layouts import class_names
 from cpt_residual.modeling.side_files import CONFIG_FILE, read_json_object
 from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections
 from cpt_residual.weights.checkpoint import ModelFacts
-from cpt_residual.weights.file_hash import file_sha256
+from cpt_residual.weights.io.file_hash import file_sha256
 from cpt_residual.weights.reader import Block, map_in_order
 from cpt_residual.weights.shard_header import (
     DtypeName,

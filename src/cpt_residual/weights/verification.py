@@ -24,7 +24,7 @@ from cpt_residual.weights.alignment import OutputShard
 from cpt_residual.weights.arithmetic import Raw, merged_exactly, round_once, to_float64
 from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
 from cpt_residual.weights.delta import PairDelta, StoredDelta
-from cpt_residual.weights.file_hash import file_sha256
+from cpt_residual.weights.io.file_hash import file_sha256
 from cpt_residual.weights.merge_record import MERGE_FILE, ShardRecord, read_merge_record
 from cpt_residual.weights.open_delta import Exact
 from cpt_residual.weights.reader import (

@@ -15,7 +15,7 @@ import numpy as np
 
 from cpt_residual.core.disk import FullDiskReport
 from cpt_residual.weights.arithmetic import Raw
-from cpt_residual.weights.direct import Bytes, OutputFile
+from cpt_residual.weights.io.direct import Bytes, OutputFile
 from cpt_residual.weights.shard_header import DtypeName, Shape, TensorEntry
 
 

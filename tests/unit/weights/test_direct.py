@@ -17,9 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cpt_residual.weights import direct, reader
+from cpt_residual.weights import reader
 from cpt_residual.weights.delta import StoredDelta
-from cpt_residual.weights.direct import PAGE, InputFile, OutputFile, Scratch
+from cpt_residual.weights.io import direct
+from cpt_residual.weights.io.direct import PAGE, InputFile, OutputFile, Scratch
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.residual import compute
 from cpt_residual.weights.residual_format import open_residual

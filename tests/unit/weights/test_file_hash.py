@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.weights import direct, file_hash
-from cpt_residual.weights.file_hash import file_sha256
+from cpt_residual.weights.io import direct, file_hash
+from cpt_residual.weights.io.file_hash import file_sha256
 
 PIECE = 3 * direct.PAGE
 

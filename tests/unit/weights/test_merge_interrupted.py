@@ -17,7 +17,7 @@ from cpt_residual.errors import (
     BusyError,
     DiskSpaceError,
 )
-from cpt_residual.weights.direct import OutputFile
+from cpt_residual.weights.io.direct import OutputFile
 from cpt_residual.weights.merge import Output, merge
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from support.merge_family import Family

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from cpt_residual.weights.direct import Bytes, InputFile, Scratch
+from cpt_residual.weights.io.direct import Bytes, InputFile, Scratch
 
 _PIECE = 4 << 20  # bytes; two of them are in memory
 
