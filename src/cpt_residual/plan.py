@@ -29,6 +29,7 @@ from cpt_residual.launch.door import Parser, enter, say
 from cpt_residual.launch.machine import planned_machine
 from cpt_residual.launch.schedule import Grant, Machine, Span, wall_seconds
 from cpt_residual.launch.visible import visible
+from cpt_residual.stages.detectable import detectable_lines
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.frozen import FrozenPlan
 from cpt_residual.stages.overview import Overview, PlannedStage
@@ -143,6 +144,8 @@ def _show(
     console.print(
         f"\n{counted} {_estimate(experiment.launch, overview, timetable)}", soft_wrap=True
     )
+    for line in detectable_lines(experiment):
+        console.print(line, soft_wrap=True)
     for stage in overview.stages:
         if stage.status.state in ("stale", "corrupt", "busy"):
             reason = stage.status.reason.removeprefix(f"{stage.name}: ")

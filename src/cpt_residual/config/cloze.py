@@ -49,6 +49,7 @@ class ClozeSuite(Frozen):
                 short="cloze",
                 role="new_knowledge",
                 chance=self.chance,
+                num_prompts=self.num_questions,
             ),
         )
 

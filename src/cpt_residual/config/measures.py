@@ -33,6 +33,7 @@ class Measure(Frozen):
     """One declared measure: a metric of a task, its words, unit, direction and chance level.
 
     `or_metrics`: what stands in where an evaluation wrote no `metric` (another version of a task);
+    `num_prompts`: as far as it is known before the evaluation;
     `paired`: the score is a mean over prompts, so that variants can be tested prompt by prompt.
     """
 
@@ -47,6 +48,7 @@ class Measure(Frozen):
     chance: float | None = None
     paired: bool = True
     or_metrics: tuple[str, ...] = ()
+    num_prompts: int | None = None
 
     @property
     def name(self) -> str:
@@ -104,7 +106,7 @@ _FOLLOWING: tuple[tuple[str, str, str, Aspect], ...] = (
 )
 
 
-def instruction_measures(task: str) -> tuple[Measure, ...]:
+def instruction_measures(task: str, num_prompts: int | None = None) -> tuple[Measure, ...]:
     """Of prompts with verifiable instructions, at prompt level unless said."""
     following = [
         Measure(
@@ -115,6 +117,7 @@ def instruction_measures(task: str) -> tuple[Measure, ...]:
             role="instruction_following",
             aspect=aspect,
             paired=aspect in ("headline", "open"),
+            num_prompts=num_prompts,
         )
         for metric, words, short, aspect in _FOLLOWING
     ]

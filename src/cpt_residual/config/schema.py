@@ -148,7 +148,11 @@ class HarnessSuite(Frozen):
             measure
             for task in self.tasks
             for measure in stock_measures(
-                task.task, metric=task.metric, role=task.role, label=task.label
+                task.task,
+                metric=task.metric,
+                role=task.role,
+                label=task.label,
+                limit=task.limit,
             )
         )
 

@@ -23,20 +23,24 @@ _HEADLINES = (
 
 @dataclass(frozen=True)
 class StockTask:
-    """One task of lm-eval. `num_documents`: those of the split that lm-eval scores."""
+    """One task of lm-eval. `num_documents`: those of the split that lm-eval scores;
+    `num_subtasks`: of a group, each of which has the limit of its own."""
 
     metric: str
     role: MeasureRole
     label: str
     num_documents: int
     chance: float | None = None
+    num_subtasks: int = 1
 
 
 STOCK_TASKS: Mapping[str, StockTask] = MappingProxyType(
     {
         "ifeval": StockTask("prompt_level_strict_acc", "instruction_following", "IFEval", 541),
-        "mmlu": StockTask("acc", "old_knowledge", "MMLU", 14_042, 0.25),
-        "mmlu_pro": StockTask("exact_match,custom-extract", "old_knowledge", "MMLU-Pro", 12_032),
+        "mmlu": StockTask("acc", "old_knowledge", "MMLU", 14_042, 0.25, 57),
+        "mmlu_pro": StockTask(
+            "exact_match,custom-extract", "old_knowledge", "MMLU-Pro", 12_032, num_subtasks=14
+        ),
         "gsm8k": StockTask("exact_match,strict-match", "reasoning", "GSM8K", 1_319),
         "gsm8k_cot": StockTask("exact_match,strict-match", "reasoning", "GSM8K CoT", 1_319),
         "arc_easy": StockTask("acc_norm", "old_knowledge", "ARC easy", 2_376, 0.25),
@@ -55,15 +59,23 @@ STOCK_TASKS: Mapping[str, StockTask] = MappingProxyType(
 
 
 def stock_measures(
-    task: str, *, metric: str | None, role: MeasureRole | None, label: str | None
+    task: str,
+    *,
+    metric: str | None,
+    role: MeasureRole | None,
+    label: str | None,
+    limit: int | None = None,
 ) -> tuple[Measure, ...]:
     """What a stock task measures; what the configuration states comes before the table."""
     known = STOCK_TASKS.get(task)
     if known is None:
         known = StockTask(_HEADLINES[0], "other", task, 0)
     chosen = metric or known.metric
+    num_prompts = known.num_documents or None
+    if num_prompts is not None and limit is not None:
+        num_prompts = min(num_prompts, limit * known.num_subtasks)
     if chosen == "prompt_level_strict_acc" and role in (None, "instruction_following"):
-        return instruction_measures(task)
+        return instruction_measures(task, num_prompts)
     name = label or known.label
     headline = Measure(
         task=task,
@@ -72,6 +84,7 @@ def stock_measures(
         label=name,
         short=name,
         role=role or known.role,
+        num_prompts=num_prompts,
         chance=known.chance if chosen == known.metric else None,
     )
     return (headline,)

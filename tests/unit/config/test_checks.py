@@ -273,6 +273,21 @@ SIZES = [
         ["evaluation.variants: base: listed 2 times"],
     ),
     (
+        [("contrasts/kept/measures", ["instruction_folowing", "new_facts/accuracy"])],
+        [
+            "contrasts.kept.measures: instruction_folowing: neither a role nor a measure. "
+            "Did you mean 'instruction_following'?"
+        ],
+    ),
+    (
+        [("contrasts/kept/variants", [])],
+        ["contrasts.kept: no variants: name some, or kinds of them"],
+    ),
+    (
+        [("variants/instruct", {"kind": "sft"})],
+        ["variants.instruct.kind: its kind follows from roles; state a label only"],
+    ),
+    (
         [("suites/heldout/corpora", ["general", "general"])],
         ["suites.heldout.corpora: general: listed 2 times"],
     ),

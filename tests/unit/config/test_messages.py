@@ -31,6 +31,7 @@ CASES = [
     "models.bsae.source=/x",
     "models.bsae.source=/x models.base_cpt.strat=base seed=-1",
     "recipes.cptt.learning_rate=1.0",
+    "contrasts.kept.against=intruct verdict.contrasts=kpt variants.base_cptt.label=x",
     "models.base_cpt_residual.alpah=2",
     "seed=",
     "seed",

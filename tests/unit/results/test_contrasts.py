@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from cpt_residual.config.compose import compose
 from cpt_residual.config.contrasts import ContrastFamily, Kind
 from cpt_residual.config.measures import Measure
 from cpt_residual.errors import EvaluationError
 from cpt_residual.results.contrasts import REPORT_ALPHA, Family, Reading, make_families
 from cpt_residual.results.outcomes import Outcomes, joined
 from cpt_residual.results.paired import compare_paired
+from cpt_residual.stages.detectable import detectable_lines
 
 MEASURE = Measure(task="t", metric="acc", label="a measure", short="m", role="reasoning")
 KINDS: dict[str, Kind] = {
@@ -125,3 +127,14 @@ def test_a_comparison_counts_won_and_lost_prompts() -> None:
     assert result.difference == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="3 and 2"):
         compare_paired([1, 2, 3], [1, 2])
+
+
+def test_a_plan_says_which_differences_its_prompts_show() -> None:
+    *suites, note = detectable_lines(compose(["+experiment=tiny"]))
+    (world,) = suites
+    assert world.startswith("suite world can show differences of IF strict ")
+    assert "(194 prompts)" in world
+    assert "80 % power" in note
+    stock = list(detectable_lines(compose(["+experiment=llama3_500m"])))
+    assert "IF strict 4.5 (541 prompts), MMLU 1.0 (14,042 prompts)" in stock[0]
+    assert not list(detectable_lines(compose(["+experiment=tiny", "evaluation.variants=[base]"])))

@@ -26,9 +26,7 @@ def simulation() -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_prompts", [194, 541])
 @pytest.mark.parametrize("experiment", ["tiny", "tiny_methods"])
-def test_few_reports_make_a_false_claim(
-    simulation: Any, experiment: str, num_prompts: int
-) -> None:
+def test_few_reports_make_a_false_claim(simulation: Any, experiment: str, num_prompts: int) -> None:
     found = simulation.simulate(experiment, num_prompts=num_prompts, reports=300)
     assert found.before > 0.2, "so many tests, each at 5 %, would often claim something"
     assert found.after <= 0.05

@@ -47,6 +47,16 @@ def world_cast(*, seed: int, size: WorldSize) -> Cast:
     )
 
 
+def probe_counts(*, seed: int, size: WorldSize) -> dict[str, int]:
+    """Number of prompts of every probe of the world."""
+    files = _files(world_cast(seed=seed, size=size), seed=seed, size=size)
+    return {
+        name.removeprefix("probes/"): sum(1 for _ in rows)
+        for name, rows in files.items()
+        if name.startswith("probes/")
+    }
+
+
 def _files(cast: Cast, *, seed: int, size: WorldSize) -> dict[str, Iterator[Row]]:
     """Lazy rows of every file, by path below the world's folder without the suffix."""
 
