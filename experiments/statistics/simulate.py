@@ -1,6 +1,6 @@
 """How often a report makes a claim that is false, when all variants are equally good.
 
-    python experiments/statistics/simulate.py --reports 2000
+    python experiments/statistics/simulate.py --reports 500
 
 Each simulated report has the evaluated variants, families and measures of a shipped experiment.
 Prompts differ in difficulty, and every variant answers each prompt right with the same chance, so
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.config.compose import compose
+from cpt_residual.config.contrasts import Kind
 from cpt_residual.config.measures import Measure
 from cpt_residual.results.contrasts import Family, make_families
 from cpt_residual.results.document import kind_of
@@ -31,8 +32,8 @@ differ on 12 % of the prompts."""
 
 @dataclass(frozen=True)
 class Simulated:
-    """Shares of the simulated reports. `before`, `after`: with at least one false claim; `readings`:
-    of the contrast that the verdict of `tiny` rests on, whose true loss is 0."""
+    """Shares of the simulated reports. `before`, `after`: with at least one false claim;
+    `readings`: of the first contrast of the verdict, whose true loss is 0."""
 
     reports: int
     tests: int
@@ -45,7 +46,9 @@ def simulate(experiment: str, *, num_prompts: int, reports: int, seed: int = 0) 
     """Reports of a shipped experiment on `num_prompts` prompts per measure."""
     declared = compose([f"+experiment={experiment}"])
     names = declared.evaluation.variants
-    kinds = {name: kind_of(name, declared.roles, declared.variants) for name in names}
+    kinds: dict[str, Kind] = {
+        name: kind_of(name, declared.roles, declared.variants) for name in names
+    }
     measures = [
         measure
         for key in declared.evaluation.suites
@@ -99,11 +102,9 @@ def _claims_alone(family: Family, outcomes: Outcomes) -> bool:
 
 def table(reports: int) -> str:
     """All shipped cases as a Markdown table."""
-    lines = [
-        "| experiment | prompts | tests | false claim, each test alone | false claim, as reported |"
-        " no loss: kept | undecided | lost or better |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    columns = ("experiment", "prompts", "tests", "false claim, each test alone")
+    columns += ("false claim, as reported", "no loss: kept", "undecided", "lost or better")
+    lines = [f"| {' | '.join(columns)} |", f"|---{'|--:' * (len(columns) - 1)}|"]
     for experiment in ("tiny", "tiny_methods"):
         for num_prompts in (194, 541):
             found = simulate(experiment, num_prompts=num_prompts, reports=reports)
@@ -118,7 +119,7 @@ def table(reports: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reports", type=int, default=2000)
+    parser.add_argument("--reports", type=int, default=500)
     text = table(parser.parse_args().reports)
     (Path(__file__).parent / "table.md").write_text(text, encoding="utf-8")
     print(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from cpt_residual.config.contrasts import Kind
 from cpt_residual.config.measures import Measure
 from cpt_residual.config.schema import Experiment
 from cpt_residual.data.world.write import probe_counts
@@ -40,8 +41,10 @@ def _measure(measure: Measure, num_prompts: int | None, alpha: float) -> str:
 
 def _levels(experiment: Experiment) -> Mapping[str, float]:
     """Measure -> the strictest level at which a declared family tests it."""
-    names, roles = experiment.evaluation.variants, experiment.roles
-    kinds = {name: kind_of(name, roles, experiment.variants) for name in names}
+    kinds: dict[str, Kind] = {
+        name: kind_of(name, experiment.roles, experiment.variants)
+        for name in experiment.evaluation.variants
+    }
     declared = [
         measure
         for key in experiment.evaluation.suites
