@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def open_sinks(
         "seed": seed,
     }
     destination = destination_of(tracking, wandb_variables())
-    with SeriesSink(series_path(run_dir, stage.node)) as series:
+    with closing(SeriesSink(series_path(run_dir, stage.node))) as series:
         sinks = Sinks(series)
         if destination is None:
             yield sinks

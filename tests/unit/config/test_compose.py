@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.config import folders, layers
+from cpt_residual.config import folders
 from cpt_residual.config.compose import compose, experiment_names
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus
 from cpt_residual.config.folders import conf_dir
@@ -144,13 +144,6 @@ def test_tiny_and_its_high_drift_twin_share_the_family(tiny: Experiment) -> None
         assert twin.packs[key] == tiny.packs[key]
     assert twin.recipes["cpt"].learning_rate > tiny.recipes["cpt"].learning_rate
     assert [source.corpus for source in twin.packs["cpt"].sources] == ["new_domain"]
-
-
-def test_a_circle_of_causes_ends() -> None:
-    first, second = ConfigError("a"), ConfigError("b")
-    first.__cause__, second.__cause__ = second, first
-    assert layers._reasons(first) == ["a", "b"]
-    assert layers._reasons(KeyError()) == ["KeyError"]
 
 
 # --- sweeps --------------------------------------------------------------------------------------

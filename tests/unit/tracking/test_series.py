@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,14 @@ def steps(path: Path) -> list[float]:
 
 
 def log(path: Path, wanted: list[int], loss: float = 1.0) -> None:
-    with SeriesSink(path) as sink:
+    with closing(SeriesSink(path)) as sink:
         for step in wanted:
             sink.log({"loss": loss}, tokens=10 * step, step=step)
 
 
 def test_rows_carry_step_tokens_and_values(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    with SeriesSink(path) as sink:
+    with closing(SeriesSink(path)) as sink:
         sink.log({"loss": 2.5, "grad_norm": 0.5}, tokens=2048, step=1)
     assert read_series(path) == [{"step": 1, "tokens": 2048, "loss": 2.5, "grad_norm": 0.5}]
 
@@ -47,7 +48,7 @@ def test_a_resume_from_an_older_checkpoint_cuts_what_comes_again(tmp_path: Path)
 
 def test_rows_of_one_step_are_merged(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    with SeriesSink(path) as sink:
+    with closing(SeriesSink(path)) as sink:
         sink.log({"loss": 1.0}, tokens=5, step=1)
         sink.log({"grad_norm": 3.0}, tokens=5, step=1)
     assert read_series(path) == [{"step": 1, "tokens": 5, "loss": 1.0, "grad_norm": 3.0}]
