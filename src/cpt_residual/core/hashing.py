@@ -8,11 +8,10 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
-from io import FileIO
 from pathlib import Path
 from typing import cast
 
@@ -105,19 +104,26 @@ def file_sha256(path: Path) -> str:
     with path.open("rb", buffering=0) as stream:
         if os.fstat(stream.fileno()).st_size < _BLOCK_BYTES:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-        return _large_file_sha256(stream)
+        blocks = [memoryview(bytearray(_BLOCK_BYTES)) for _ in range(2)]
+
+        def read(number: int) -> memoryview:
+            block = blocks[number % 2]
+            return block[: stream.readinto(block)]
+
+        return sha256_of_pieces(read)
 
 
-def _large_file_sha256(stream: FileIO) -> str:
-    digest = hashlib.sha256()
-    block, following = bytearray(_BLOCK_BYTES), bytearray(_BLOCK_BYTES)
+def sha256_of_pieces(read: Callable[[int], memoryview]) -> str:
+    """sha256 of what read(0), read(1), ... give until one gives nothing. One piece is read while
+    the one before is hashed, so two pieces need memory of their own."""
+    digest, number = hashlib.sha256(), 0
     with ThreadPoolExecutor(1) as reader:
-        count = stream.readinto(block)
-        while count:
-            reading = reader.submit(stream.readinto, following)
-            digest.update(memoryview(block)[:count])
-            count = reading.result()
-            block, following = following, block
+        piece = read(0)
+        while piece:
+            number += 1
+            reading = reader.submit(read, number)
+            digest.update(piece)
+            piece = reading.result()
     return digest.hexdigest()
 
 

@@ -183,6 +183,11 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="cpt_residual-"))
 
 
+def wants_direct_io() -> bool:
+    """False where CPT_RESIDUAL_DIRECT_IO is 0: large weight files go through the page cache."""
+    return os.environ.get("CPT_RESIDUAL_DIRECT_IO", "1") != "0"
+
+
 def wandb_variables() -> dict[str, str]:
     """All variables that W&B reads."""
     return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}

@@ -23,13 +23,16 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from cpt_residual.launch.environment import wants_direct_io
+
 Bytes = npt.NDArray[np.uint8]
 Piece = tuple[int, bytes]  # with its place in the file
 
 PAGE = 4096
 """Bytes. A multiple of what disks ask for: addresses, offsets and lengths are multiples of it."""
 _HUGE_PAGE = 2 << 20
-_LARGE_FILE = 64 << 20
+LARGE_FILE = 64 << 20
+"""Bytes; smaller files get ordinary reads and writes."""
 _WINDOW = 32 << 20
 """Bytes of a file that the system is asked about at once: for all of it the first readers would
 wait."""
@@ -79,7 +82,7 @@ class InputFile:
         self._resident: dict[int, Bytes] = {}  # a bit for each page, by window
         self._asking = threading.Lock()
         try:
-            if once and num_bytes >= _LARGE_FILE and _cache_is_told(path, self._file):
+            if once and num_bytes >= LARGE_FILE and _cache_is_told(path, self._file):
                 self._direct = _open_direct(path, os.O_RDONLY)
             if self._direct is not None:
                 self._cached = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -156,7 +159,7 @@ class OutputFile:
         self._lock = threading.Lock()
         try:
             _reserve(self._file, num_bytes)
-            large = num_bytes >= _LARGE_FILE
+            large = num_bytes >= LARGE_FILE
             self._direct = _open_direct(path, os.O_WRONLY) if large else None
         except BaseException:
             os.close(self._file)
@@ -249,9 +252,9 @@ def _libc() -> ctypes.CDLL:
 
 
 def _open_direct(path: Path, flags: int) -> int | None:
-    """The file opened with O_DIRECT; None where that does not exist."""
+    """The file opened with O_DIRECT; None where that does not exist or is not wanted."""
     direct = getattr(os, "O_DIRECT", 0)
-    if not direct or mmap.PAGESIZE != PAGE:
+    if not direct or mmap.PAGESIZE != PAGE or not wants_direct_io():
         return None
     try:
         return os.open(path, flags | direct | os.O_CLOEXEC)
