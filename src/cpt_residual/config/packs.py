@@ -44,7 +44,8 @@ class PackPhase(Frozen):
 
 
 class Pack(Frozen):
-    """Token ids ready for training. `token_budget` counts training tokens, padding excluded.
+    """Token ids ready for training, in rows: packed sequences of `sequence_length` tokens.
+    `token_budget` counts training tokens, padding excluded.
 
     `phases`: mixtures one after the other, for example general text first and more of the new
     domain late. Then the sources have no shares of their own, and a pack of a smaller budget is no

@@ -1,5 +1,8 @@
 """CSV (RFC 4180): a header, then one document a row; quoted fields may hold line feeds.
 
+Python's csv module in strict mode reads it: pyarrow's reader takes a quote that never ends, text
+after a closing quote, empty rows and a repeated column name without a word.
+
 The text is decoded with `surrogateescape`: a byte that is not UTF-8 becomes half a surrogate pair,
 which no valid text holds, so the row and the field it is in are known and the next row can be read.
 """

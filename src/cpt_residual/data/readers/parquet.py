@@ -94,37 +94,35 @@ def _python(scalar: Any) -> object:
 
 def _columns_fit(source: SourceFile, schema: Any, fields: Fields, bad: BadRows) -> bool:
     """Whether the columns are there and the text may be text; else an error is certain."""
+    columns = list(_columns(schema))
     for name in fields.names:
-        num_columns, kind = _find(schema, name)
-        if num_columns != 1:
-            paths = _paths(schema)
-            how = f"{num_columns} columns" if num_columns else "no column"
-            near = "" if num_columns else did_you_mean(name, paths)
-            columns = ", ".join(f"'{each}'" for each in paths) or "none"
-            bad.unreadable(f"{source.path}: {how} '{name}'; columns: {columns}.{near}")
+        kinds = [column.type for column in schema if column.name == name]
+        kinds = kinds or [kind for path, kind in columns if path == name]
+        if len(kinds) != 1:
+            paths = [path for path, kind in columns if not _is_struct(kind)]
+            how = f"{len(kinds)} columns" if kinds else "no column"
+            near = "" if kinds else did_you_mean(name, paths)
+            known = ", ".join(f"'{each}'" for each in paths) or "none"
+            bad.unreadable(f"{source.path}: {how} '{name}'; columns: {known}.{near}")
             return False
-        if name == fields.text and not _may_be_text(kind):
-            bad.unreadable(f"{source.path}: column '{name}' holds {kind}, not strings")
+        if name == fields.text and not _may_be_text(kinds[0]):
+            bad.unreadable(f"{source.path}: column '{name}' holds {kinds[0]}, not strings")
             return False
     return True
 
 
-def _find(schema: Any, name: str) -> tuple[int, Any]:
-    """How many columns have the name, or the path, and the type of the values."""
+def _columns(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The path and the type of every column, and of every field of a struct."""
+    for field in fields:
+        yield f"{prefix}{field.name}", field.type
+        if _is_struct(field.type):
+            yield from _columns(field.type.fields, f"{prefix}{field.name}.")
+
+
+def _is_struct(kind: Any) -> bool:
     from pyarrow import types
 
-    names = list(schema.names)
-    if name in names:
-        return names.count(name), schema.field(name).type if names.count(name) == 1 else None
-    first, *rest = name.split(".")
-    if names.count(first) != 1:
-        return 0, None
-    kind = schema.field(first).type
-    for part in rest:
-        if not cast("Any", types).is_struct(kind) or kind.get_field_index(part) < 0:
-            return 0, None
-        kind = kind.field(part).type
-    return (1, kind) if rest else (0, None)
+    return cast("Any", types).is_struct(kind) and kind.num_fields > 0
 
 
 def _may_be_text(kind: Any) -> bool:
@@ -133,17 +131,6 @@ def _may_be_text(kind: Any) -> bool:
 
     plain = kind.value_type if cast("Any", types).is_dictionary(kind) else kind
     return str(plain) in _TEXT_TYPES
-
-
-def _paths(schema: Any) -> list[str]:
-    """The names of all columns, those inside structs as paths."""
-    from pyarrow import types
-
-    found: list[str] = []
-    for field in schema:
-        inner = _paths(field.type.fields) if cast("Any", types).is_struct(field.type) else []
-        found += [f"{field.name}.{each}" for each in inner] or [field.name]
-    return found
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
