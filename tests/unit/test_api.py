@@ -220,7 +220,7 @@ def test_an_output_that_fails_its_check_does_not_appear(
     from cpt_residual.weights import verification
 
     def runs_on(model: Path) -> list[int]:
-        raise CompatibilityError(f"{model.name} does not stop at its end-of-text ids")
+        raise CompatibilityError(f"{model.name} does not stop at its EOS token ids")
 
     monkeypatch.setattr(verification, "verify_stops", runs_on)
     with pytest.raises(CompatibilityError, match="does not stop"):

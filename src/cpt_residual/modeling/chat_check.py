@@ -46,7 +46,7 @@ def require_chat_side(folder: Path, role: str) -> None:
 
 
 def check_chat_side(folder: Path) -> list[str]:
-    """Problems of a model directory's chat templates (each renders one question), end-of-text ids
+    """Problems of a model directory's chat templates (each renders one question), EOS token ids
     and generation config, one line each; none: it can be asked, and its files make sense.
 
     A template that asks for today's date is no problem: it gets `templates.TEMPLATE_DATE`."""

@@ -100,7 +100,7 @@ def _summary(record: MergeRecord) -> str:
         "instruct model and its base, so that a model that was trained on further text follows "
         f"instructions again ([Jindal et al. 2024]({_PAPER})). "
         "No training was done for it: only weights were added. "
-        "Tokenizer, chat template and end-of-text ids are the instruct model's"
+        "Tokenizer, chat template and EOS token ids are the instruct model's"
         + (
             ", and generation was shown to stop at each of those ids."
             if record.stops_at is not None
@@ -174,7 +174,7 @@ def _numbers(record: MergeRecord) -> str:
         ["the two, relative", _number(record.relative_norm)],
         ["cosine of target and what was added", _number(record.cosine)],
         ["updates lost to rounding", percent(record.lost_share)],
-        ["end-of-text ids (union)", stops],
+        ["EOS token ids (union)", stops],
     ]
     return markdown_table(["whole model", "value"], rows)
 

@@ -31,7 +31,7 @@ class ApplyRecipe(Frozen):
 
 @dataclass(frozen=True)
 class Apply:
-    """One merged model, shown to load and to stop at every end-of-text id."""
+    """One merged model, shown to load and to stop at every EOS token id."""
 
     key: str
     target: Stage

@@ -1,7 +1,7 @@
 """The chat contract: tokenizer, chat template and EOS token ids of a merged model.
 
 A merged directory gets instruct's tokenizer, chat template, special ids and generation config,
-with the *union* of the end-of-text ids of base, instruct and target in config.json and
+with the *union* of the EOS token ids of base, instruct and target in config.json and
 generation_config.json. `stops.verify_stops` then loads the directory and shows that generation
 ends at every one of them. (Keeping the target's generation config is how merged models come to run
 on: measured 60 tokens instead of 6.) Where instruct and target number their tokens differently, the
@@ -114,7 +114,7 @@ def install(
     as tokens; a token that the merged model lacks can never come and is left out. `plan`: None for
     equal maps. `sides`: those of instruct and target, where they have been read already.
 
-    Returns the union of end-of-text ids: instruct's first, then base's and target's. Raises
+    Returns the union of EOS token ids: instruct's first, then base's and target's. Raises
     CompatibilityError without a chat template, for an id of instruct that has no token, and when
     the tokenizer that was written does not have the plan's map.
     """
@@ -146,7 +146,7 @@ def install(
 
 
 def _require_rows(eos_ids: Sequence[int], target: Path, plan: RowPlan | None) -> None:
-    """CompatibilityError for end-of-text ids that the merged model cannot generate."""
+    """CompatibilityError for EOS token ids that the merged model cannot generate."""
     size = text_fields(read_json_object(target / CONFIG_FILE, "target")).get("vocab_size")
     num_rows = plan.num_rows if plan is not None else size if isinstance(size, int) else None
     beyond = [token_id for token_id in eos_ids if num_rows is not None and token_id >= num_rows]

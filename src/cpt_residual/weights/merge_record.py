@@ -47,7 +47,7 @@ class ShardRecord(Frozen):
 
 
 class MergeRecord(Frozen):
-    """merge.json. For the numbers see `weights.merge.MergeReport`. stops_at: the end-of-text ids at
+    """merge.json. For the numbers see `weights.merge.MergeReport`. stops_at: the EOS token ids at
     which generation was shown to stop, None when that was not asked for. notes: on tensors that no
     parameter reads or that go by another name (see matching.notes_on). left_out: what lies beside
     instruct's weights and was not carried."""

@@ -21,7 +21,7 @@ _NUM_ROOM = 4  # tokens that generation could still make after it
 
 def verify_stops(model: Path) -> list[int]:
     """Loads a model directory, renders its template, and shows that generation stops at every
-    end-of-text id. Returns the ids. Price: one load of the model, a few tokens per id.
+    EOS token id. Returns the ids. Price: one load of the model, a few tokens per id.
 
     Each id is forced after a few other tokens; the output must end right there although there is
     room for more.
@@ -37,7 +37,7 @@ def verify_stops(model: Path) -> list[int]:
     prompt_BT = _render(model, tokenizer)
     filler = next(token for token in range(len(ids) + 1) if token not in ids)
     num_rows = int(loaded.config.get_text_config().vocab_size)
-    problems: list[str] = [] if ids else ["no end-of-text id at all"]
+    problems: list[str] = [] if ids else ["no EOS token id at all"]
     for token in ids:
         if token >= num_rows:
             problems.append(f"id {token} is outside the vocabulary of {num_rows}")
@@ -50,7 +50,7 @@ def verify_stops(model: Path) -> list[int]:
             )
     if problems:
         raise CompatibilityError(
-            f"{model} does not stop at its end-of-text ids",
+            f"{model} does not stop at its EOS token ids",
             problems=problems,
             remedy="Its answers would run on. The eos_token_id of its generation_config.json must "
             "list all of them.",

@@ -127,7 +127,7 @@ def verify_residual(
 
 def verify_model(path: Path, *, streaming: Streaming = DEFAULT_STREAMING) -> Verified:
     """A model directory: headers agree, merge.json's hashes (where there is one) fit, and, of a
-    model with a chat template, that it loads and that generation stops at every end-of-text id.
+    model with a chat template, that it loads and that generation stops at every EOS token id.
 
     Raises ArtifactError or CompatibilityError. Price: one read, one load of the model.
     """

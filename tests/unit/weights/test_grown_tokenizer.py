@@ -158,7 +158,7 @@ def test_ids_of_instruct_in_the_grown_target_would_not_stop(
     )
     merge_by_hand(family, plan, out)
     shutil.copy(family["instruct"] / "generation_config.json", out)
-    with pytest.raises(CompatibilityError, match="does not stop at its end-of-text ids") as caught:
+    with pytest.raises(CompatibilityError, match="does not stop at its EOS token ids") as caught:
         verify_stops(out)
     assert any("<|im_end|>" in problem for problem in caught.value.problems)
     assert sides[0].ids["<|im_end|>"] in (280, 281, 282)

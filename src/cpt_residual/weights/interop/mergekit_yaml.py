@@ -34,7 +34,7 @@ _ALWAYS = [
     "written by cpt_residual for mergekit 0.1.5",
     "differs: mergekit rounds every step to `dtype` and the sum once more to `out_dtype`;",
     "  cpt_residual computes in float64 and rounds once",
-    "differs: no union of the end-of-text ids of base and instruct, config.json and",
+    "differs: no union of the EOS token ids of base and instruct, config.json and",
     "  generation_config.json are base's: set eos_token_id and the generation config by hand",
 ]
 

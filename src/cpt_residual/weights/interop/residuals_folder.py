@@ -192,7 +192,7 @@ def _identity(shapes: Mapping[str, Shape]) -> dict[str, JsonValue]:
 class FolderDelta:
     """A folder as a residual to merge (a delta.DeltaSource); make it with `folder_delta`.
 
-    It names neither an architecture nor base's end-of-text ids: the target's architecture is taken
+    It names neither an architecture nor base's EOS token ids: the target's architecture is taken
     for it (names and shapes are still compared), and base's ids stay unknown.
     """
 
