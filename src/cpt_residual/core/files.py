@@ -109,6 +109,15 @@ def sync_directory(path: Path) -> None:
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
+def sync_tree(folder: Path) -> None:
+    """Force every file and every entry below `folder` to the disk, files behind links too."""
+    listing = list_files(folder)
+    for path in listing.files.values():
+        sync_file(path)
+    for directory in reversed(listing.directories):
+        sync_directory(directory)
+
+
 def _sync(path: Path, flags: int) -> None:
     handle = os.open(path, flags)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from cpt_residual.core.files import sync_directory, sync_file, write_json_atomic
+from cpt_residual.core.files import sync_tree, write_json_atomic
 from cpt_residual.errors import LaunchError, WorkerError
 from cpt_residual.train.job import Layout
 
@@ -88,14 +88,8 @@ def mark_complete(path: Path, layout: Layout) -> None:
         if file.is_file() and file.name != _MARKER
     }
     marker: dict[str, JsonValue] = {"files": {**files}, "layout": layout.model_dump(mode="json")}
-    sync_files(path)
+    sync_tree(path)
     write_json_atomic(path / _MARKER, marker)
-
-
-def sync_files(path: Path) -> None:
-    """Force the files below `path` to the disk."""
-    for each in (path, *path.rglob("*")):
-        sync_directory(each) if each.is_dir() else sync_file(each)
 
 
 def discard_older(folder: Path, newest: Path) -> None:

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from cpt_residual.base_model import Frozen
 from cpt_residual.core.disk import FullDiskReport
-from cpt_residual.core.files import list_files, sync_directory, sync_file, write_json_atomic
+from cpt_residual.core.files import list_files, sync_directory, sync_tree, write_json_atomic
 from cpt_residual.core.lock import hold
 from cpt_residual.errors import (
     ArtifactError,
@@ -268,15 +268,6 @@ def require_apart(out: Path, inputs: Iterable[Path]) -> None:
             problems=[f"input: {path}" for path in around],
             remedy="Nothing was done. Inputs are never written to. Choose a directory outside.",
         )
-
-
-def sync_tree(folder: Path) -> None:
-    """Returns when every file and every entry below `folder` is on the disk."""
-    listing = list_files(folder)
-    for path in listing.files.values():
-        sync_file(path)
-    for directory in reversed(listing.directories):
-        sync_directory(directory)
 
 
 @contextmanager

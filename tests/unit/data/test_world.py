@@ -19,7 +19,7 @@ from cpt_residual.data.world import CHECKS, WorldSize, follows, states_fact, wri
 from cpt_residual.data.world.corpora import general_document, new_domain_document
 from cpt_residual.data.world.facts import Fact
 from cpt_residual.data.world.instructions import KINDS, PAIRS, ask
-from cpt_residual.data.world.names import Cast, max_people
+from cpt_residual.data.world.names import Cast
 from cpt_residual.data.world.write import _unseen, world_cast
 from cpt_residual.errors import ConfigError
 
@@ -246,23 +246,3 @@ def test_unknown_checks_and_bad_arguments_are_errors() -> None:
     with pytest.raises(TypeError, match="arguments must be a mapping"):
         follows("x", {"kind": "upper", "arguments": None})
     assert set(CHECKS) == set(KINDS)
-
-
-def test_impossible_sizes_name_every_problem() -> None:
-    with pytest.raises(ConfigError) as error:
-        WorldSize(
-            num_old_people=max_people(),
-            num_people_in_instructions=0,
-            num_new_people=0,
-            share_plain=0.9,
-            num_instructions=-1,
-        )
-    text = str(error.value)
-    for problem in (
-        "num_instructions must not",
-        "num_people_in_instructions=0",
-        "num_new_people=0",
-        "too few free names",
-        "share_plain",
-    ):
-        assert problem in text

@@ -19,11 +19,10 @@ import numpy as np
 from cpt_residual.core.disk import check_free_space, writing
 from cpt_residual.core.files import (
     copy_files,
-    list_files,
     remove_tree,
     replacing,
     sync_directory,
-    sync_file,
+    sync_tree,
 )
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ProgressReport, no_progress
@@ -102,7 +101,7 @@ def export_pack(
                 _write_hf(view, temporary, progress)
             (temporary / "README.md").write_text(_card(view, layout), encoding="utf-8")
             copy_files(pack, temporary, leave_out=_not_the_ledger(pack))
-            _sync(temporary)
+            sync_tree(temporary)
         sync_directory(out.parent)
     return len(view)
 
@@ -127,15 +126,6 @@ def _require_books(view: PackView) -> None:
             problems=problems,
             remedy="Nothing was exported. Delete the artifact and run again; it will be rebuilt.",
         )
-
-
-def _sync(folder: Path) -> None:
-    """Force the files below `folder` to the disk."""
-    listing = list_files(folder)
-    for file in listing.files.values():
-        sync_file(file)
-    for directory in listing.directories:
-        sync_directory(directory)
 
 
 def _not_the_ledger(pack: Path) -> tuple[str, ...]:

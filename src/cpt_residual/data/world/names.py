@@ -77,11 +77,6 @@ class Cast:
         return frozenset(person.name for person in self.old + self.new)
 
 
-def max_people() -> int:
-    """How many distinct names there are; half of them must stay free for strangers."""
-    return len(FIRST_NAMES) * len(LAST_NAMES)
-
-
 def draw_cast(rng: random.Random, *, num_taught: int, num_heldout: int, num_new: int) -> Cast:
     """Draw disjoint groups of people, all names distinct, every value uniform."""
     names = [f"{first} {last}" for first, last in itertools.product(FIRST_NAMES, LAST_NAMES)]
