@@ -115,7 +115,7 @@ def _markdown(
     rows = tuple(_mean_rows(reports))
     table = ResultTable(rows=rows, measures=first.table.measures)
     pooled = first.model_copy(update={"table": table, "families": families, "geometry": None})
-    verdict = judge(pooled)
+    verdict = judge(pooled, num_seeds=len(reports))
     asked = [family.question or family.name for family in families]
     return render(
         "seeds.md.j2",

@@ -16,8 +16,8 @@ _LISTED = 3
 _READINGS: tuple[Reading, ...] = ("better", "kept", "undecided", "lost")
 
 
-def judge(results: Results) -> Verdict:
-    """The verdict on `results`, whose own verdict is not looked at."""
+def judge(results: Results, *, num_seeds: int = 1) -> Verdict:
+    """The verdict on `results`, whose own verdict is not looked at; `num_seeds`: of the prompts."""
     answer = results.family(results.answered_by)
     others = [family for family in results.families if family is not answer]
     subjects = (
@@ -25,7 +25,7 @@ def judge(results: Results) -> Verdict:
         *(_family(results, family) for family in others),
         [*_recovered(results), *_repair(results), *_turns(results)],
         [*_bits(results), *_drift(results, answer)],
-        _limits(results),
+        _limits(results, num_seeds),
     )
     return Verdict(
         outcome="not_measured" if answer is None else answer.outcome,
@@ -185,14 +185,20 @@ def _drift(results: Results, answer: Family | None) -> Iterator[str]:
         )
 
 
-def _limits(results: Results) -> list[str]:
+def _limits(results: Results, num_seeds: int) -> list[str]:
     if not results.families:
         return []
+    num_families = len(results.families)
+    shared = "" if num_families == 1 else f" within each of {num_families} families, which share it"
+    seeds = (
+        "All of it is over prompts of one seed and does not cover the spread between seeds."
+        if num_seeds == 1
+        else f"Prompts of {num_seeds} seeds are taken together, and better and lost need the same "
+        "sign in each of them; another seed may still differ."
+    )
     told = (
         f"The chance of any false better or lost in this report is at most {100 * REPORT_ALPHA:g} "
-        f"%: Holm's correction within each of {len(results.families)} families, which share the "
-        "level. Kept: the interval, which holds for its whole family, excludes a loss of "
-        f"{points(results.margin)} points or more. All of it is over prompts of one seed and does "
-        "not cover the spread between seeds."
+        f"% (Holm's correction{shared}). Kept: the interval, which holds for its whole family, "
+        f"excludes a loss of {points(results.margin)} points or more. {seeds}"
     )
     return [told]
