@@ -12,8 +12,7 @@ import datasets
 import numpy as np
 import pytest
 
-from cpt_residual.core import disk
-from cpt_residual.data.packing import export
+from cpt_residual.core import disk, files
 from cpt_residual.data.packing.export import ExportLayout, export_pack
 from cpt_residual.data.packing.pack_format import PackView, open_pack
 from cpt_residual.errors import ConfigError, CorruptArtifactError, DiskSpaceError
@@ -87,7 +86,7 @@ def test_it_is_on_the_disk_before_it_appears(
         assert not out.exists()
         synced.append(path.name)
 
-    monkeypatch.setattr(export, "sync_file", sync)
+    monkeypatch.setattr(files, "sync_file", sync)
     export_pack(view.path, out)
     assert sorted(synced) == sorted(path.name for path in out.rglob("*") if path.is_file())
 
@@ -109,7 +108,7 @@ def test_a_disk_that_is_full_in_between_is_named_and_nothing_stays(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(export, "sync_file", full)
+    monkeypatch.setattr(files, "sync_file", full)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DiskSpaceError, match="not enough disk space at"):
         export_pack(view.path, tmp_path / "out")
