@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Submit a frozen plan to SLURM: one array per level of the graph, each after the one before.
+"""Submit a frozen plan to SLURM: level by level of the graph, each after the one before; rows of a
+level that need the same nodes, GPUs and cores are one array.
 
     python -m cpt_residual.plan +experiment=llama3_500m --out PLAN.json
-    python slurm/submit.py PLAN.json --gpu="--gres=gpu:8 --time=24:00:00" -- --account=me
+    python slurm/submit.py PLAN.json --gpu-partition=gpu -- --account=me --time=24:00:00
 
-Needs nothing but the standard library and `sbatch`. Prints one line per array.
+Options after `--` go to every array and win over the plan's. Needs nothing but the standard library
+and `sbatch`. Prints one line per array.
 """
 
 from __future__ import annotations
@@ -12,27 +14,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).resolve().parent / "array.sbatch"
+SCHEMA = 2
+"""Of plan.json: rows say what they need."""
 
 
 @dataclass(frozen=True)
-class Level:
-    """Rows first..last of the plan, which need nothing of each other."""
+class Array:
+    """Rows of one level that need the same nodes, GPUs and cores, and nothing of each other."""
 
-    number: int
-    first: int
-    last: int
+    level: int
+    rows: tuple[int, ...]
     stages: frozenset[str]
-    gpu: bool
+    nodes: int
+    gpus_per_node: int
+    cores: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -42,41 +49,71 @@ class Options:
     plan: Path
     python: str
     max_parallel: int | None
-    gpu: tuple[str, ...]
-    cpu: tuple[str, ...]
+    gpu_partition: str | None
     common: tuple[str, ...]
 
 
-def levels_of(document: dict[str, Any]) -> list[Level]:
-    """The levels of a plan; a SystemExit that says what is wrong with it otherwise."""
-    if document.get("schema") != 1:
-        raise SystemExit(f"plan.json has schema {document.get('schema')!r}; this script reads 1")
+def arrays_of(document: dict[str, Any]) -> list[Array]:
+    """The arrays of a plan, level by level; a SystemExit that says what is wrong with it."""
+    if document.get("schema") != SCHEMA:
+        given = document.get("schema")
+        raise SystemExit(f"plan.json has schema {given!r}; this script reads {SCHEMA}")
     rows = {int(row["index"]): row for row in document["rows"]}
-    found: list[Level] = []
-    for number, indices in enumerate(document["levels"]):
-        if not indices or sorted(indices) != list(range(min(indices), max(indices) + 1)):
-            raise SystemExit(f"level {number} is empty or not a run of consecutive rows: {indices}")
-        stages = frozenset(str(rows[index]["stage"]) for index in indices)
-        gpu = any(rows[index]["gpu"] for index in indices)
-        found.append(Level(number, min(indices), max(indices), stages, gpu))
+    found: list[Array] = []
+    for level, indices in enumerate(document["levels"]):
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for index in sorted(indices):
+            asked = rows[index]["resources"]
+            key = (int(asked["nodes"]), int(asked["gpus_per_node"]), int(asked["cores"]))
+            groups.setdefault(key, []).append(index)
+        for key, members in groups.items():
+            stages = frozenset(str(rows[index]["stage"]) for index in members)
+            memory = max(int(rows[index]["resources"]["memory_bytes"]) for index in members)
+            found.append(Array(level, tuple(members), stages, *key, memory))
     return found
 
 
-def sbatch_command(level: Level, options: Options, after: str | None) -> list[str]:
-    """The `sbatch` call for one level; `after` is the job id of the level before."""
+def resource_options(array: Array) -> list[str]:
+    """What the plan's numbers are to `sbatch`. Memory is an estimate: half of it is added, and a
+    GiB."""
+    mebibytes = math.ceil(array.memory_bytes * 1.5 / 2**20) + 1024
+    options = [
+        f"--nodes={array.nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={array.cores}",
+        f"--mem={mebibytes}M",
+    ]
+    return options + ([f"--gres=gpu:{array.gpus_per_node}"] if array.gpus_per_node else [])
+
+
+def sbatch_command(array: Array, options: Options, after: Sequence[str]) -> list[str]:
+    """The `sbatch` call for one array; `after`: the job ids of the level before."""
     limit = f"%{options.max_parallel}" if options.max_parallel else ""
     command = [
         "sbatch",
         "--parsable",
-        f"--array={level.first}-{level.last}{limit}",
-        f"--output={options.plan.parent / 'slurm'}/level{level.number}-%A_%a.out",
+        f"--array={spans(array.rows)}{limit}",
+        f"--output={options.plan.parent / 'slurm'}/level{array.level}-%A_%a.out",
     ]
-    if after is not None:
+    if after:
         # a failed row must cancel what needs it, not leave it pending for ever
-        command += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+        command += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    command += resource_options(array)
+    if array.gpus_per_node and options.gpu_partition:
+        command.append(f"--partition={options.gpu_partition}")
     command += options.common
-    command += options.gpu if level.gpu else options.cpu
     return [*command, str(SCRIPT), str(options.plan), options.python]
+
+
+def spans(rows: Sequence[int]) -> str:
+    """`1-3,5`."""
+    found: list[list[int]] = []
+    for row in rows:
+        if found and found[-1][1] == row - 1:
+            found[-1][1] = row
+        else:
+            found.append([row, row])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
@@ -87,8 +124,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
         own, extra = own[:cut], own[cut + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("plan", type=Path)
-    parser.add_argument("--gpu", default="", help="sbatch options of levels that train or evaluate")
-    parser.add_argument("--cpu", default="", help="sbatch options of all other levels")
+    parser.add_argument("--gpu-partition", help="partition of the rows that need GPUs")
     parser.add_argument("--max-parallel", type=int, help="array tasks that may run at once")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the tasks")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
@@ -100,8 +136,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
         plan=plan,
         python=given.python,
         max_parallel=given.max_parallel,
-        gpu=tuple(shlex.split(given.gpu)),
-        cpu=tuple(shlex.split(given.cpu)),
+        gpu_partition=given.gpu_partition,
         common=tuple(extra),
     )
     return options, given.dry_run
@@ -116,51 +151,50 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def submit(levels: Sequence[Level], options: Options) -> int:
-    """Submit all levels; where that ends early, say which jobs are queued by then."""
-    jobs: list[str] = []
+def submit(arrays: Sequence[Array], options: Options, *, dry_run: bool) -> int:
+    """Submit all arrays; where that ends early, say which jobs are queued by then."""
+    jobs: dict[int, list[str]] = {}
     try:
-        for level in levels:
-            command = sbatch_command(level, options, jobs[-1] if jobs else None)
+        for array in arrays:
+            command = sbatch_command(array, options, jobs.get(array.level - 1, []))
+            mine = jobs.setdefault(array.level, [])
+            if dry_run:
+                mine.append(f"LEVEL{array.level}.{len(mine)}")
+                _say(shlex.join(command))
+                continue
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                problem = f"level {level.number}: sbatch failed: {done.stderr.strip()}"
+                problem = f"level {array.level}: sbatch failed: {done.stderr.strip()}"
                 sys.stderr.write(problem + "\n")
-                _say_queued(jobs, levels)
+                _say_queued(jobs, arrays)
                 return 1
-            jobs.append(done.stdout.strip().split(";")[0])
-            rows = f"rows {level.first}-{level.last}"
-            _say(
-                f"level {level.number}: job {jobs[-1]}, {rows} ({', '.join(sorted(level.stages))})"
-            )
+            mine.append(done.stdout.strip().split(";")[0])
+            rows = f"rows {spans(array.rows)} ({', '.join(sorted(array.stages))})"
+            _say(f"level {array.level}: job {mine[-1]}, {rows}")
     except (OSError, KeyboardInterrupt):
-        _say_queued(jobs, levels)
+        if not dry_run:
+            _say_queued(jobs, arrays)
         raise
     return 0
 
 
-def _say_queued(jobs: Sequence[str], levels: Sequence[Level]) -> None:
-    if jobs:
-        line = f"{len(jobs)} of {len(levels)} levels are queued; cancel with: scancel"
+def _say_queued(jobs: Mapping[int, Sequence[str]], arrays: Sequence[Array]) -> None:
+    queued = [job for level in jobs.values() for job in level]
+    if queued:
+        line = f"{len(queued)} of {len(arrays)} arrays are queued; cancel with: scancel"
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{line} {' '.join(jobs)}\n")
+            sys.stderr.write(f"{line} {' '.join(queued)}\n")
 
 
 def main(arguments: Sequence[str]) -> int:
     try:
         options, dry_run = parse(arguments)
-        levels = levels_of(json.loads(options.plan.read_text(encoding="utf-8")))
+        arrays = arrays_of(json.loads(options.plan.read_text(encoding="utf-8")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         sys.stderr.write(f"an option or the plan cannot be read: {error!r}\n")
         return 2
     (options.plan.parent / "slurm").mkdir(exist_ok=True)
-    if not dry_run:
-        return submit(levels, options)
-    after: str | None = None
-    for level in levels:
-        _say(shlex.join(sbatch_command(level, options, after)))
-        after = f"LEVEL{level.number}"
-    return 0
+    return submit(arrays, options, dry_run=dry_run)
 
 
 def enter(arguments: Sequence[str]) -> int:

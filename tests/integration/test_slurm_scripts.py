@@ -42,10 +42,12 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **extra}
 
 
-def array_task(folder: Path, **extra: str) -> subprocess.Popen[bytes]:
+def array_task(
+    folder: Path, python: str = "/venv/bin/python", **extra: str
+) -> subprocess.Popen[bytes]:
     known = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "80"}
     return subprocess.Popen(
-        ["bash", str(ARRAY), "/plans/plan.json", "/venv/bin/python"],
+        ["bash", str(ARRAY), "/plans/plan.json", python],
         env=environment(folder, **known, **extra),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -54,7 +56,8 @@ def array_task(folder: Path, **extra: str) -> subprocess.Popen[bytes]:
 
 def plan(folder: Path) -> Path:
     stages = ["world", "pack", "pack", "cpt", "apply", "evaluate", "evaluate", "report"]
-    levels = [[0], [1, 2], [3], [4], [5, 6], [7]]
+    levels = [[0], [1, 2], [3], [4, 5, 6], [7]]
+    gpus = {"cpt": 8, "evaluate": 1}
     rows = [
         {
             "index": i,
@@ -62,13 +65,19 @@ def plan(folder: Path) -> Path:
             "node": f"n{i}",
             "stage": stages[i],
             "fingerprint": "f",
-            "gpu": stages[i] in ("cpt", "evaluate"),
+            "resources": {
+                "nodes": 2 if stages[i] == "cpt" else 1,
+                "gpus_per_node": gpus.get(stages[i], 0),
+                "cores": 64 if stages[i] == "cpt" else 1,
+                "memory_bytes": 2**30 * i,
+                "gpu_memory_bytes": 0,
+            },
         }
         for level, indices in enumerate(levels)
         for i in indices
     ]
     path = folder / "plan.json"
-    path.write_text(json.dumps({"schema": 1, "levels": levels, "rows": rows}))
+    path.write_text(json.dumps({"schema": 2, "levels": levels, "rows": rows}))
     return path
 
 
@@ -95,7 +104,16 @@ def test_a_row_is_run_from_the_frozen_plan(bin_dir: Path) -> None:
     task = array_task(bin_dir)
     assert task.wait(20) == 0
     (call,) = calls(bin_dir)
+    assert call.startswith("srun ")
     assert call.endswith("/venv/bin/python -m cpt_residual.row /plans/plan.json 3")
+
+
+def test_a_row_of_several_nodes_starts_its_own_ranks(bin_dir: Path) -> None:
+    stand_in(bin_dir, "srun", "exit 0")
+    stand_in(bin_dir, "python", "exit 7")
+    task = array_task(bin_dir, str(bin_dir / "python"), SLURM_JOB_NUM_NODES="2")
+    assert task.wait(20) == 7
+    assert calls(bin_dir) == ["python -m cpt_residual.row /plans/plan.json 3"]
 
 
 @pytest.mark.parametrize("code", [1, 2])
@@ -154,25 +172,36 @@ def test_a_requeue_that_fails_is_a_failure(bin_dir: Path) -> None:
 
 
 # --- the submit script ---------------------------------------------------------------------------
-def test_one_array_per_level_each_after_the_one_before(bin_dir: Path, tmp_path: Path) -> None:
+def test_rows_of_a_level_with_equal_resources_are_an_array(bin_dir: Path, tmp_path: Path) -> None:
     count = f"n=$(wc -l < {bin_dir}/calls); echo $((100 + n))"
     stand_in(bin_dir, "sbatch", count)
     path = plan(tmp_path)
-    done = submit(bin_dir, str(path), "--gpu=--gres=gpu:8", "--cpu=--mem=8G", "--", "--account=me")
+    done = submit(bin_dir, str(path), "--gpu-partition=big", "--", "--account=me", "--mem=9G")
     assert done.returncode == 0, done.stderr
     made = [shlex.split(call) for call in calls(bin_dir)]
     assert [call[2] for call in made] == [
-        f"--array={span}" for span in ("0-0", "1-2", "3-3", "4-4", "5-6", "7-7")
+        f"--array={span}" for span in ("0", "1-2", "3", "4", "5-6", "7")
     ]
     after = [[arg for arg in call if arg.startswith("--dependency")] for call in made]
-    assert after == [[], *[[f"--dependency=afterok:{100 + n}"] for n in range(1, 6)]]
+    waits = ["101", "102", "103", "103", "104:105"]
+    assert after == [[], *[[f"--dependency=afterok:{jobs}"] for jobs in waits]]
     assert all("--kill-on-invalid-dep=yes" in call for call in made[1:])
-    assert ["--gres=gpu:8" in call for call in made] == [False, False, True, False, True, False]
-    assert ["--mem=8G" in call for call in made] == [True, True, False, True, False, True]
-    assert all("--account=me" in call for call in made)
+    asked = [call[call.index("--ntasks-per-node=1") - 1 :][:-3] for call in made]
+    common = ["--account=me", "--mem=9G"]
+    assert asked[2] == [
+        *("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=64", "--mem=5632M"),
+        *("--gres=gpu:8", "--partition=big", *common),
+    ]
+    assert asked[4] == [
+        *("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=10240M"),
+        *("--gres=gpu:1", "--partition=big", *common),
+    ]
+    assert asked[3] == [
+        *("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=7168M", *common)
+    ]
     assert all(call[-3:] == [str(ARRAY), str(path), sys.executable] for call in made)
     assert (tmp_path / "slurm").is_dir()  # SLURM does not make the folder of --output
-    assert "level 5: job 106, rows 7-7 (report)" in done.stdout
+    assert "level 4: job 106, rows 7 (report)" in done.stdout
 
 
 def test_a_dry_run_submits_nothing(bin_dir: Path, tmp_path: Path) -> None:
@@ -182,6 +211,7 @@ def test_a_dry_run_submits_nothing(bin_dir: Path, tmp_path: Path) -> None:
     assert calls(bin_dir) == []
     assert len(done.stdout.splitlines()) == 6
     assert "--array=5-6%2" in done.stdout
+    assert "--dependency=afterok:LEVEL3.0:LEVEL3.1" in done.stdout
 
 
 def test_a_refused_submission_names_the_level_and_what_is_queued(
@@ -192,7 +222,7 @@ def test_a_refused_submission_names_the_level_and_what_is_queued(
     done = submit(bin_dir, str(plan(tmp_path)))
     assert done.returncode == 1
     assert "level 2: sbatch failed: no such account" in done.stderr
-    assert "2 of 6 levels are queued; cancel with: scancel 41 41" in done.stderr
+    assert "2 of 6 arrays are queued; cancel with: scancel 41 41" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -209,22 +239,32 @@ def test_an_output_that_ends_early_leaves_the_names_of_the_queued_jobs(
         )
         os.close(out)
         assert done.returncode == status
-        assert b"1 of 6 levels are queued; cancel with: scancel 41\n" in done.stderr
+        assert b"1 of 6 arrays are queued; cancel with: scancel 41\n" in done.stderr
 
 
 def test_sbatch_that_is_gone_leaves_the_names_of_the_queued_jobs(
     bin_dir: Path, tmp_path: Path
 ) -> None:
     stand_in(bin_dir, "sbatch", f"echo 41; rm {bin_dir}/sbatch")
-    done = submit(bin_dir, str(plan(tmp_path)))
+    for name in ("bash", "env", "rm"):  # of all the system nothing else, where SLURM may be
+        found = shutil.which(name)
+        assert found is not None
+        (bin_dir / name).symlink_to(found)
+    done = subprocess.run(
+        [sys.executable, str(SUBMIT), str(plan(tmp_path))],
+        env={"PATH": str(bin_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "1 of 6 levels are queued; cancel with: scancel 41",
+        "1 of 6 arrays are queued; cancel with: scancel 41",
         "sbatch: No such file or directory",
     ]
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"schema": 1}', '{"schema": 1, "rows": [{}]}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"schema": 2}', '{"schema": 2, "rows": [{}]}'])
 def test_what_is_no_plan_is_refused_in_one_line(bin_dir: Path, tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
@@ -236,16 +276,8 @@ def test_what_is_no_plan_is_refused_in_one_line(bin_dir: Path, tmp_path: Path, t
 
 def test_a_plan_of_another_version_is_refused(bin_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({"schema": 2, "levels": [], "rows": []}))
+    path.write_text(json.dumps({"schema": 1, "levels": [], "rows": []}))
     done = submit(bin_dir, str(path))
     assert done.returncode == 1
-    assert "schema 2" in done.stderr
+    assert "schema 1; this script reads 2" in done.stderr
     assert "no plan at" in submit(bin_dir, str(tmp_path / "none.json")).stderr
-
-
-def test_levels_that_are_no_runs_of_rows_are_refused(bin_dir: Path, tmp_path: Path) -> None:
-    path = plan(tmp_path)
-    document = json.loads(path.read_text())
-    document["levels"][1] = [1, 5]
-    path.write_text(json.dumps(document))
-    assert "not a run of consecutive rows: [1, 5]" in submit(bin_dir, str(path)).stderr
