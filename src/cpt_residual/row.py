@@ -47,7 +47,6 @@ def _build(path: Path, index: int) -> None:
     row = plan.row(index)
     set_maths_defaults()
     builder = Builder.of(plan.config)
-    run_dir = _run_folder(plan, builder)
     present = builder.graph[row.node].fingerprint
     if present != row.fingerprint:
         raise ConfigError(
@@ -56,6 +55,7 @@ def _build(path: Path, index: int) -> None:
             remedy="The code, a local source or the plan file itself was changed since. Nothing "
             "was built. Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
         )
+    run_dir = _run_folder(plan, builder)
     screen = UserConsole()
     if _will_be_tracked(builder, row.node) and (tracked := check_tracking(plan.config.tracking)):
         paragraph(screen, tracked)
