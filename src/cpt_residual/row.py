@@ -46,7 +46,8 @@ def _build(path: Path, index: int) -> None:
     plan = FrozenPlan.read(path)
     row = plan.row(index)
     set_maths_defaults()
-    builder = Builder.of(plan.config)
+    run_dir = _run_dir(plan)
+    builder = Builder.of(plan.config, run=run_dir)
     present = builder.graph[row.node].fingerprint
     if present != row.fingerprint:
         raise ConfigError(
@@ -55,7 +56,7 @@ def _build(path: Path, index: int) -> None:
             remedy="The code, a local source or the plan file itself was changed since. Nothing "
             "was built. Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN",
         )
-    run_dir = _run_folder(plan, builder)
+    _begin(builder, run_dir)
     screen = UserConsole()
     if _will_be_tracked(builder, row.node) and (tracked := check_tracking(plan.config.tracking)):
         paragraph(screen, tracked)
@@ -88,10 +89,14 @@ def _build_row(builder: Builder, request: BuildRequest, console: BuildConsole) -
         console.finished(request.node, f"{duration(outcome.seconds)}  {outcome.ref.path}")
 
 
-def _run_folder(plan: FrozenPlan, builder: Builder) -> Path:
-    """One folder below `runs/` for all rows of a plan, begun by the first of them."""
+def _run_dir(plan: FrozenPlan) -> Path:
+    """One folder for all rows of a plan."""
     name = f"rows-{plan.experiment}-{plan.fingerprint[:8]}"
-    folder = Path(plan.config.paths.root) / "runs" / name
+    return Path(plan.config.paths.root) / "runs" / name
+
+
+def _begin(builder: Builder, folder: Path) -> None:
+    """The first row begins the run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ENVIRONMENT_FILE).exists():
@@ -102,7 +107,6 @@ def _run_folder(plan: FrozenPlan, builder: Builder) -> Path:
             remedy="Nothing was built. Write the plan again with another folder: paths.root=DIR, "
             "or fix its rights.",
         ) from None
-    return folder
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -121,12 +121,16 @@ def stamp_of(path: Path) -> FileStamp:
 
 
 def check_files(
-    artifact: Path, manifest: Manifest, stamps: Mapping[str, FileStamp]
+    artifact: Path,
+    manifest: Manifest,
+    stamps: Mapping[str, FileStamp],
+    *,
+    sha256: Callable[[Path], str] = file_sha256,
 ) -> tuple[list[str], dict[str, FileStamp]]:
     """Compare an artifact's files with its manifest: all problems, and fresh stamps of the rest.
 
     A file whose size and time are those of its stamp is taken as unchanged; every other file is
-    read and hashed (pass no stamps to hash all). Missing and additional files are problems too:
+    hashed by `sha256` (pass no stamps to hash all). Missing and additional files are problems too:
     an additional file can change what a library loads.
     """
     listing = list_files(artifact)
@@ -139,7 +143,7 @@ def check_files(
             continue
         stamp = stamp_of(found[name])
         if stamp != stamps.get(name) or stamp.size != record.size:
-            actual = file_sha256(found[name])
+            actual = sha256(found[name])
             if actual != record.sha256:
                 sizes = f"{stamp.size:,} bytes, recorded {record.size:,}"
                 problems.append(

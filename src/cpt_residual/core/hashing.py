@@ -147,6 +147,13 @@ class HashCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def remember(self, path: Path, digest: str) -> None:
+        """`digest` was taken of the file as it is now, and it will not change unseen."""
+        with suppress(OSError):  # another process may have removed it
+            stat = path.stat()
+            if stat.st_size > _SMALL_BYTES:
+                self._keep(_entry_name(path, stat), digest)
+
     def sha256(self, path: Path) -> str:
         """Hash of a file's bytes; reads the file only when it is new or has changed."""
         started = time.time()
@@ -160,9 +167,12 @@ class HashCache:
         digest = file_sha256(path)
         settled = started - max(before.st_mtime_ns, before.st_ctime_ns) / 1e9 > _SETTLED_SECONDS
         if settled and _entry_name(path, path.stat()) == entry:
-            with suppress(OSError), replacing(self._folder / entry) as temporary:
-                temporary.write_text(digest)
+            self._keep(entry, digest)
         return digest
+
+    def _keep(self, entry: str, digest: str) -> None:
+        with suppress(OSError), replacing(self._folder / entry) as temporary:
+            temporary.write_text(digest)
 
 
 def _read_entry(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from cpt_residual.core.artifact import (
 from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.files import remove_tree, write_json_atomic
 from cpt_residual.core.graph import Graph
-from cpt_residual.core.hashing import HashCache
+from cpt_residual.core.hashing import HashCache, file_sha256
 from cpt_residual.core.lock import describe_holder, hold
 from cpt_residual.core.stage import ArtifactRef, Node
 from cpt_residual.errors import ArtifactError, CorruptArtifactError, StaleArtifactError
@@ -56,11 +56,13 @@ class NodeStatus:
 class Store:
     """Artifacts below `root`, addressed by fingerprint. Making one touches nothing on the disk.
 
-    Keep one Store per process: it remembers which artifacts it has read and verified in full.
+    Keep one Store per process: it remembers which artifacts it has read and verified in full. Those
+    of the processes of one run, which is kept in the folder `run`, share what they have hashed.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, run: Path | None = None) -> None:
         self.root = root.absolute()
+        self._run_hashes = HashCache(run / "verified") if run else None
         self.hash_cache = HashCache(self.root / ".cache" / "sha256")
         self._verified: set[tuple[Path, str]] = set()
 
@@ -92,14 +94,16 @@ class Store:
         differ. `deep` hashes all files, and so also sees an edit whose time was set back.
         """
         node = graph[node] if isinstance(node, str) else node
-        found = self.status_unlocked(graph, node, deep=deep)
+        found = self.status_unlocked(graph, node, sha256=file_sha256 if deep else None)
         if found.state != "missing":
             return found
         holder = self.holder(node)
         return NodeStatus("busy", f"built right now by {holder}") if holder else found
 
-    def status_unlocked(self, graph: Graph, node: Node, *, deep: bool = False) -> NodeStatus:
-        """As `status`, for the holder of the lock: never `busy`."""
+    def status_unlocked(
+        self, graph: Graph, node: Node, *, sha256: Callable[[Path], str] | None = None
+    ) -> NodeStatus:
+        """As `status`, for the holder of the lock: never `busy`. `sha256` hashes all files."""
         path = self.path_of(node)
         try:
             manifest = Manifest.read(path)
@@ -111,20 +115,23 @@ class Store:
             found = f"{manifest.stage} {manifest.fingerprint}"
             expected = f"{node.stage.name} {node.fingerprint}"
             return _corrupt(node, [f"manifest.json is of {found}, expected {expected}"])
-        problems = self._check(path, manifest, deep=deep)
+        problems = self._check(path, manifest, sha256)
         if problems:
             return _corrupt(node, problems)
-        if deep:
+        if sha256:
             self._verified.add((path, manifest.seal))
         changed = self._changed_inputs(graph, node, manifest)
         if changed:
             return NodeStatus("stale", f"an input of {node.stage.node} has changed", changed)
         return NodeStatus("ready", _why_ready(manifest))
 
-    def _check(self, path: Path, manifest: Manifest, *, deep: bool) -> list[str]:
+    def _check(
+        self, path: Path, manifest: Manifest, sha256: Callable[[Path], str] | None
+    ) -> list[str]:
         receipt = Receipt.read(path)
         stamps: Mapping[str, FileStamp] = receipt.stamps if receipt else {}
-        problems, fresh = check_files(path, manifest, {} if deep else stamps)
+        known = {} if sha256 else stamps
+        problems, fresh = check_files(path, manifest, known, sha256=sha256 or file_sha256)
         if receipt and not problems and fresh != stamps:
             # The store was copied or files were touched: spare the next check the reading.
             restamped = receipt.model_copy(update={"stamps": fresh})
@@ -161,13 +168,18 @@ class Store:
         return Receipt.read(self.path_of(node))
 
     def open(self, graph: Graph, node: Node | str) -> ArtifactRef:
-        """A verified artifact: every byte is read and hashed the first time in this process.
+        """A verified artifact: every byte is read and hashed the first time in this process, or in
+        its run. What changed since (size, times, inode) is hashed again.
 
         Raises ArtifactError (missing), StaleArtifactError or CorruptArtifactError."""
         node = graph[node] if isinstance(node, str) else node
         manifest = self.manifest(node)
         known = manifest is not None and (self.path_of(node), manifest.seal) in self._verified
-        self.require_ready(node, self.status_unlocked(graph, node, deep=not known))
+        hashes = self._run_hashes
+        sha256 = hashes.sha256 if hashes else file_sha256
+        self.require_ready(
+            node, self.status_unlocked(graph, node, sha256=None if known else sha256)
+        )
         return self.reference(node)
 
     def reference(self, node: Node) -> ArtifactRef:
@@ -186,6 +198,9 @@ class Store:
 
     def mark_verified(self, node: Node, manifest: Manifest) -> None:
         """This process has just read and hashed the artifact's files itself."""
+        if self._run_hashes:
+            for name, record in manifest.files.items():
+                self._run_hashes.remember(self.path_of(node) / name, record.sha256)
         self._verified.add((self.path_of(node), manifest.seal))
 
     def holder(self, node: Node) -> str | None:

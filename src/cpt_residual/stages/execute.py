@@ -34,9 +34,9 @@ class Builder:
     store: Store
 
     @classmethod
-    def of(cls, experiment: Experiment) -> Self:
+    def of(cls, experiment: Experiment, *, run: Path | None = None) -> Self:
         """Raises ConfigError or ArtifactError when the graph cannot be made."""
-        store = open_store(experiment)
+        store = open_store(experiment, run=run)
         return cls(experiment, build_graph(experiment, store), store)
 
     def build(self, request: BuildRequest, report: ProgressReport) -> BuildOutcome:
@@ -68,10 +68,10 @@ class Builder:
 
 def execute(request: BuildRequest, report: ProgressReport) -> BuildOutcome:
     """What a worker process runs for each stage."""
-    return _builder(request.experiment.model_dump_json()).build(request, report)
+    return _builder(request.experiment.model_dump_json(), request.run_dir).build(request, report)
 
 
 @lru_cache(maxsize=1)
-def _builder(experiment_json: str) -> Builder:
+def _builder(experiment_json: str, run: Path) -> Builder:
     """One graph and one store per worker: a store verifies each artifact once per process."""
-    return Builder.of(Experiment.model_validate_json(experiment_json))
+    return Builder.of(Experiment.model_validate_json(experiment_json), run=run)

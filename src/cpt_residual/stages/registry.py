@@ -48,9 +48,9 @@ HELDOUT_PARTS = {
 """Parts of the world that come with held-out documents."""
 
 
-def open_store(experiment: Experiment) -> Store:
-    """The artifact store below `paths.root`."""
-    return Store(Path(experiment.paths.root) / "store")
+def open_store(experiment: Experiment, *, run: Path | None = None) -> Store:
+    """The artifact store below `paths.root`, for a process of the run in the folder `run`."""
+    return Store(Path(experiment.paths.root) / "store", run=run)
 
 
 def localised(experiment: Experiment) -> Experiment:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from cpt_residual.core import artifact
+from cpt_residual.core import store as store_module
 from cpt_residual.core.artifact import Manifest, Receipt
 from cpt_residual.core.build import build_node
 from cpt_residual.core.graph import Graph
@@ -128,7 +129,7 @@ def test_open_reads_everything_once_per_process(
         reads.append(path)
         return file_sha256(path)
 
-    monkeypatch.setattr(artifact, "file_sha256", counted)
+    monkeypatch.setattr(store_module, "file_sha256", counted)
     for _ in range(3):
         store.open(graph, "a")
     assert len(reads) == 2
@@ -316,3 +317,44 @@ def test_the_holder_of_a_node_is_known(store: Store, graph: Graph) -> None:
     assert store.holder(graph["a"]) is None
     with store.lock(graph["a"]):
         assert f"process {os.getpid()} on " in (store.holder(graph["a"]) or "")
+
+
+_MEBIBYTES = 8
+
+
+def _bytes_read_by(action: Callable[[], object]) -> int:
+    """What this process reads from files meanwhile, as the kernel counts it."""
+
+    def read() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("rchar")).split()[1])
+
+    before = read()
+    action()
+    return (read() - before) >> 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="reads /proc")
+def test_the_processes_of_a_run_hash_an_artifact_once(tmp_path: Path) -> None:
+    """A Store stands for a process. Five read the artifact that one has built."""
+
+    def write(work: Path) -> None:
+        (work / "out" / "weights.bin").write_bytes(bytes(_MEBIBYTES << 20))
+
+    graph, root, one = Graph.of([ActionStage("big", action=write)]), tmp_path / "store", tmp_path
+    build_node(Store(root, run=one / "one"), graph, "big", RunContext(run_dir=one / "one"))
+
+    def read_in(run: str) -> int:
+        return _bytes_read_by(lambda: Store(root, run=one / run).open(graph, "big"))
+
+    assert read_in("one") == 0, "its builder has hashed it"
+    time.sleep(2.1)  # of a younger file no hash is kept
+    assert [read_in(run) for run in ("two", "two", "three")] == [_MEBIBYTES, 0, _MEBIBYTES]
+    weights = root / "action" / graph["big"].fingerprint[:16] / "weights.bin"
+    stat = weights.stat()
+    content = bytearray(weights.read_bytes())
+    content[5] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # size and time are as before
+    with pytest.raises(CorruptArtifactError, match="big"):
+        Store(root, run=one / "one").open(graph, "big")
