@@ -212,7 +212,7 @@ def test_touched_or_copied_files_are_read_once_and_remembered(
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} is read again")
 
-    monkeypatch.setattr(artifact, "file_sha256", refuse)
+    monkeypatch.setattr(store_module, "file_sha256", refuse)
     assert built.status(graph, "a").state == "ready"
 
 
