@@ -118,6 +118,7 @@ def test_local_tasks_run_through_the_same_adapter(
     assert (facts["local_copy"]["chat"], facts["local_choice"]["chat"]) == (True, False)
     assert facts["local_choice"]["limit"] == 1
     assert len(facts["local_copy"]["scorer_sha256"]) == 64
+    assert result.facts["groups"] == {"local_group": ["local_choice"]}  # pairs its prompts
     choice = [sample for sample in result.samples if sample.task == "local_choice"]
     assert [(s.stop_reason, s.num_tokens, s.response) for s in choice] == [(None, None, None)]
 
