@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from cpt_residual import api
-from cpt_residual.api import job
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
+from cpt_residual.weights import apply_job as job
 from cpt_residual.weights import reader, sources
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.interop.adapter import merge_adapter

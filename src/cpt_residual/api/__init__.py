@@ -17,14 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cpt_residual.api.job import (
-    ApplyJob,
-    ApplyOptions,
-    base_of,
-    output_folders,
-    outputs_of,
-    plain_disk_words,
-)
 from cpt_residual.config.merging import (
     EXACT_STORAGE,
     PLAIN_ADDITION,
@@ -34,6 +26,15 @@ from cpt_residual.config.merging import (
 )
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.weights import ancestry, residual, verification
+from cpt_residual.weights.apply_job import (
+    ApplyJob,
+    ApplyOptions,
+    base_of,
+    output_folders,
+    outputs_of,
+    plain_disk_words,
+)
+from cpt_residual.weights.card import card_markdown
 from cpt_residual.weights.checkpoint import is_adapter
 from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.geometry import Family, GeometryReport, measure
@@ -144,7 +145,9 @@ def apply(
     outputs = outputs_of(out, alphas)
     base = base_of(source, options)
     with opened_target(target, base, out, streaming=options.streaming) as opened:
-        return ApplyJob.of(opened, source, outputs, recipe=recipe, options=options).run()
+        job = ApplyJob.of(opened, source, outputs, recipe=recipe, options=options)
+        with plain_disk_words():
+            return job.run()
 
 
 def plan_apply(
@@ -168,8 +171,9 @@ def plan_apply(
         start = adapter_base(folder, base_of(source, options))
         opened = replace(start, checkpoint=replace(start.checkpoint, role="target"))
         scratch_bytes = opened.checkpoint.num_bytes
-    plan = ApplyJob.of(opened, source, outputs, recipe=recipe, options=options).plan()
-    return plan.with_scratch(scratch_bytes)
+    job = ApplyJob.of(opened, source, outputs, recipe=recipe, options=options)
+    with plain_disk_words():
+        return job.plan().with_scratch(scratch_bytes)
 
 
 def verify_residual(
@@ -221,6 +225,4 @@ def ancestry_warnings(
 
 def card(model: Path) -> str:
     """The model card (Markdown) of a model that `apply` has made, from its merge.json."""
-    from cpt_residual.report.card import card_markdown
-
     return card_markdown(read_merge_record(model))

@@ -71,7 +71,7 @@ def export(  # noqa: PLR0913 - a verb's options
 
 
 def _residuals(residual: Path, out: Path, dtype: str, threads: int, terminal: Terminal) -> None:
-    from cpt_residual.api.job import plain_disk_words
+    from cpt_residual.weights.apply_job import plain_disk_words
     from cpt_residual.weights.interop.residuals_folder import write_residuals_folder
     from cpt_residual.weights.merge_record import read_origin
     from cpt_residual.weights.reader import Streaming

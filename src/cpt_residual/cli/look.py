@@ -109,7 +109,7 @@ def card(
     out: Annotated[Path | None, typer.Option(help="a file; without it the card is printed")] = None,
 ) -> None:
     """Print the model card of a merged model, made from its merge.json."""
-    from cpt_residual.report.card import card_markdown
+    from cpt_residual.weights.card import card_markdown
     from cpt_residual.weights.merge_record import read_merge_record
 
     text = card_markdown(read_merge_record(model))

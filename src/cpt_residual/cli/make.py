@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -157,7 +157,7 @@ def apply(  # noqa: PLR0913 - a verb's options
             reports = merge.run(terminal, progress)
         pushed = hub.upload(place, push) if push else None
     terminal.result(
-        {"outputs": [_report_document(each) for each in reports], "verified": verify}
+        {"outputs": [each.model_dump(mode="json") for each in reports], "verified": verify}
         | {"pushed": pushed},
         lambda: _report_rows(reports, verify=verify, pushed=pushed),
     )
@@ -266,10 +266,6 @@ def _plan_rows(plan: api.WorkPlan) -> dict[str, str]:
     if plan.upload:
         rows["would upload"] = f"{plan.outputs[0]} to {plan.upload} (private if it is new)"
     return rows | {"written": "nothing (dry run)"}
-
-
-def _report_document(report: api.MergeReport) -> dict[str, Any]:
-    return {**vars(report), "folder": str(report.folder)}
 
 
 def _report_rows(

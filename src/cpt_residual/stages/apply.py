@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.config.schema import Frozen
@@ -16,8 +16,18 @@ from cpt_residual.core.rates import (
     WEIGHTS_MEMORY,
 )
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
-from cpt_residual.stages.inputs import model_bytes_of, num_parameters_of, open_model
+from cpt_residual.launch.hub import HubModel
+from cpt_residual.stages.inputs import (
+    model_bytes_of,
+    num_parameters_of,
+    open_model,
+    published_hashes,
+)
 from cpt_residual.stages.residual import ResidualStage
+from cpt_residual.stages.source import Source
+
+if TYPE_CHECKING:
+    from cpt_residual.weights.merge_record import Role
 
 _FLOPS_PER_PARAMETER = 2  # one product, one sum
 
@@ -42,7 +52,7 @@ class Apply:
     ancestors: tuple[Stage, Stage] | None = None  # the residual's base and the target's, if two
 
     name: ClassVar[str] = "apply"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     @property
     def node(self) -> str:
@@ -97,40 +107,53 @@ class Apply:
         yield partial(require_merge, planned)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.modeling.chat_check import require_chat_side
-        from cpt_residual.weights.addition import Addition
-        from cpt_residual.weights.delta import StoredDelta
-        from cpt_residual.weights.merge import Output, merged_models
+        from cpt_residual.weights.apply_job import ApplyJob, ApplyOptions
+        from cpt_residual.weights.merge import Output
+        from cpt_residual.weights.opening import NamedModel, name_of
         from cpt_residual.weights.reader import Streaming
-        from cpt_residual.weights.residual_format import open_residual
-        from cpt_residual.weights.verification import final_stops
 
-        source = StoredDelta(open_residual(inputs["residual"].path))
-        require_chat_side(source.instruct_side, "instruct")
-        addition = Addition(
-            open_model(inputs["target"], role="target"),
-            source,
-            self.merge,
-            open_model(inputs["base"], role="base") if self.base else None,
+        refs: dict[Role, ArtifactRef] = {"target": inputs["target"]}
+        if self.base:
+            refs["target_base"] = inputs["base"]
+        models = {
+            role: NamedModel(open_model(ref, role=role), name_of(ref.path))
+            for role, ref in refs.items()
+        }
+        job = ApplyJob.of(
+            models["target"],
+            inputs["residual"].path,
+            (Output(self.alpha, work / "out"),),
+            recipe=self.merge,
+            options=ApplyOptions(streaming=Streaming(progress=ctx.progress, threads=ctx.threads)),
+            base=models.get("target_base"),
         )
-        outputs = [Output(self.alpha, work / "out")]
-        streaming = Streaming(progress=ctx.progress, threads=ctx.threads)
-        with merged_models(addition, outputs, streaming=streaming) as (model,):
-            report = model.report
-            stops = final_stops(model.folder, work / "out", in_store=True)
-        ancestry = self._ancestry(inputs, ctx)
+        hashes: dict[Role, dict[str, str]] = {
+            role: published_hashes(ref) for role, ref in refs.items()
+        }
+        job = job.published(hashes, self._released(), name=work.name)
+        (report,) = job.run()
+        measured = report.model_dump(exclude={"folder", "eos_token_ids", "left_out", "stops_at"})
         return {
-            "alpha": report.alpha,
-            "num_parameters": report.num_parameters,
-            "flops": float(_FLOPS_PER_PARAMETER * report.num_parameters),
-            "target_norm": report.target_norm,
-            "residual_norm": report.residual_norm,
+            **{name: value for name, value in measured.items() if value is not None},
             "relative_norm": report.relative_norm or 0.0,
-            **({} if report.cosine is None else {"cosine": report.cosine}),
-            "lost_share": report.lost_share,
-            **ancestry,
-            "stops_at": " ".join(map(str, stops)),
-            **({"notes": "; ".join(addition.notes)} if addition.notes else {}),
+            "flops": float(_FLOPS_PER_PARAMETER * report.num_parameters),
+            **self._ancestry(inputs, ctx),
+            "stops_at": " ".join(map(str, report.stops_at or ())),
+            **({"notes": "; ".join(job.addition.notes)} if job.addition.notes else {}),
+        }
+
+    def _released(self) -> dict[Role, HubModel]:
+        """The models of the records that are released ones."""
+        stages: dict[Role, Stage | None] = {
+            "target": self.target,
+            "target_base": self.base,
+            "base": self.residual.base,
+            "instruct": self.residual.instruct,
+        }
+        return {
+            role: HubModel(stage.model.source, stage.model.revision)
+            for role, stage in stages.items()
+            if isinstance(stage, Source) and stage.model.revision is not None
         }
 
     def _ancestry(self, inputs: Mapping[str, ArtifactRef], ctx: RunContext) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from cpt_residual.core.artifact import Manifest
 from cpt_residual.core.stage import ArtifactRef, Stage
 
 if TYPE_CHECKING:
@@ -46,3 +47,9 @@ def open_model(ref: ArtifactRef, *, role: str) -> Checkpoint:
     from cpt_residual.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(ref.path, role=role, links_allowed=ref.stage == "source")
+
+
+def published_hashes(ref: ArtifactRef) -> dict[str, str]:
+    """sha256 of the files of an artifact, as its manifest has them; none without one."""
+    manifest = Manifest.read(ref.path)
+    return {name: record.sha256 for name, record in manifest.files.items()} if manifest else {}

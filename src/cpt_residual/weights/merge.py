@@ -29,6 +29,7 @@ from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.kernels import MergeSums
 from cpt_residual.weights.merge_pass import Inputs, MergePass
+from cpt_residual.weights.merge_record import MergeNumbers
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.staging import OutputFolder
 from cpt_residual.weights.strengths import require_known_scales
@@ -44,26 +45,10 @@ class Output:
     folder: Path
 
 
-@dataclass(frozen=True)
-class MergeReport:
-    """Norms are Euclidean over all parameters, tied tensors once.
+class MergeReport(MergeNumbers):
+    """What a merge measured, and where its model lies."""
 
-    residual_norm: of what was added (alpha * residual for plain addition); relative_norm:
-    residual_norm / target_norm; cosine: between target and what was added; lost_share: elements
-    that were to move and that rounding left at the target's value, over all that were to move;
-    left_out: files beside instruct's weights that the output does not have.
-    """
-
-    alpha: float
     folder: Path
-    num_parameters: int
-    target_norm: float
-    residual_norm: float
-    relative_norm: float | None
-    cosine: float | None
-    lost_share: float
-    eos_token_ids: tuple[int, ...]
-    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

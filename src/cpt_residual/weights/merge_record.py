@@ -46,30 +46,41 @@ class ShardRecord(Frozen):
     sha256: str | None = None
 
 
-class MergeRecord(Frozen):
-    """merge.json. For the numbers see `weights.merge.MergeReport`. stops_at: the EOS token ids at
-    which generation was shown to stop, None when that was not asked for. notes: on tensors that no
-    parameter reads or that go by another name (see matching.notes_on). left_out: what lies beside
-    instruct's weights and was not carried."""
+class MergeNumbers(Frozen):
+    """What a merge measured. Norms are Euclidean over all parameters, tied tensors once.
 
-    format: Literal["cpt_residual.merge"] = "cpt_residual.merge"
-    format_version: Literal[1] = 1
-    name: str
+    residual_norm: of what was added (alpha * residual for plain addition); relative_norm:
+    residual_norm / target_norm; cosine: between target and what was added; lost_share: elements
+    that were to move and that rounding left at the target's value, over all that were to move;
+    stops_at: the EOS token ids at which generation was shown to stop, None when that was not asked
+    for; left_out: files beside instruct's weights that the output does not have.
+    """
+
     alpha: float
-    recipe: MergeRecipe
-    inputs: list[InputRecord]
     num_parameters: int
     target_norm: float
     residual_norm: float
     relative_norm: float | None
     cosine: float | None
     lost_share: float
-    eos_token_ids: list[int]
-    stops_at: list[int] | None
-    left_out: list[str] = Field(default_factory=list[str])
+    eos_token_ids: tuple[int, ...]
+    stops_at: tuple[int, ...] | None = None
+    left_out: tuple[str, ...] = ()
+
+
+class MergeRecord(MergeNumbers):
+    """merge.json. notes: on tensors that no parameter reads or that go by another name (see
+    matching.notes_on). An artifact of a store names neither code nor libraries: its receipt does.
+    """
+
+    format: Literal["cpt_residual.merge"] = "cpt_residual.merge"
+    format_version: Literal[1] = 1
+    name: str
+    recipe: MergeRecipe
+    inputs: list[InputRecord]
     shards: dict[str, ShardRecord]
-    code_version: str
-    libraries: dict[str, str]
+    code_version: str = ""
+    libraries: dict[str, str] = Field(default_factory=dict[str, str])
     notes: list[str] = Field(default_factory=list[str])
 
 

@@ -12,6 +12,7 @@ from typing import get_args
 from cpt_residual.config.merging import VocabPolicy
 from cpt_residual.core.hashing import canonical_json, text_sha256
 from cpt_residual.errors import ConfigError
+from cpt_residual.launch.hub import HubModel
 from cpt_residual.weights import verification
 from cpt_residual.weights.checkpoint import ADAPTER_CONFIG_FILE, Checkpoint, is_adapter
 from cpt_residual.weights.delta import DeltaSource, PairDelta, StoredDelta
@@ -62,6 +63,16 @@ class Input:
     @classmethod
     def of(cls, model: NamedModel) -> Input:
         return cls(_record_of(model), model.checkpoint.shards)
+
+    def published(self, sha256_by_file: Mapping[str, str], hub: HubModel | None) -> Input:
+        """The same of an artifact, verified already: its store knows the sha256 of its files, and
+        `hub` where it was downloaded from."""
+        known: dict[str, str] = {}
+        if hub is not None:
+            known |= {"name": hub.hub_id, "revision": hub.revision}
+        if sha256_by_file:
+            known["content"] = _content({x.name: sha256_by_file[x.name] for x in self.shards})
+        return Input(self.record.model_copy(update=known))
 
     @property
     def num_bytes_to_hash(self) -> int:

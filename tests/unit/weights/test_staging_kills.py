@@ -101,7 +101,7 @@ def refused(work: Callable[[], object]) -> str:
 
 def test_a_kill_at_any_moment_of_an_apply(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is there is whole; the same call makes the rest; nothing else is left."""
-    monkeypatch.setattr("cpt_residual.api.job.code_version", lambda: "1")  # asks git
+    monkeypatch.setattr("cpt_residual.weights.apply_job.code_version", lambda: "1")  # asks git
     pair = api.Pair(models / "base", models / "instruct")
     (models / "runs").mkdir()
 

@@ -8,11 +8,10 @@ import shlex
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.methods.method import Method
-from cpt_residual.report.format import MISSING, percent
-from cpt_residual.report.markdown_table import markdown_table
 from cpt_residual.weights.merge_record import InputRecord, MergeRecord
 
 CARD_FILE = "README.md"
+_MISSING = "\N{EN DASH}"
 _PAPER = "https://arxiv.org/abs/2410.10739"
 _TAGS = ("merge", "instruction-residual", "task-arithmetic", "continual-pretraining")
 _CITATION = """```bibtex
@@ -153,8 +152,8 @@ def _settings(record: MergeRecord) -> str:
 
 
 def _inputs(record: MergeRecord) -> str:
-    rows = [[each.role, _plain(each.name) or MISSING, _identity(each)] for each in record.inputs]
-    return markdown_table(["role", "name", "identity"], rows)
+    rows = [[each.role, _plain(each.name) or _MISSING, _identity(each)] for each in record.inputs]
+    return _table(["role", "name", "identity"], rows)
 
 
 def _identity(each: InputRecord) -> str:
@@ -162,7 +161,7 @@ def _identity(each: InputRecord) -> str:
         return f"commit {each.revision}"
     if each.content:
         return f"shards {each.content[:12]}"
-    return f"headers {each.headers[:12]} (layout alone)" if each.headers else MISSING
+    return f"headers {each.headers[:12]} (layout alone)" if each.headers else _MISSING
 
 
 def _numbers(record: MergeRecord) -> str:
@@ -173,10 +172,10 @@ def _numbers(record: MergeRecord) -> str:
         ["norm of what was added", f"{record.residual_norm:.6g}"],
         ["the two, relative", _number(record.relative_norm)],
         ["cosine of target and what was added", _number(record.cosine)],
-        ["updates lost to rounding", percent(record.lost_share)],
+        ["updates lost to rounding", f"{100 * record.lost_share:.1f} %"],
         ["EOS token ids (union)", stops],
     ]
-    return markdown_table(["whole model", "value"], rows)
+    return _table(["whole model", "value"], rows)
 
 
 def _notes(record: MergeRecord) -> list[str]:
@@ -185,8 +184,13 @@ def _notes(record: MergeRecord) -> list[str]:
     return ["## Notes", "\n".join(lines)] if lines else []
 
 
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4g}"
+    return _MISSING if value is None else f"{value:.4g}"
 
 
 def _command(record: MergeRecord) -> str:
@@ -211,7 +215,7 @@ def _versions(record: MergeRecord) -> str:
     libraries = [
         f"{name} {record.libraries[name]}" for name in _TOLD_LIBRARIES if name in record.libraries
     ]
-    return ", ".join([f"cpt_residual {record.code_version}", *libraries])
+    return ", ".join([f"cpt_residual {record.code_version}".strip(), *libraries])
 
 
 def _told(record: MergeRecord, role: str) -> str:

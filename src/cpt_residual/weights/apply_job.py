@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_residual.config.merging import MergeRecipe
@@ -13,10 +13,12 @@ from cpt_residual.core.background import begin
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.run_record import code_version, library_versions
 from cpt_residual.errors import ConfigError, DiskSpaceError
+from cpt_residual.launch.hub import HubModel
 from cpt_residual.modeling.chat_check import require_chat_side
 from cpt_residual.weights import verification
 from cpt_residual.weights.addition import Addition
 from cpt_residual.weights.alignment import output_shards
+from cpt_residual.weights.card import CARD_FILE, card_markdown
 from cpt_residual.weights.doubling import require_not_instruct
 from cpt_residual.weights.matching import notes_on
 from cpt_residual.weights.merge import (
@@ -25,7 +27,13 @@ from cpt_residual.weights.merge import (
     Output,
     merged_models,
 )
-from cpt_residual.weights.merge_record import MERGE_FILE, InputRecord, MergeRecord, ShardRecord
+from cpt_residual.weights.merge_record import (
+    MERGE_FILE,
+    InputRecord,
+    MergeRecord,
+    Role,
+    ShardRecord,
+)
 from cpt_residual.weights.opening import ModelReference, NamedModel, name_of, open_named
 from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
 from cpt_residual.weights.sources import Input, Pair, open_source
@@ -66,12 +74,15 @@ def output_folders(out: Path, alphas: Sequence[float]) -> list[Path]:
 
 @dataclass(frozen=True)
 class ApplyJob:
-    """An apply whose inputs are open and whose outputs are free."""
+    """An apply whose inputs are open and whose outputs are free. name: what the records call the
+    model, which is that of its directory where there is no store; in_store: an artifact."""
 
     addition: Addition
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     options: ApplyOptions
+    name: str = ""
+    in_store: bool = False
 
     @classmethod
     def of(
@@ -82,10 +93,12 @@ class ApplyJob:
         *,
         recipe: MergeRecipe,
         options: ApplyOptions,
+        base: NamedModel | None = None,
     ) -> ApplyJob:
         reference = base_of(source, options)
         wanted = recipe.needs_base or options.target_base is not None
-        base = open_named(reference, role="target_base") if reference and wanted else None
+        if reference and wanted:
+            base = open_named(reference, role="target_base")
         delta, inputs = open_source(
             source, target.checkpoint, policy=recipe.vocab_policy, streaming=options.streaming
         )
@@ -100,6 +113,21 @@ class ApplyJob:
             outputs=outputs,
             options=options,
         )
+
+    def published(
+        self,
+        files: Mapping[Role, Mapping[str, str]],
+        hubs: Mapping[Role, HubModel],
+        *,
+        name: str,
+    ) -> ApplyJob:
+        """The same for an artifact. files: of the models that are artifacts, name to sha256; hubs:
+        released ones; name: what the records call the output, decided by its recipe."""
+        inputs = [
+            each.published(files.get(each.record.role, {}), hubs.get(each.record.role))
+            for each in self.inputs
+        ]
+        return replace(self, inputs=tuple(inputs), name=name, in_store=True)
 
     def plan(self) -> WorkPlan:
         """What `run` would cost; makes its checks as far as headers and tokenizers go, and shows
@@ -116,14 +144,13 @@ class ApplyJob:
             shapes=tuple(entry.shape for entry in target.unique_tensors.values()),
         )
         self._require_chat_side()
-        with plain_disk_words():
-            return plan_of_merge(
-                work,
-                [output.folder for output in self.outputs],
-                recipe=addition.recipe,
-                verify=self.options.verify,
-                streaming=self.options.streaming,
-            )
+        return plan_of_merge(
+            work,
+            [output.folder for output in self.outputs],
+            recipe=addition.recipe,
+            verify=self.options.verify,
+            streaming=self.options.streaming,
+        )
 
     def _require_chat_side(self) -> None:
         """What the last check would find in instruct's small files is said before any work."""
@@ -139,19 +166,14 @@ class ApplyJob:
 
     def run(self) -> list[MergeReport]:
         """Merges, checks everything, and only then lets the outputs appear."""
-        _ = self.addition.plan  # what does not fit is told before torch is imported
+        _ = self.addition.plan  # what does not fit is an error before torch is imported
         if self.options.verify:
             self._require_chat_side()
             verification.require_known_tensors(self.addition.target)
         begin(code_version, library_versions)
-        with (
-            plain_disk_words(),
-            merged_models(self.addition, self.outputs, streaming=self.options.streaming) as models,
-        ):
+        with merged_models(self.addition, self.outputs, streaming=self.options.streaming) as models:
             records = self._records()  # of files that are shown not to have changed meanwhile
-            for model in models:
-                self._finish(model, records)
-            return [model.report for model in models]
+            return [self._finish(model, records) for model in models]
 
     def _records(self) -> list[InputRecord]:
         if not self.options.verify:
@@ -167,39 +189,30 @@ class ApplyJob:
             *(line for model in read for line in notes_on(model, carried=False)),
         ]
 
-    def _finish(self, model: MergedModel, inputs: Sequence[InputRecord]) -> None:
+    def _finish(self, model: MergedModel, inputs: Sequence[InputRecord]) -> MergeReport:
         """Checks a written model and adds merge.json and the card."""
-        from cpt_residual.report.card import CARD_FILE, card_markdown
-
         report, folder, streaming = model.report, model.folder, self.options.streaming
         planned = output_shards(self.addition.target, self.addition.plan)
         written = verification.require_layout(planned, folder)
         shards = {s.name: ShardRecord(num_bytes=s.num_bytes) for s in written.shards}
-        stops: list[int] | None = None
         if self.options.verify:
-            shards = verification.hashed_shards(written.shards, streaming)
-            stops = verification.final_stops(folder, report.folder, in_store=False)
+            if not self.in_store:  # whose manifest has the hashes
+                shards = verification.hashed_shards(written.shards, streaming)
+            stops = verification.final_stops(folder, report.folder, in_store=self.in_store)
+            report = report.model_copy(update={"stops_at": tuple(stops)})
         record = MergeRecord(
-            name=name_of(report.folder.resolve()),
-            alpha=report.alpha,
+            **report.model_dump(exclude={"folder"}),
+            name=self.name or name_of(report.folder.resolve()),
             recipe=self.addition.recipe,
             inputs=list(inputs),
-            num_parameters=report.num_parameters,
-            target_norm=report.target_norm,
-            residual_norm=report.residual_norm,
-            relative_norm=report.relative_norm,
-            cosine=report.cosine,
-            lost_share=report.lost_share,
-            eos_token_ids=list(report.eos_token_ids),
-            stops_at=stops,
-            left_out=list(report.left_out),
             shards=shards,
-            code_version=code_version(),
-            libraries=library_versions(),
+            code_version="" if self.in_store else code_version(),
+            libraries={} if self.in_store else library_versions(),
             notes=self._notes(),
         )
         write_json_atomic(folder / MERGE_FILE, record)
         (folder / CARD_FILE).write_text(card_markdown(record), encoding="utf-8")
+        return report
 
 
 def outputs_of(out: Path, alphas: Sequence[float]) -> tuple[Output, ...]:
