@@ -79,6 +79,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "--factor belongs to --method sign" in wrong.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_installed")
 def test_in_an_experiment(tmp_path: Path) -> None:
     """The merged model is that of the command line: merge.json, card, `card` and `verify`."""
@@ -90,6 +91,7 @@ def test_in_an_experiment(tmp_path: Path) -> None:
         *large_overrides(family, corpus),
         f"+models.base_sign={{kind: apply, target: base, residual: family, merge: {merge}}}",
         "evaluation.variants=[base_sign]",
+        "packs.cpt.token_budget=16384",
         "paths.root=out",
         cwd=tmp_path,
     )
