@@ -170,13 +170,6 @@ class TestEveryKind:
         b.write_bytes(b"\x50\x2a\x4d\x18\4\0\0\0meta" + b.read_bytes())
         assert texts(a, b) == ["one", "two"] * 2
 
-    def test_files_come_in_the_order_given(self, tmp_path: Path) -> None:
-        b = write(tmp_path, "b.jsonl", '{"text": "two"}\n{"text": "three"}')
-        a = write(tmp_path, "a.txt", "one")
-        assert texts(a, b) == ["one", "two", "three"]
-        places = [record.place for record in reader(a, b)]
-        assert places == [f"{a}", f"{b}:1", f"{b}:2"]
-
     def test_places_of_csv_rows_are_their_first_lines(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.csv", 'text,n\r\n"one\r\ntwo",1\r\n"three\n\nfour",2\r\nx,3\r\n')
         assert [record.place for record in reader(path)] == [f"{path}:{n}" for n in (2, 4, 7)]
@@ -434,14 +427,6 @@ class TestBadInput:
         found = problems(write(tmp_path, "a.jsonl", lines))
         assert len(found) == MAX_PROBLEMS + 1
         assert found[-1] == "(further problems are not listed)"
-
-    def test_files_without_any_row(self, tmp_path: Path) -> None:
-        header = write(tmp_path, "a.csv", "id,text\n")
-        table = tmp_path / "b.parquet"
-        parquet.write_table(pa.table({"text": pa.array([], pa.string())}), table)
-        packed = write(tmp_path, "c.jsonl.gz", "")
-        found = problems(header, table, packed)
-        assert found == tuple(f"{path}: no rows" for path in (header, table, packed))
 
     def test_a_file_that_changed_before_or_while_it_is_read(self, tmp_path: Path) -> None:
         path = write_rows(tmp_path / "a.jsonl", TEXTS)

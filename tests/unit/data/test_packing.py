@@ -138,13 +138,6 @@ def test_missing_and_empty_documents(tmp_path: Path) -> None:
         pack(tmp_path, [byte_texts(empty)], plan(4, 2, repeat=True))
 
 
-@pytest.mark.parametrize("name", ["ids.npy", "flags.npy", "pack.json"])
-def test_a_missing_file_is_corrupt(folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    with pytest.raises(CorruptArtifactError, match=name):
-        open_pack(folder)
-
-
 def test_a_truncated_file_and_a_false_header_are_corrupt(folder: Path) -> None:
     ids = (folder / "ids.npy").read_bytes()
     (folder / "ids.npy").write_bytes(ids[:-1])
@@ -153,13 +146,6 @@ def test_a_truncated_file_and_a_false_header_are_corrupt(folder: Path) -> None:
         open_pack(folder)
     assert caught.value.problems[0] == "ids.npy: 159 bytes, not 160"
     assert caught.value.problems[1].startswith("flags.npy: header {'descr': '|u1'")
-
-
-def test_a_file_that_is_no_npy_is_corrupt(folder: Path) -> None:
-    size = (folder / "ids.npy").stat().st_size
-    (folder / "ids.npy").write_bytes(b"x" * size)
-    with pytest.raises(CorruptArtifactError, match=r"ids\.npy: the magic string is not correct"):
-        open_pack(folder)
 
 
 def test_a_ledger_that_does_not_add_up_is_corrupt(folder: Path) -> None:
@@ -181,12 +167,6 @@ def test_a_ledger_of_impossible_values_is_corrupt(folder: Path, name: str, value
     ledger = json.loads((folder / "pack.json").read_text())
     (folder / "pack.json").write_text(json.dumps(ledger | {name: value}))
     with pytest.raises(CorruptArtifactError, match=name):
-        open_pack(folder)
-
-
-def test_a_ledger_without_an_end_is_corrupt(folder: Path) -> None:
-    (folder / "pack.json").write_text("[" * 200_000)
-    with pytest.raises(CorruptArtifactError, match="no readable ledger"):
         open_pack(folder)
 
 

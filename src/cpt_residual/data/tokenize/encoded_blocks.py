@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -89,14 +90,32 @@ class Supplier:
             self._workers.__exit__(*exception)
 
     def _blocks_of(self, number: int) -> Blocks:
-        name, reading = self._sources[number].name, self._readings[number]
+        name, reading, how = self._sources[number].name, self._readings[number], self._how
         if self._workers is None:
-            size = self._how.batch_bytes
-            return _HereBlocks(_shards(name, number, reading, size), self._encoder)
-        assert self._how.scratch is not None
-        shards = _shards(name, number, reading, self._how.shard_bytes, self._how.scratch)
-        ahead = self._how.num_workers + 1
-        return _BlocksAhead(shards, self._workers, reading.needed_tokens, ahead)
+            shards = _shards(name, number, reading, how.batch_bytes)
+            return Blocks(shards, self._here, needed_tokens=0, ahead=0)
+        shards = _shards(name, number, reading, how.shard_bytes, how.scratch)
+        return Blocks(
+            shards, self._elsewhere, needed_tokens=reading.needed_tokens, ahead=how.num_workers + 2
+        )
+
+    def _here(self, shard: Shard) -> Pending:
+        return partial(self._encoder.block, shard)
+
+    def _elsewhere(self, shard: Shard) -> Pending:
+        assert self._workers is not None
+        return partial(_read_when_done, self._workers, self._workers.submit(shard), shard)
+
+
+Pending = Callable[[], TokenBlock | None]
+"""Gives the block of a shard, or None because some of its documents cannot be used."""
+
+
+def _read_when_done(
+    workers: Workers[Shard, bool], future: Future[bool], shard: Shard
+) -> TokenBlock | None:
+    assert shard.path is not None
+    return read_tokens(shard.path) if workers.result(future) else None
 
 
 def _with_encoders(identity: str, sources: Sequence[DocumentSource[Any]]) -> str:
@@ -122,71 +141,46 @@ def _shards(
 
 
 class Blocks:
-    """Encoded documents of one source, block after block."""
+    """Encoded documents of one source, block after block.
 
-    num_epochs = 0
-    """Epochs begun by the blocks given."""
-
-    is_usable = True
-    """False once a block could not be made, because some documents cannot be used."""
-
-    def next_block(self) -> TokenBlock | None:
-        """The next block, or None at the end of the last epoch or where documents are unusable."""
-        raise NotImplementedError
-
-
-class _HereBlocks(Blocks):
-    """Encodes in this process."""
-
-    def __init__(self, shards: Iterator[tuple[int, Shard]], encoder: ShardEncoder) -> None:
-        self._shards, self._encoder = shards, encoder
-
-    def next_block(self) -> TokenBlock | None:
-        following = next(self._shards, None)
-        if following is None:
-            return None
-        number, shard = following
-        self.num_epochs = number + 1
-        block = self._encoder.block(shard)
-        self.is_usable = block is not None
-        return block
-
-
-class _BlocksAhead(Blocks):
-    """Has workers encode up to `ahead` shards more, as long as their tokens seem to be needed."""
+    begin: starts the work on a shard; up to `ahead` shards are begun before they are asked for, as
+    long as their tokens seem to be needed. num_epochs: epochs begun by the blocks given. is_usable:
+    False once a block could not be made, because some documents cannot be used.
+    """
 
     def __init__(
         self,
         shards: Iterator[tuple[int, Shard]],
-        workers: Workers[Shard, bool],
+        begin: Callable[[Shard], Pending],
+        *,
         needed_tokens: int,
         ahead: int,
     ) -> None:
-        self._shards, self._workers = shards, workers
+        self.num_epochs, self.is_usable = 0, True
+        self._shards, self._begin = shards, begin
         self._needed_tokens, self._ahead = needed_tokens, ahead
-        self._waiting: deque[tuple[int, Shard, Future[bool]]] = deque()
+        self._waiting: deque[tuple[int, Shard, Pending]] = deque()
         self._waiting_bytes = self._num_bytes = self._num_tokens = 0
 
     def next_block(self) -> TokenBlock | None:
+        """The next block, or None at the end of the last epoch or where documents are unusable."""
         self._work_ahead()
-        if not self._waiting and not self._begin():
+        if not self._waiting and not self._begin_next():
             return None
-        number, shard, done = self._waiting.popleft()
+        number, shard, finish = self._waiting.popleft()
         self.num_epochs = number + 1
-        self.is_usable = self._workers.result(done)
+        block = finish()
         self._waiting_bytes -= shard.num_bytes
-        if not self.is_usable:
-            return None
-        assert shard.path is not None
-        block = read_tokens(shard.path)
-        self._num_bytes += shard.num_bytes
-        self._num_tokens += len(block.documents.ids)
-        self._work_ahead()
+        self.is_usable = block is not None
+        if block is not None:
+            self._num_bytes += shard.num_bytes
+            self._num_tokens += len(block.documents.ids)
+            self._work_ahead()
         return block
 
     def _work_ahead(self) -> None:
-        while len(self._waiting) <= self._ahead and self._expected() < self._needed_tokens:
-            if not self._begin():
+        while len(self._waiting) < self._ahead and self._expected() < self._needed_tokens:
+            if not self._begin_next():
                 return
 
     def _expected(self) -> float:
@@ -194,12 +188,12 @@ class _BlocksAhead(Blocks):
         rate = self._num_tokens / self._num_bytes if self._num_bytes else 1 / _BYTES_PER_TOKEN
         return self._num_tokens + self._waiting_bytes * rate
 
-    def _begin(self) -> bool:
-        """Hand in the next shard, if there is one."""
+    def _begin_next(self) -> bool:
+        """Begin the next shard, if there is one."""
         following = next(self._shards, None)
         if following is None:
             return False
         number, shard = following
-        self._waiting.append((number, shard, self._workers.submit(shard)))
+        self._waiting.append((number, shard, self._begin(shard)))
         self._waiting_bytes += shard.num_bytes
         return True
