@@ -107,6 +107,11 @@ def test_rows_in_level_order_give_the_same_bytes(
     for level in others:
         done = run_code(ROWS, "plan.json", *map(str, level), cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "outputs/runs").iterdir()
+    assert (folder / "environment.json").is_file()
+    assert {"report.md", "times.json"} <= {path.name for path in (folder / "report").iterdir()}
+    assert "base_cpt_residual" in done.stdout, "the last row shows the comparison"
+    assert done.stdout.rstrip().endswith(f"report: {folder / 'report/report.md'}")
     again = call("row", "plan.json", "0", cwd=tmp_path)
     assert "skip" in again.stdout
     garbage = call("cli", "gc", "--root", "outputs", cwd=tmp_path)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import getpass
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -57,6 +58,23 @@ def rank_environment() -> RankEnvironment:
 
 def _is_count(found: Mapping[str, str], name: str) -> bool:
     return found.get(name, "").isdigit()
+
+
+def rendezvous_of(num_nodes: int) -> str | None:
+    """HOST:PORT where the ranks of several nodes meet, the first of the SLURM job that this process
+    runs in; None for one node. LaunchError unless the job has as many nodes."""
+    if num_nodes == 1:
+        return None
+    has = os.environ.get("SLURM_JOB_NUM_NODES", "no job")
+    if has != str(num_nodes):
+        raise LaunchError(
+            f"training on {num_nodes} nodes needs a SLURM job of as many",
+            problems=[f"launch.num_nodes={num_nodes}", f"nodes of the SLURM job: {has}"],
+            remedy="Submit the plan with slurm/submit.py, or set launch.num_nodes=1.",
+        )
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return f"{os.environ.get('SLURMD_NODENAME', socket.gethostname())}:{free.getsockname()[1]}"
 
 
 def uses_gpu(launch: Launch) -> bool:

@@ -4,8 +4,8 @@ Guarantees: the ranks die when this process dies, also by SIGKILL; SIGTERM, SIGI
 this process reach every rank once, as SIGTERM; what the ranks print goes to a file.
 
 Run as a module it is the guard in front of torchrun:
-`python -m cpt_residual.launch.torchrun PARENT_PID ARGUMENTS...` asks the kernel to be killed with
-its parent and then becomes `python -m torch.distributed.run ARGUMENTS...`.
+`python -m cpt_residual.launch.torchrun PARENT_PID COMMAND...` asks the kernel to be killed with its
+parent and then becomes COMMAND.
 """
 
 from __future__ import annotations
@@ -36,17 +36,26 @@ _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 
 
-def torchrun_command(*, module: str, arguments: Sequence[str], num_processes: int) -> list[str]:
-    """Arguments that start `num_processes` ranks of `python -m module arguments` on this machine.
+def torchrun_command(
+    *,
+    module: str,
+    arguments: Sequence[str],
+    num_processes: int,
+    num_nodes: int = 1,
+    rendezvous: str | None = None,
+) -> list[str]:
+    """Arguments that start `num_processes` ranks of `python -m module arguments` on this machine;
+    given `rendezvous` (HOST:PORT), on each node of this SLURM job, through `srun`.
 
     `--standalone` picks a free port, so that several jobs fit on one machine. SIGUSR1 is handled
     by torchrun too: by default it would kill the agent and orphan the ranks."""
+    on_each = f"--nodes={num_nodes} --ntasks={num_nodes} --ntasks-per-node=1 --kill-on-bad-exit=1"
+    meet = f"--nnodes={num_nodes} --rdzv-backend=c10d --rdzv-id=cpt --rdzv-endpoint={rendezvous}"
     return [
-        sys.executable,
-        "-m",
-        "cpt_residual.launch.torchrun",
-        str(os.getpid()),
-        "--standalone",
+        *(sys.executable, "-m", "cpt_residual.launch.torchrun", str(os.getpid())),
+        *(["srun", *on_each.split()] if rendezvous else []),
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *(meet.split() if rendezvous else ["--standalone"]),
         f"--nproc_per_node={num_processes}",
         "--max_restarts=0",
         f"--signals-to-handle={','.join(each.name for each in STOP_SIGNALS)}",
@@ -161,10 +170,9 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def _guard(arguments: Sequence[str]) -> None:
-    """Become torchrun, bound to the life of the process that started us."""
+    """Become torchrun or srun, bound to the life of the process that started us."""
     die_with_parent(int(arguments[0]))
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments[1:]]
-    os.execv(sys.executable, command)  # noqa: S606 - the same interpreter, our own arguments
+    os.execvp(arguments[1], arguments[1:])  # noqa: S606 - our own arguments
 
 
 if __name__ == "__main__":

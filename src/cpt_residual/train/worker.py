@@ -28,7 +28,7 @@ from cpt_residual.errors import (
     WorkerError,
 )
 from cpt_residual.launch.endings import MEMORY_HINT, how_it_ended, signal_name
-from cpt_residual.launch.environment import child_environment, rank_environment
+from cpt_residual.launch.environment import child_environment, rank_environment, rendezvous_of
 from cpt_residual.launch.torchrun import (
     StopFlag,
     die_with_parent,
@@ -115,6 +115,8 @@ def _run_ranks(job: TrainJob, reporter: _Direct, flag: StopFlag) -> RankResult:
             module="cpt_residual.train.worker",
             arguments=[str(files[_JOB])],
             num_processes=job.launch.num_processes,
+            num_nodes=job.launch.num_nodes,
+            rendezvous=rendezvous_of(job.launch.num_nodes),
         ),
         environment=child_environment(threads=job.threads),
         log=files[_LOG],

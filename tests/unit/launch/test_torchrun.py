@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.launch.environment import child_environment
+from cpt_residual.errors import LaunchError
+from cpt_residual.launch.environment import child_environment, rendezvous_of
 from cpt_residual.launch.torchrun import (
     StopFlag,
     killed_rank,
@@ -37,6 +38,7 @@ def test_the_command_is_written_out() -> None:
     command = torchrun_command(module="some.module", arguments=["job.json"], num_processes=4)
     assert command[:4] == [sys.executable, "-m", "cpt_residual.launch.torchrun", str(os.getpid())]
     assert command[4:] == [
+        *(sys.executable, "-m", "torch.distributed.run"),
         "--standalone",
         "--nproc_per_node=4",
         "--max_restarts=0",
@@ -46,6 +48,25 @@ def test_the_command_is_written_out() -> None:
         "some.module",
         "job.json",
     ]
+
+
+def test_several_nodes_meet_at_the_first_of_the_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURMD_NODENAME", "n07")
+    place = rendezvous_of(2)
+    assert place is not None
+    assert place.startswith("n07:")
+    command = torchrun_command(
+        module="m", arguments=[], num_processes=8, num_nodes=2, rendezvous=place
+    )
+    assert command[4:9] == [
+        *("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1")
+    ]
+    assert {"--nnodes=2", f"--rdzv-endpoint={place}", "--nproc_per_node=8"} <= set(command)
+    assert "--standalone" not in command
+    assert rendezvous_of(1) is None
+    with pytest.raises(LaunchError, match="training on 3 nodes needs a SLURM job of as many"):
+        rendezvous_of(3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
