@@ -172,7 +172,7 @@ def die_with_parent(parent: int | None = None) -> None:
 def _guard(arguments: Sequence[str]) -> None:
     """Become torchrun or srun, bound to the life of the process that started us."""
     die_with_parent(int(arguments[0]))
-    os.execvp(arguments[1], arguments[1:])  # noqa: S606 - our own arguments
+    os.execvp(arguments[1], list(arguments[1:]))  # noqa: S606 - our own arguments
 
 
 if __name__ == "__main__":
