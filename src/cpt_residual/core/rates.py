@@ -27,7 +27,7 @@ GPU_SECONDS_PER_GENERATED_TOKEN = 0.03
 some thirty layers, not by arithmetic."""
 
 # --- bytes per second -----------------------------------------------------------------------------
-WEIGHT_BYTES_PER_SECOND = 600e6
+WEIGHT_BYTES_PER_SECOND = 600_000_000
 """Assumed: weights hashed, read and written, all together, as on a cloud disk. For a machine with a
 faster one see benchmarks/results/weights_cold.json."""
 
@@ -70,9 +70,21 @@ SECONDS_PER_TASK_DATA = 3.0
 TORCH_MEMORY = 600 * MIB
 """Python with torch and transformers."""
 
-WEIGHTS_MEMORY = 300 * MIB
-"""The weights engine on one thread: interpreter, numpy, kernels and blocks; independent of the
-model's size. The check of a merged model maps its file, which takes page cache only."""
+WEIGHTS_PROCESS_MEMORY = 260 * MIB
+"""Interpreter, numpy, kernels and their compiler, token maps."""
+
+WEIGHTS_MEMORY_PER_THREAD = 32 * MIB
+"""Blocks of fp32 models; half of it of bf16 models."""
+
+WEIGHTS_MEMORY_PER_OUTPUT = 8 * MIB
+"""And thread, for every alpha beyond the first."""
+
+WEIGHTS_MEMORY = WEIGHTS_PROCESS_MEMORY + WEIGHTS_MEMORY_PER_THREAD
+"""The weights engine on one thread, whatever the size of the model. The check of a merged model
+maps its file, which takes page cache only (measured: 290 MiB of its own, 577 MiB of model)."""
+
+MODEL_CHECK_MEMORY = 500 * MIB
+"""Torch and transformers, for the checks before and after a merge."""
 
 EVALUATION_MEMORY = 900 * MIB
 """Torch, lm-eval and one batch."""

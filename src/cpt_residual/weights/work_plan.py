@@ -9,18 +9,18 @@ from pathlib import Path
 from cpt_residual.base_model import Frozen
 from cpt_residual.config.merging import MergeRecipe, Storage
 from cpt_residual.core.disk import check_free_space, free_bytes
+from cpt_residual.core.rates import (
+    MODEL_CHECK_MEMORY,
+    WEIGHT_BYTES_PER_SECOND,
+    WEIGHTS_MEMORY_PER_OUTPUT,
+    WEIGHTS_MEMORY_PER_THREAD,
+    WEIGHTS_PROCESS_MEMORY,
+)
 from cpt_residual.methods.method import Method
 from cpt_residual.weights.checkpoint import Checkpoint
 from cpt_residual.weights.merge_pass import ALPHAS_AT_ONCE
 from cpt_residual.weights.reader import Streaming
 from cpt_residual.weights.shard_header import Shape
-
-BYTES_PER_SECOND = 600_000_000
-"""Read and written together, assumed: about what a cloud disk gives."""
-_MEMORY_BYTES = 260 * 2**20  # interpreter, numpy, kernels and their compiler, token maps
-_MEMORY_PER_THREAD = 32 * 2**20  # of fp32 models; half of it of bf16 models
-_MEMORY_PER_OUTPUT = 8 * 2**20  # and thread
-_MEMORY_TO_LOAD = 500 * 2**20  # torch and transformers, for the checks before and after
 
 
 class WorkPlan(Frozen):
@@ -33,7 +33,7 @@ class WorkPlan(Frozen):
     memory_bytes: int
     verify_bytes: int = 0
     seconds: float
-    bytes_per_second: int = BYTES_PER_SECOND
+    bytes_per_second: int = WEIGHT_BYTES_PER_SECOND
     free_bytes: int
     checks: list[str]
     upload: str | None = None
@@ -46,7 +46,7 @@ class WorkPlan(Frozen):
             update={
                 "read_bytes": self.read_bytes + num_bytes,
                 "write_bytes": self.write_bytes + num_bytes,
-                "seconds": self.seconds + 2 * num_bytes / BYTES_PER_SECOND,
+                "seconds": self.seconds + 2 * num_bytes / WEIGHT_BYTES_PER_SECOND,
                 "checks": [*self.checks, "adapter"],
             }
         )
@@ -69,7 +69,7 @@ def plan_of_compute(
         read_bytes=read,
         write_bytes=write,
         memory_bytes=memory,
-        seconds=(read + write) / BYTES_PER_SECOND,
+        seconds=(read + write) / WEIGHT_BYTES_PER_SECOND,
         free_bytes=free_bytes(out),
         checks=["headers", "tokens", "shapes", "room on the disk"],
     )
@@ -98,8 +98,10 @@ def plan_of_merge(
     `verify`; one write per output, read back by `verify`. DiskSpaceError when there is no room."""
     write = work.output_bytes * len(outputs)
     read = recipe.num_reads * work.input_bytes + (2 * write + work.hashed_bytes if verify else 0)
-    memory = _memory(streaming) + (_MEMORY_TO_LOAD if verify else 0)
-    memory += _MEMORY_PER_OUTPUT * streaming.threads * (min(len(outputs), ALPHAS_AT_ONCE) - 1)
+    memory = _memory(streaming) + (MODEL_CHECK_MEMORY if verify else 0)
+    memory += (
+        WEIGHTS_MEMORY_PER_OUTPUT * streaming.threads * (min(len(outputs), ALPHAS_AT_ONCE) - 1)
+    )
     memory += _method_bytes(work.shapes, recipe.method, streaming)
     check_free_space(outputs[0], write)
     return WorkPlan(
@@ -107,15 +109,15 @@ def plan_of_merge(
         read_bytes=read,
         write_bytes=write,
         memory_bytes=memory,
-        verify_bytes=_MEMORY_TO_LOAD + work.output_bytes if verify else 0,
-        seconds=(read + write) / BYTES_PER_SECOND,
+        verify_bytes=MODEL_CHECK_MEMORY + work.output_bytes if verify else 0,
+        seconds=(read + write) / WEIGHT_BYTES_PER_SECOND,
         free_bytes=free_bytes(outputs[0]),
         checks=["headers", "shapes", "tokens", "recipe", "outputs", "room on the disk"],
     )
 
 
 def _memory(streaming: Streaming) -> int:
-    return _MEMORY_BYTES + _MEMORY_PER_THREAD * streaming.threads
+    return WEIGHTS_PROCESS_MEMORY + WEIGHTS_MEMORY_PER_THREAD * streaming.threads
 
 
 def _method_bytes(shapes: Iterable[Shape], method: Method, streaming: Streaming) -> int:
