@@ -74,10 +74,10 @@ class Apply:
         return inputs
 
     def cost(self) -> Cost:
-        """Target and residual are hashed and read, the merged model is written, hashed and loaded
-        once. A method that measures first reads more, which is not counted."""
-        size = model_bytes_of(self.target)
-        handled = 5 * size + 2 * self.residual.cost().disk_bytes
+        """Target and residual are hashed, and read as often as the recipe needs; the merged model
+        is written, hashed and loaded."""
+        size, reads = model_bytes_of(self.target), self.merge.num_reads
+        handled = (4 + reads) * size + (1 + reads) * self.residual.cost().disk_bytes
         return Cost(
             flops=_FLOPS_PER_PARAMETER * self.num_parameters(),
             seconds=SECONDS_TO_CHECK_STOPS + handled / WEIGHT_BYTES_PER_SECOND,
