@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Launch, WorldSuite
+from cpt_residual.config.schema import Launch
+from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.core.stage import ArtifactRef, RunContext, Stage
 from cpt_residual.data.world.size import WorldSize
 from cpt_residual.data.world.write import write_world
@@ -19,6 +20,9 @@ from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.results import read_results
 from cpt_residual.stages.evaluate import Evaluate
 from cpt_residual.stages.inputs import CorpusInput
+from cpt_residual.suites.harness import HarnessSuite
+from cpt_residual.suites.heldout import HeldoutSuite
+from cpt_residual.suites.world import WorldSuite
 from support.bigram_models import write_bigram, write_random
 from support.stages import TextStage
 

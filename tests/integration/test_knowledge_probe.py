@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.corpora import LocalCorpus
-from cpt_residual.config.schema import HeldoutSuite, Launch
+from cpt_residual.config.schema import Launch
 from cpt_residual.core.hashing import file_sha256
 from cpt_residual.core.stage import ArtifactRef, Metrics, RunContext, Stage
 from cpt_residual.errors import ConfigError
@@ -28,6 +27,8 @@ from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.evaluate import Evaluate
 from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.probe import Probe
+from cpt_residual.suites.cloze import ClozeSuite
+from cpt_residual.suites.heldout import HeldoutSuite
 from support.packs import write_texts
 from support.rare_spans import records
 from support.stages import TextStage

@@ -22,7 +22,6 @@ from cpt_residual.config.schema import (
     Residual,
     TrainedModel,
     TrainRecipe,
-    WorldSuite,
 )
 from cpt_residual.core.hashing import plain
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, RunContext, Stage
@@ -32,6 +31,7 @@ from cpt_residual.results.document import read_results
 from cpt_residual.results.outcomes import read_outcomes, read_prompts
 from cpt_residual.results.table import ResultTable, Score
 from cpt_residual.stages.report import Report, ReportRecipe
+from cpt_residual.suites.world import WorldSuite
 from cpt_residual.weights.geometry import GeometryRow
 from support.report_scenarios import FAMILIES, STRICT, SUCCESS, facts
 

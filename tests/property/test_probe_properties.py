@@ -9,12 +9,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.stage import no_progress
 from cpt_residual.data.cloze.build import Reference, build_probe
 from cpt_residual.data.cloze.questions import Question
 from cpt_residual.data.cloze.spans import SpanIndex, find_spans, key_of, lower_words, shape_of
 from cpt_residual.errors import CorpusError
+from cpt_residual.suites.cloze import ClozeSuite
 from support.packs import write_texts
 
 PIECES = (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.corpora import Corpus, WorldCorpus
+from cpt_residual.config.corpora import WorldCorpus, holds_dialogues
 from cpt_residual.config.derived import rows_per_step
 from cpt_residual.config.home import expanded
 from cpt_residual.config.measures import MEASURE_ROLES
@@ -13,15 +12,11 @@ from cpt_residual.config.packs import Pack, problems_of_pack
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
-    HarnessSuite,
-    HeldoutSuite,
     InitModel,
     Model,
     PretrainedModel,
-    Suite,
     TrainedModel,
     TrainRecipe,
-    WorldSuite,
 )
 from cpt_residual.config.validate import invalid
 from cpt_residual.config.wandb_names import problem_of_name
@@ -29,9 +24,6 @@ from cpt_residual.errors import did_you_mean
 
 NUM_RESERVED_TOKENS = 256 + 5
 """Smallest byte-level vocabulary: every byte, and the special tokens of an init model."""
-
-_DIALOGUES = ("instructions", "donor_instructions")
-_WITH_HELDOUT = ("general", "new_domain")
 
 
 def check(experiment: Experiment) -> None:
@@ -88,7 +80,8 @@ def _references(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         yield f"residuals.{key}.base", residual.base, "models"
         yield f"residuals.{key}.instruct", residual.instruct, "models"
     for key, suite in experiment.suites.items():
-        yield from _references_of_suite(f"suites.{key}", suite)
+        for field, corpus in suite.named_corpora():
+            yield f"suites.{key}.{field}", corpus, "corpora"
     yield from _references_of_evaluation(experiment)
 
 
@@ -101,19 +94,6 @@ def _references_of_model(place: str, model: Model) -> Iterator[tuple[str, str, s
     elif isinstance(model, AppliedModel):
         yield f"{place}.target", model.target, "models"
         yield f"{place}.residual", model.residual, "residuals"
-
-
-def _references_of_suite(place: str, suite: Suite) -> Iterator[tuple[str, str, str]]:
-    if isinstance(suite, HeldoutSuite):
-        for index, corpus in enumerate(suite.corpora):
-            yield f"{place}.corpora[{index}]", corpus, "corpora"
-        for part, stated in (("new_domain", suite.new_domain), ("general", suite.general)):
-            if stated is not None:
-                yield f"{place}.{part}", stated, "corpora"
-    elif isinstance(suite, ClozeSuite):
-        yield f"{place}.corpus", suite.corpus, "corpora"
-        for index, corpus in enumerate(suite.references):
-            yield f"{place}.references[{index}]", corpus, "corpora"
 
 
 def _references_of_evaluation(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
@@ -142,16 +122,7 @@ def _duplicates(experiment: Experiment) -> Iterator[str]:
     lists = {
         "evaluation.variants": experiment.evaluation.variants,
         "evaluation.suites": experiment.evaluation.suites,
-        **{
-            f"suites.{key}.corpora": suite.corpora
-            for key, suite in experiment.suites.items()
-            if isinstance(suite, HeldoutSuite)
-        },
-        **{
-            f"suites.{key}.references": suite.references
-            for key, suite in experiment.suites.items()
-            if isinstance(suite, ClozeSuite)
-        },
+        **_corpora_of_suites(experiment),
         **{
             f"packs.{key}.sources": [f"{each.corpus} ({each.format})" for each in pack.sources]
             for key, pack in experiment.packs.items()
@@ -160,6 +131,15 @@ def _duplicates(experiment: Experiment) -> Iterator[str]:
     for place, names in lists.items():
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"{place}: {name}: listed {names.count(name)} times"
+
+
+def _corpora_of_suites(experiment: Experiment) -> dict[str, list[str]]:
+    """Field (a list, or a single name) -> the corpora that a suite names there."""
+    lists: dict[str, list[str]] = {}
+    for key, suite in experiment.suites.items():
+        for field, corpus in suite.named_corpora():
+            lists.setdefault(f"suites.{key}.{field.partition('[')[0]}", []).append(corpus)
+    return lists
 
 
 # --- cycles --------------------------------------------------------------------------------------
@@ -195,7 +175,7 @@ def _parents(model: Model, experiment: Experiment) -> list[str]:
 # --- corpora and packs ---------------------------------------------------------------------------
 def _corpora(experiment: Experiment) -> Iterator[str]:
     suites = [experiment.suites[key] for key in experiment.evaluation.suites]
-    asks = any(isinstance(suite, HarnessSuite | WorldSuite) for suite in suites)
+    asks = any(suite.stock_tasks() or suite.world_probes() for suite in suites)
     for key, corpus in experiment.corpora.items():
         if isinstance(corpus, WorldCorpus):
             if experiment.world is None:
@@ -214,7 +194,7 @@ def _packs(experiment: Experiment) -> Iterator[str]:
             corpus = experiment.corpora[source.corpus]
             if not isinstance(corpus, WorldCorpus):
                 continue
-            holds = "chat" if corpus.part in _DIALOGUES else "text"
+            holds = "chat" if holds_dialogues(corpus) else "text"
             if source.format != holds:
                 place = f"packs.{key}.sources[{index}]"
                 yield f"{place}.format: {source.format}: corpus {source.corpus} holds {holds}"
@@ -342,15 +322,10 @@ def _root(model: Model, experiment: Experiment) -> Model:
 def _suites(experiment: Experiment) -> Iterator[str]:
     for key in experiment.evaluation.suites:
         suite = experiment.suites[key]
-        if isinstance(suite, WorldSuite) and experiment.world is None:
+        if suite.world_probes() and experiment.world is None:
             yield f"suites.{key}: probes of the world need `world`, which is not set"
-        if isinstance(suite, HeldoutSuite):
-            for index, name in enumerate(suite.corpora):
-                reason = _without_heldout(experiment.corpora[name])
-                if reason:
-                    yield f"suites.{key}.corpora[{index}]: {name}: {reason}"
-        if isinstance(suite, ClozeSuite):
-            yield from _cloze(f"suites.{key}", suite, experiment)
+        for field, problem in suite.problems(experiment.corpora):
+            yield f"suites.{key}.{field}: {problem}"
 
 
 def _contrasts(experiment: Experiment) -> Iterator[str]:
@@ -368,33 +343,6 @@ def _contrasts(experiment: Experiment) -> Iterator[str]:
     for name in sorted(set(vars(experiment.roles).values()) & set(experiment.variants)):
         if experiment.variants[name].kind != "control":
             yield f"variants.{name}.kind: its kind follows from roles; state a label only"
-
-
-def _cloze(place: str, suite: ClozeSuite, experiment: Experiment) -> Iterator[str]:
-    corpus = experiment.corpora[suite.corpus]
-    if isinstance(corpus, WorldCorpus) and corpus.part in _DIALOGUES:
-        yield f"{place}.corpus: {suite.corpus}: holds dialogues; questions are asked about text"
-    if suite.min_span_documents > suite.max_span_documents:
-        yield (
-            f"{place}.min_span_documents: {suite.min_span_documents}: must not be above "
-            f"max_span_documents={suite.max_span_documents}"
-        )
-    if suite.corpus in suite.references:
-        yield f"{place}.references: {suite.corpus}: the corpus itself knows all that is asked"
-    if not suite.references and not (suite.heldout_is_reference and not _without_heldout(corpus)):
-        yield (
-            f"{place}.references: empty: nothing tells new knowledge from old: name a corpus, or "
-            f"hold documents of {suite.corpus} out (heldout_is_reference)"
-        )
-
-
-def _without_heldout(corpus: Corpus) -> str:
-    """Why `corpus` has no held-out documents; empty if it has."""
-    if isinstance(corpus, WorldCorpus):
-        if corpus.part in _WITH_HELDOUT:
-            return ""
-        return f"part {corpus.part} has no held-out documents; only {', '.join(_WITH_HELDOUT)} have"
-    return "" if corpus.heldout_documents else "its heldout_documents is 0"
 
 
 def _launch(experiment: Experiment) -> Iterator[str]:

@@ -77,3 +77,22 @@ class HubCorpus(Frozen):
 
 
 Corpus = Annotated[WorldCorpus | LocalCorpus | HubCorpus, Field(discriminator="kind")]
+
+PARTS_WITH_HELDOUT = ("general", "new_domain")
+"""Parts of the world that come with held-out documents."""
+
+
+def holds_dialogues(corpus: Corpus) -> bool:
+    """Whether `corpus` holds chats, not text."""
+    dialogues = ("instructions", "donor_instructions")
+    return isinstance(corpus, WorldCorpus) and corpus.part in dialogues
+
+
+def lacks_heldout(corpus: Corpus) -> str:
+    """Why `corpus` has no held-out documents; empty if it has."""
+    if not isinstance(corpus, WorldCorpus):
+        return "" if corpus.heldout_documents else "its heldout_documents is 0"
+    if corpus.part in PARTS_WITH_HELDOUT:
+        return ""
+    names = ", ".join(PARTS_WITH_HELDOUT)
+    return f"part {corpus.part} has no held-out documents; only {names} have"

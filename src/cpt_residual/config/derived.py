@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from cpt_residual.config.packs import Pack
-from cpt_residual.config.schema import Architecture, HarnessSuite, Suite, TrainRecipe, WorldSuite
+from cpt_residual.config.schema import Architecture, TrainRecipe
 
 
 def rows_per_step(recipe: TrainRecipe, pack: Pack) -> int:
@@ -47,13 +45,3 @@ def num_parameters(architecture: Architecture) -> int:
     norms = 2 * hidden
     embeddings = architecture.vocab_size * hidden * (1 if architecture.tie_word_embeddings else 2)
     return architecture.num_layers * (attention + mlp + norms) + embeddings + hidden
-
-
-def asks_through_chat(suites: Iterable[Suite]) -> bool:
-    """Whether any of the suites asks its questions through the chat template. Held-out text and
-    cloze questions are scored as they stand."""
-    return any(
-        isinstance(suite, WorldSuite)
-        or (isinstance(suite, HarnessSuite) and any(task.chat for task in suite.tasks))
-        for suite in suites
-    )

@@ -66,38 +66,6 @@ class Measure(Frozen):
         return None if found is None else self.model_copy(update={"metric": found})
 
 
-def likelihood_measures(task: str, corpus: str, role: MeasureRole) -> tuple[Measure, ...]:
-    """Of held-out documents: bits per byte, and perplexity beside it."""
-    words, brief = {
-        "new_text": ("new domain", "new"),
-        "general_text": ("general text", "general"),
-    }.get(role, (corpus, corpus))
-    return (
-        Measure(
-            task=task,
-            metric="bits_per_byte",
-            label=f"bits per byte, {words}",
-            short=f"bits/byte {brief}",
-            role=role,
-            unit="bits_per_byte",
-            higher_is_better=False,
-            paired=False,
-        ),
-        Measure(
-            task=task,
-            metric="token_perplexity",
-            or_metrics=("word_perplexity",),
-            label=f"perplexity, {words}",
-            short=f"ppl {brief}",
-            role=role,
-            aspect="perplexity",
-            unit="perplexity",
-            higher_is_better=False,
-            paired=False,
-        ),
-    )
-
-
 _FOLLOWING: tuple[tuple[str, str, str, Aspect], ...] = (
     ("prompt_level_strict_acc", "strict", "IF strict", "headline"),
     ("prompt_level_loose_acc", "loose", "IF loose", "loose"),

@@ -7,22 +7,13 @@ units. Identity (what enters a fingerprint) and execution (what does not) live i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from cpt_residual.base_model import Count, FolderName, Frozen, Line, Name, PositiveInt, Text
-from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.contrasts import ContrastFamily, VariantWords, VerdictRule
 from cpt_residual.config.corpora import Corpus, World
-from cpt_residual.config.measures import (
-    Measure,
-    MeasureRole,
-    instruction_measures,
-    likelihood_measures,
-)
 from cpt_residual.config.merging import (
     EXACT_STORAGE,
     PLAIN_ADDITION,
@@ -31,7 +22,7 @@ from cpt_residual.config.merging import (
     VocabPolicy,
 )
 from cpt_residual.config.packs import Pack
-from cpt_residual.config.stock_tasks import stock_measures
+from cpt_residual.config.suites import SuiteBase, suite_union
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -122,135 +113,10 @@ class Residual(Frozen):
 
 
 # --- evaluation ----------------------------------------------------------------------------------
-class HarnessTask(Frozen):
-    """A stock task of lm-eval. `chat`: ask through the chat template. `metric`, `role`, `label`:
-    which score stands for the task and what it means, where `stock_tasks` does not know."""
-
-    task: Line
-    num_fewshot: Count | None = None
-    chat: bool = True
-    limit: PositiveInt | None = None
-    metric: Line | None = None
-    role: MeasureRole | None = None
-    label: Line | None = None
-
-
-class HarnessSuite(Frozen):
-    """Stock lm-eval tasks by name."""
-
-    kind: Literal["harness"]
-    tasks: Annotated[list[HarnessTask], Field(min_length=1)]
-
-    def measures(self, key: str) -> tuple[Measure, ...]:
-        """What the suite named `key` measures."""
-        del key
-        return tuple(
-            measure
-            for task in self.tasks
-            for measure in stock_measures(
-                task.task,
-                metric=task.metric,
-                role=task.role,
-                label=task.label,
-                limit=task.limit,
-            )
-        )
-
-    def without_words(self) -> HarnessSuite:
-        """The same questions without what only the report reads (no part of a fingerprint)."""
-        unsaid = {"metric": None, "role": None, "label": None}
-        return self.model_copy(
-            update={"tasks": [task.model_copy(update=unsaid) for task in self.tasks]}
-        )
-
-
-class WorldSuite(Frozen):
-    """Probes of the procedural world, scored by lm-eval through generated task files."""
-
-    kind: Literal["world"]
-    probes: Annotated[
-        list[Literal["instruction_following", "new_instructions", "new_facts", "old_facts"]],
-        Field(min_length=1),
-    ]
-    max_new_tokens: PositiveInt
-
-    def measures(self, key: str) -> tuple[Measure, ...]:
-        """What the suite named `key` measures."""
-        del key
-        return tuple(measure for probe in self.probes for measure in _PROBE_MEASURES[probe])
-
-    def without_words(self) -> WorldSuite:
-        """The same questions without what only the report reads (nothing here)."""
-        return self
-
-
-_PROBE_MEASURES: Mapping[str, tuple[Measure, ...]] = MappingProxyType(
-    {
-        "instruction_following": instruction_measures("instruction_following"),
-        "new_instructions": (
-            Measure(
-                task="new_instructions",
-                metric="obeyed_and_right",
-                label="instruction obeyed and new fact right",
-                short="IF + fact",
-                role="instructed_knowledge",
-            ),
-        ),
-        "new_facts": (
-            Measure(
-                task="new_facts",
-                metric="accuracy",
-                label="new facts, asked in chat",
-                short="new facts",
-                role="new_knowledge",
-            ),
-        ),
-        "old_facts": (
-            Measure(
-                task="old_facts",
-                metric="accuracy",
-                label="old facts, asked in chat",
-                short="old facts",
-                role="old_knowledge",
-            ),
-        ),
-    }
-)
-
-
-class HeldoutSuite(Frozen):
-    """Bits per byte of held-out documents of the named corpora (lm-eval rolling likelihood).
-    `new_domain`: the one of them that CPT trains on, `general`: the one it should not forget."""
-
-    kind: Literal["heldout"]
-    corpora: Annotated[list[Name], Field(min_length=1)]
-    max_documents: PositiveInt
-    new_domain: Name | None = None
-    general: Name | None = None
-
-    def measures(self, key: str) -> tuple[Measure, ...]:
-        """What the suite named `key` measures."""
-        del key
-        roles: dict[str | None, MeasureRole] = {
-            self.general: "general_text",
-            self.new_domain: "new_text",
-        }
-        return tuple(
-            measure
-            for corpus in self.corpora
-            for measure in likelihood_measures(
-                f"heldout_{corpus}", corpus, roles.get(corpus, "other")
-            )
-        )
-
-    def without_words(self) -> HeldoutSuite:
-        """The same documents without what only the report reads (no part of a fingerprint)."""
-        return self.model_copy(update={"new_domain": None, "general": None})
-
-
-Suite = Annotated[
-    HarnessSuite | WorldSuite | HeldoutSuite | ClozeSuite, Field(discriminator="kind")
-]
+if TYPE_CHECKING:
+    Suite = SuiteBase
+else:
+    Suite = Annotated[suite_union(), Field(discriminator="kind")]
 
 
 class Evaluation(Frozen):

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+from cpt_residual.config.suite_tasks import Aggregate
+from cpt_residual.evaluation.aggregation import TRANSFORMS
 from cpt_residual.evaluation.responses import Response, ScoredText
 from cpt_residual.evaluation.results import ResultRow, Sample, SampleValue
 from cpt_residual.evaluation.statistics import mean_stderr, ratio_stderr
-from cpt_residual.evaluation.tasks import scoring
 
-_TRANSFORMS = {"bits_per_byte": scoring.bits_of_nats, "token_perplexity": scoring.exp_of_nats}
-_TRANSFORMS["word_perplexity"] = scoring.exp_of_nats
-_TRANSFORMS["target_bits_per_byte"] = scoring.bits_of_nats
+_STOCK_AGGREGATES: Mapping[str, Aggregate] = {
+    "bits_per_byte": "bits_per_byte",
+    "word_perplexity": "perplexity",
+    "inst_level_strict_acc": "mean_of_checks",
+    "inst_level_loose_acc": "mean_of_checks",
+}
+"""Metrics of stock tasks whose values per document are lists."""
 
 
 @dataclass(frozen=True)
 class HarnessAnswer:
-    """What `lm_eval.simple_evaluate` returned."""
+    """What `lm_eval.simple_evaluate` returned. `aggregates`: by task, those of our own metrics."""
 
     raw: Mapping[str, Any]
+    aggregates: Mapping[str, Mapping[str, Aggregate]] = field(default_factory=dict[str, Any])
 
     def samples(self) -> dict[str, tuple[Sample, ...]]:
         """Per task, one sample per document, in document order; filters are merged into it."""
@@ -67,7 +73,8 @@ class HarnessAnswer:
         name, filter_name = _split(key)
         stderr = results.get(f"{name}_stderr,{filter_name}")
         if not _is_number(stderr):
-            stderr = _stderr(metric, values, float(results[key]), seed=seed)
+            aggregate = self.aggregates.get(task, _STOCK_AGGREGATES).get(metric, "mean")
+            stderr = _stderr(aggregate, values, float(results[key]), seed=seed)
         return ResultRow(
             variant=variant,
             task=task,
@@ -102,16 +109,18 @@ def _metric(metric: str, filter_name: str) -> str:
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
-def _stderr(metric: str, values: Sequence[SampleValue], score: float, *, seed: int) -> float | None:
+def _stderr(
+    aggregate: Aggregate, values: Sequence[SampleValue], score: float, *, seed: int
+) -> float | None:
     lists = [value for value in values if isinstance(value, list)]
     if not lists:
         plain = [value for value in values if not isinstance(value, list)]
         is_mean = bool(plain) and abs(sum(plain) / len(plain) - score) < 1e-9
         return mean_stderr(plain) if is_mean else None
-    if metric in _TRANSFORMS:
+    if aggregate in TRANSFORMS:
         pairs = [(-value[0], value[1]) for value in lists]
-        return ratio_stderr(pairs, _TRANSFORMS[metric], seed=seed)
-    if metric.startswith("inst_level_"):
+        return ratio_stderr(pairs, TRANSFORMS[aggregate], seed=seed)
+    if aggregate == "mean_of_checks":
         return ratio_stderr([(sum(value), float(len(value))) for value in lists], seed=seed)
     return None
 

@@ -1,7 +1,7 @@
 """The one lm-eval adapter: a model directory and suites in, typed rows out.
 
 Every score is computed by lm-eval: our own probes are tasks of it too, generated as yaml files
-that name the functions in `tasks/`. What lm-eval returns as nested dicts ends here. Neither its
+that name the functions of their suite. What lm-eval returns as nested dicts ends here. Neither its
 response cache (keyed by the prompt alone) nor its `delta=` (adds tied tensors twice) is used.
 """
 
@@ -14,11 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.derived import asks_through_chat
-from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
+from cpt_residual.config.suite_tasks import Aggregate, SuiteInputs
+from cpt_residual.config.suites import SuiteBase
 from cpt_residual.errors import EvaluationError
-from cpt_residual.evaluation import taskfiles
 from cpt_residual.evaluation.answers import HarnessAnswer
 from cpt_residual.evaluation.finite import NotFiniteError
 from cpt_residual.evaluation.lazy_import import lazy_import
@@ -28,6 +26,7 @@ from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
 from cpt_residual.evaluation.silence_lm_eval import silence_lm_eval
 from cpt_residual.evaluation.statistics import mean_stderr
 from cpt_residual.evaluation.stock import StockTask, find_stock_task, load_tasks
+from cpt_residual.evaluation.taskfiles import write_task_files
 from cpt_residual.evaluation.template import ChatSide
 from cpt_residual.modeling.token_side import token_map_hash
 
@@ -46,18 +45,14 @@ _COUNTS = {
 }
 
 
-@dataclass(frozen=True)
-class EvaluationInputs:
-    """Files an evaluation reads. template_dir: the model whose chat template all are asked
-    through; base_dir: the family's base, at whose EOS ids every variant may stop as well;
-    probes_dir: `probes/` of the world; heldout: held-out documents by corpus; questions: those of
-    a knowledge probe by `cloze` suite."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInputs(SuiteInputs):
+    """Files an evaluation reads, beside what its suites ask about. template_dir: the model whose
+    chat template all are asked through; base_dir: the family's base, at whose EOS ids every variant
+    may stop as well."""
 
     template_dir: Path
     base_dir: Path | None = None
-    probes_dir: Path | None = None
-    heldout: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    questions: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class EvaluationSettings:
 
 def evaluate(
     model_dir: Path,
-    suites: Mapping[str, Suite],
+    suites: Mapping[str, SuiteBase],
     *,
     variant: str,
     inputs: EvaluationInputs,
@@ -88,11 +83,12 @@ def evaluate(
     the model is loaded. Deterministic: greedy decoding, seeded, nothing kept between calls.
     """
     with silence_lm_eval():
-        chat = ChatSide.of(inputs.template_dir, asks=asks_through_chat(suites.values()))
+        asks = any(suite.asks_through_chat() for suite in suites.values())
+        chat = ChatSide.of(inputs.template_dir, asks=asks)
         run, counter = _Run(variant, settings, chat.turn_end), PromptCounter(progress)
         chat.check_tokenizer_of(model_dir)
         plans = [*_own_plans(suites, inputs, chat, settings), *_stock_plans(suites, settings)]
-        _check_unique([name for plan in plans for name in plan.names])
+        _check_unique([name for plan in plans for name in plan.suites])
         model_settings = ModelSettings(
             stop_token_ids=chat.stop_token_ids(inputs.base_dir),
             precision=settings.precision,
@@ -117,21 +113,25 @@ def evaluate(
 # --- what is to be run ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Plan:
-    """One call of lm-eval: loaded tasks that share few-shot number, limit and template use."""
+    """One call of lm-eval: loaded tasks that share few-shot number, limit and template use.
 
-    names: tuple[str, ...]
+    suites, scorers: the suite that asks for a task, and the hash of the code that scores it; tasks
+    of a group belong to the group's. own: the metrics of our own tasks; empty for a stock task."""
+
     tasks: Sequence[Any]
     manager: Any
-    own: bool
-    scorer_sha256: str
     suites: Mapping[str, str]
+    scorers: Mapping[str, str]
+    own: Mapping[str, Mapping[str, Aggregate]] = field(default_factory=dict[str, Any])
     num_fewshot: int | None = None
     limit: int | None = None
     chat: bool = True
 
     def suite_of(self, task: str) -> str:
-        """The suite that asks for a task; tasks of a group belong to the group's."""
         return self.suites.get(task) or ", ".join(dict.fromkeys(self.suites.values()))
+
+    def scorer_of(self, task: str) -> str:
+        return self.scorers.get(task) or ", ".join(self.scorers.values())
 
     def num_documents(self) -> int:
         """Documents of single tasks; those of groups are counted when they come."""
@@ -140,96 +140,59 @@ class _Plan:
 
 
 def _own_plans(
-    suites: Mapping[str, Suite],
+    suites: Mapping[str, SuiteBase],
     inputs: EvaluationInputs,
     chat: ChatSide,
     settings: EvaluationSettings,
 ) -> Iterator[_Plan]:
-    """At most one plan with all world probes and held-out corpora of all suites, and one with all
-    cloze questions."""
+    """At most two plans: all own tasks of all suites that are asked through the chat template, and
+    all that are asked as they stand."""
     asked = [
         (file, key)
         for key, suite in suites.items()
-        for file in _task_files(key, suite, inputs, chat)
+        for file in suite.task_files(key, inputs, chat.turn_end)
     ]
-    files, suite_of = [file for file, _ in asked], {file.task: key for file, key in asked}
-    if not files:
+    if not asked:
         return
-    _check_unique([file.task for file in files])
-    folder = taskfiles.write_task_files(files, settings.scratch / "tasks")
+    _check_unique([file.task for file, _ in asked])
+    folder = write_task_files([file for file, _ in asked], settings.scratch / "tasks")
     manager = lazy_import("lm_eval.tasks").TaskManager(
         include_path=str(folder), include_defaults=False
     )
+    scorers = {key: own_scorer_sha256([suite]) for key, suite in suites.items()}
     for through_chat in (True, False):
-        names = tuple(file.task for file in files if file.chat == through_chat)
-        if names:
-            tasks = load_tasks(manager, names)
-            scorer = own_scorer_sha256(cloze=not through_chat)
-            asks = through_chat and chat.template is not None  # held-out text needs none
+        mine = [(file, key) for file, key in asked if file.chat == through_chat]
+        if mine:
             yield _Plan(
-                names,
-                tasks,
-                manager,
-                own=True,
-                scorer_sha256=scorer,
-                suites=suite_of,
-                chat=asks,
+                tasks=load_tasks(manager, [file.task for file, _ in mine]),
+                manager=manager,
+                suites={file.task: key for file, key in mine},
+                scorers={file.task: scorers[key] for file, key in mine},
+                own={file.task: file.metrics for file, _ in mine},
+                chat=through_chat and chat.template is not None,  # held-out text needs none
             )
 
 
-def _task_files(
-    key: str, suite: Suite, inputs: EvaluationInputs, chat: ChatSide
-) -> Iterator[taskfiles.TaskFile]:
-    if isinstance(suite, WorldSuite):
-        for probe in suite.probes:
-            documents = _existing(inputs.probes_dir and inputs.probes_dir / f"{probe}.jsonl", probe)
-            yield taskfiles.probe_task(
-                probe, documents, turn_end=chat.turn_end, max_new_tokens=suite.max_new_tokens
-            )
-    elif isinstance(suite, HeldoutSuite):
-        for corpus in suite.corpora:
-            documents = _existing(inputs.heldout.get(corpus), f"held-out text of '{corpus}'")
-            yield taskfiles.heldout_task(corpus, documents, max_documents=suite.max_documents)
-    elif isinstance(suite, ClozeSuite):
-        questions = _existing(inputs.questions.get(key), f"the cloze questions of '{key}'")
-        yield taskfiles.cloze_task(key, questions)
-
-
-def _stock_plans(suites: Mapping[str, Suite], settings: EvaluationSettings) -> Iterator[_Plan]:
-    wanted = [
-        (key, task)
+def _stock_plans(suites: Mapping[str, SuiteBase], settings: EvaluationSettings) -> list[_Plan]:
+    found = [
+        (key, find_stock_task(task, settings.include_paths))
         for key, suite in suites.items()
-        if isinstance(suite, HarnessSuite)
-        for task in suite.tasks
+        for task in suite.stock_tasks()
     ]
-    for key, found in [
-        (key, find_stock_task(task, settings.include_paths)) for key, task in wanted
-    ]:
-        yield _stock_plan(found, found.wanted, key)
+    return [_stock_plan(task, key) for key, task in found]
 
 
-def _stock_plan(found: StockTask, wanted: HarnessTask, suite: str) -> _Plan:
+def _stock_plan(found: StockTask, suite: str) -> _Plan:
+    wanted = found.wanted
     return _Plan(
-        names=(wanted.task,),
         tasks=load_tasks(found.manager, [wanted.task], found.data_sets),
         manager=found.manager,
-        own=False,
-        scorer_sha256=found.scorer_sha256,
         suites={wanted.task: suite},
+        scorers={wanted.task: found.scorer_sha256},
         num_fewshot=wanted.num_fewshot,
         limit=wanted.limit,
         chat=wanted.chat,
     )
-
-
-def _existing(path: Path | None, what: str) -> Path:
-    if path is None or not path.is_file():
-        raise EvaluationError(
-            f"A suite asks for {what}, but its inputs do not have that.",
-            remedy="Give the experiment a world for its probes, and every held-out corpus "
-            "heldout_documents above 0.",
-        )
-    return path
 
 
 def _check_unique(names: Sequence[str]) -> None:
@@ -274,7 +237,7 @@ class _Run:
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-        self._take(plan, HarnessAnswer(cast("Mapping[str, Any]", raw)))
+        self._take(plan, HarnessAnswer(cast("Mapping[str, Any]", raw), plan.own))
 
     def _take(self, plan: _Plan, answer: HarnessAnswer) -> None:
         samples = answer.samples()
@@ -314,11 +277,11 @@ def _task_facts(plan: _Plan, answer: HarnessAnswer, task: str, samples: Sequence
         "limit": plan.limit,
         "num_documents": len(samples),
         "num_fewshot": answer.num_fewshot(task),
-        "scorer_sha256": plan.scorer_sha256,
+        "scorer_sha256": plan.scorer_of(task),
         "version": answer.version(task),
     }
-    if "bits_per_byte" in samples[0].metrics:
-        for count, metric in _COUNTS.items():
+    for count, metric in _COUNTS.items():
+        if metric in samples[0].metrics:
             pairs = [cast("list[float]", sample.metrics[metric]) for sample in samples]
             facts[count] = int(sum(pair[1] for pair in pairs))
     return facts

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
-from cpt_residual.config.schema import HarnessTask
+from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.data.filters.references import Reference
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation.silence_lm_eval import silence_lm_eval

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from cpt_residual.config.suites import SuiteBase
+
 _SUFFIXES = (".py", ".yaml", ".yml")
 
 
@@ -15,12 +17,12 @@ def harness_version() -> str:
     return version("lm_eval")
 
 
-def own_scorer_sha256(*, cloze: bool = False) -> str:
-    """Hash of our task functions, their yaml files, and the verifiers of the world; with `cloze`
-    those of cloze questions too."""
-    package = Path(__file__).parent
-    sources = [package / "tasks", package.parent / "data" / "world" / "checks.py"]
-    return hash_sources([*sources, package / "cloze"] if cloze else sources)
+def own_scorer_sha256(suites: Iterable[SuiteBase]) -> str:
+    """Hash of what scores the own tasks of `suites`, whatever their order."""
+    kinds = {type(suite).__name__: type(suite) for suite in suites}
+    own = [path for name in sorted(kinds) for path in kinds[name].scorer_files()]
+    folder = Path(__file__).parent
+    return hash_sources([*own, folder / "aggregation.py", folder / "documents.py"])
 
 
 def hash_sources(roots: Iterable[Path]) -> str:

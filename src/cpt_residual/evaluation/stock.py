@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from cpt_residual.config.schema import HarnessTask
+from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.errors import EvaluationError, did_you_mean
 from cpt_residual.evaluation.lazy_import import lazy_import
 from cpt_residual.evaluation.scorer import hash_sources
+from cpt_residual.evaluation.silence_lm_eval import silence_lm_eval
 
 PUNKT = "tokenizers/punkt_tab"
 _MAX_LISTED = 5
@@ -64,6 +65,25 @@ def load_tasks(manager: Any, names: Sequence[str], data_sets: Sequence[str] = ()
         children.update(inner.name for inner in group.get_all_groups(recursive=True))
     top_groups = [group for name, group in groups.items() if name not in children]
     return top_groups + [task for name, task in loaded["tasks"].items() if name not in children]
+
+
+def fetch_task_data(
+    tasks: Iterable[HarnessTask], include_paths: tuple[Path, ...] = ()
+) -> Iterator[str]:
+    """Load each task once, as an evaluation does, which leaves its data in the cache of `datasets`;
+    yields the names of those that are there. Raises EvaluationError for what is unknown or missing
+    (also scorers' own data, such as nltk's for IFEval)."""
+    for name, task in {task.task: task for task in tasks}.items():
+        with silence_lm_eval():
+            found = find_stock_task(task, include_paths)
+            load_tasks(found.manager, [name], found.data_sets)
+        yield name
+
+
+def require_tasks(tasks: Iterable[HarnessTask]) -> None:
+    """Raises EvaluationError where `fetch_task_data` does."""
+    for _ in fetch_task_data(tasks):
+        pass
 
 
 def _manager_that_knows(name: str, include_paths: Sequence[Path]) -> Any:

@@ -89,6 +89,18 @@ class ChatSide:
             )
 
 
+def require_chat(template_dir: Path, base_dir: Path | None, *, asks: bool) -> None:
+    """The template's owner closes its turns with known tokens and, where a suite asks through the
+    template (`asks`), a prompt is rendered. Raises CompatibilityError or EvaluationError."""
+    ChatSide.of(template_dir, asks=asks).stop_token_ids(base_dir)
+
+
+def require_tokens(template_dir: Path, model_dir: Path) -> None:
+    """CompatibilityError when a variant reads other tokens than the template's owner."""
+    if template_dir != model_dir:
+        ChatSide.of(template_dir, asks=False).check_tokenizer_of(model_dir)
+
+
 def _require_lone_questions(template: ChatTemplate, folder: Path) -> None:
     if template.needs_system:
         raise CompatibilityError(

@@ -8,16 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.derived import asks_through_chat
-from cpt_residual.config.schema import (
-    Frozen,
-    HarnessSuite,
-    HeldoutSuite,
-    Launch,
-    Suite,
-    WorldSuite,
-)
+from cpt_residual.base_model import Frozen
+from cpt_residual.config.schema import Launch, Suite
+from cpt_residual.config.suite_tasks import AskedOf
 from cpt_residual.core.rates import (
     CPU_FLOPS_PER_THREAD,
     EVALUATION_MEMORY,
@@ -30,7 +23,6 @@ from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunCo
 from cpt_residual.data.cloze.questions import QUESTIONS_FILE
 from cpt_residual.errors import ConfigError
 from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
-from cpt_residual.evaluation.workload import AskedOf, workload_of
 from cpt_residual.launch.environment import uses_gpu
 from cpt_residual.stages.inputs import CorpusInput, num_parameters_of
 from cpt_residual.stages.world import World
@@ -79,7 +71,7 @@ class Evaluate:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     name: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tracked: ClassVar[bool] = True
 
     @property
@@ -94,13 +86,13 @@ class Evaluate:
             precision=self.precision,
             seed=self.seed,
             lm_eval=harness_version(),
-            scorer_sha256=own_scorer_sha256(cloze=bool(self._cloze())),
+            scorer_sha256=own_scorer_sha256(self.suites.values()),
         )
 
     def inputs(self) -> Mapping[str, Stage]:
         inputs = {"model": self.model, "template": self.template, "base": self.base}
         inputs.update({f"heldout:{key}": given.stage for key, given in self._heldout().items()})
-        if any(isinstance(suite, WorldSuite) for suite in self.suites.values()):
+        if any(suite.world_probes() for suite in self.suites.values()):
             inputs["world"] = self._world()
         inputs.update({f"probe:{key}": stage for key, stage in self._cloze().items()})
         return inputs
@@ -110,8 +102,9 @@ class Evaluate:
 
     def cost(self) -> Cost:
         """2 N FLOPs a token that is read or generated; on GPUs a batch takes a fixed time for each
-        token it generates. The counts are estimates (`evaluation/workload.py`)."""
-        work = workload_of(self.suites.values(), self._asked_of())
+        token it generates. The counts are estimates (`workload` of each suite)."""
+        asked = self._asked_of()
+        work = [each for suite in self.suites.values() for each in suite.workload(asked)]
         flops = 2.0 * num_parameters_of(self.model) * sum(each.tokens for each in work)
         seconds = flops / CPU_FLOPS_PER_THREAD
         if uses_gpu(self.launch):
@@ -141,16 +134,13 @@ class Evaluate:
         template, model, base = map(folder_of, (self.template, self.model, self.base))
         if template is None:
             return
-        from cpt_residual.evaluation.preflight import require_chat, require_tasks, require_tokens
+        from cpt_residual.evaluation.stock import require_tasks
+        from cpt_residual.evaluation.template import require_chat, require_tokens
 
-        tasks = [
-            task
-            for suite in self.suites.values()
-            if isinstance(suite, HarnessSuite)
-            for task in suite.tasks
-        ]
-        yield partial(require_tasks, tuple(tasks))
-        asks = asks_through_chat(self.suites.values())
+        suites = self.suites.values()
+        stock = tuple(task for suite in suites for task in suite.stock_tasks())
+        yield partial(require_tasks, stock)
+        asks = any(suite.asks_through_chat() for suite in suites)
         yield partial(require_chat, template, base, asks=asks)
         if model is not None:
             yield partial(require_tokens, template, model)
@@ -205,15 +195,8 @@ class Evaluate:
         )
 
     def _heldout(self) -> dict[str, CorpusInput]:
-        """The corpora that `heldout` suites name; each must hold documents out."""
-        wanted = sorted(
-            {
-                corpus
-                for suite in self.suites.values()
-                if isinstance(suite, HeldoutSuite)
-                for corpus in suite.corpora
-            }
-        )
+        """The corpora whose held-out documents suites ask about; each must have some."""
+        wanted = sorted({key for suite in self.suites.values() for key in suite.heldout_corpora()})
         missing = [
             key for key in wanted if key not in self.corpora or not self.corpora[key].heldout
         ]
@@ -226,9 +209,9 @@ class Evaluate:
         return {key: self.corpora[key] for key in wanted}
 
     def _cloze(self) -> dict[str, Stage]:
-        """The knowledge probe of every `cloze` suite."""
-        wanted = [key for key, suite in self.suites.items() if isinstance(suite, ClozeSuite)]
-        return {key: self.probes[key] for key in sorted(wanted)}
+        """The knowledge probe of every suite that asks cloze questions."""
+        wanted = sorted(key for key, suite in self.suites.items() if suite.cloze_questions())
+        return {key: self.probes[key] for key in wanted}
 
     def _world(self) -> Stage:
         if self.world is None:

@@ -84,9 +84,10 @@ def _check(builder: Builder, console: Console) -> tuple[CptResidualError, ...]:
 
 
 def _fetch_evaluation(experiment: Experiment, console: Console) -> tuple[CptResidualError, ...]:
-    from cpt_residual.evaluation.prefetch import fetch_task_data, stock_tasks
+    from cpt_residual.evaluation.stock import fetch_task_data
 
-    tasks = stock_tasks(experiment.suites[name] for name in experiment.evaluation.suites)
+    suites = [experiment.suites[name] for name in experiment.evaluation.suites]
+    tasks = [task for suite in suites for task in suite.stock_tasks()]
     try:
         for name in fetch_task_data(tasks):
             paragraph(console, f"data of task {name}: ready")

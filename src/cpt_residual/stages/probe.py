@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import SerializeAsAny
+
 from cpt_residual.base_model import Frozen
-from cpt_residual.config.cloze import ClozeSuite
+from cpt_residual.config.cloze import ClozeQuestions
 from cpt_residual.core.rates import CLOZE_TEXT_BYTES_PER_SECOND
 from cpt_residual.core.stage import ArtifactRef, Cost, Metrics, Resources, RunContext, Stage
 from cpt_residual.data.cloze.questions import SPANS_PER_DOCUMENT
@@ -28,7 +30,7 @@ class ProbeRecipe(Frozen):
     """What is asked for, and the files inside the inputs: of the corpus and of every reference.
     unicode: the version of the tables that say what a word is; it comes with Python."""
 
-    suite: ClozeSuite
+    suite: SerializeAsAny[ClozeQuestions]
     documents: str
     references: dict[str, str]
     seed: int
@@ -37,14 +39,14 @@ class ProbeRecipe(Frozen):
 
 @dataclass(frozen=True)
 class Probe:
-    """The knowledge probe of a `cloze` suite, the same for all variants.
+    """The cloze questions of one suite, the same for all variants.
 
     `corpora`: the suite's corpus and its references, by key. `pack`: what CPT reads of the corpus;
     only documents in it are asked about.
     """
 
     key: str
-    suite: ClozeSuite
+    suite: ClozeQuestions
     corpora: Mapping[str, CorpusInput]
     seed: int
     pack: PackStage | None = None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cpt_residual.config.schema import Frozen, HarnessSuite, Suite, WorldSuite
+from cpt_residual.base_model import Frozen
+from cpt_residual.config.suites import SuiteBase
 from cpt_residual.core.rates import SECONDS_PER_TASK_DATA
 from cpt_residual.core.stage import (
     ONE_CORE,
@@ -42,7 +43,7 @@ class References:
     `world`: where `world` suites have their probes from.
     """
 
-    suites: Mapping[str, Suite]
+    suites: Mapping[str, SuiteBase]
     world: Stage | None
 
     name: ClassVar[str] = "references"
@@ -103,9 +104,9 @@ class References:
         return {f"num_questions/{task}": number for task, number in counts.items()}
 
     def _tasks(self) -> tuple[str, ...]:
-        stock = [suite for suite in self.suites.values() if isinstance(suite, HarnessSuite)]
-        return tuple(sorted({task.task for suite in stock for task in suite.tasks}))
+        suites = self.suites.values()
+        return tuple(sorted({task.task for suite in suites for task in suite.stock_tasks()}))
 
     def _probes(self) -> tuple[str, ...]:
-        world = [suite for suite in self.suites.values() if isinstance(suite, WorldSuite)]
-        return tuple(sorted({probe for suite in world for probe in suite.probes}))
+        suites = self.suites.values()
+        return tuple(sorted({probe for suite in suites for probe in suite.world_probes()}))

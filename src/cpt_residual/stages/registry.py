@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.corpora import HubCorpus, LocalCorpus, WorldCorpus
+from cpt_residual.config.cloze import ClozeQuestions
+from cpt_residual.config.corpora import HubCorpus, LocalCorpus, WorldCorpus, lacks_heldout
 from cpt_residual.config.home import expanded
 from cpt_residual.config.packs import Pack
 from cpt_residual.config.schema import (
     AppliedModel,
     Experiment,
-    HeldoutSuite,
     InitModel,
     PretrainedModel,
     TrainedModel,
-    WorldSuite,
 )
+from cpt_residual.config.suites import SuiteBase
 from cpt_residual.core.graph import Graph
 from cpt_residual.core.hashing import HashCache
 from cpt_residual.core.measure import usable_cores
@@ -41,11 +41,6 @@ from cpt_residual.stages.train import Train
 from cpt_residual.stages.world import World
 
 REPORT_NODE = "report"
-HELDOUT_PARTS = {
-    "general": "general_heldout.jsonl",
-    "new_domain": "new_domain_heldout.jsonl",
-}
-"""Parts of the world that come with held-out documents."""
 
 
 def open_store(experiment: Experiment, *, run: Path | None = None) -> Store:
@@ -121,7 +116,7 @@ class _Registry:
         if key not in self._corpora:
             corpus = self._experiment.corpora[key]
             if isinstance(corpus, WorldCorpus):
-                heldout = HELDOUT_PARTS.get(corpus.part)
+                heldout = None if lacks_heldout(corpus) else f"{corpus.part}_heldout.jsonl"
                 self._corpora[key] = CorpusInput(self.world(), f"{corpus.part}.jsonl", heldout)
             else:
                 stage = self._corpus_stage(key, corpus)
@@ -141,10 +136,8 @@ class _Registry:
     def references(self) -> References:
         """What the evaluation asks, for the corpora that are checked for it."""
         if self._references is None:
-            experiment = self._experiment
-            suites = {name: experiment.suites[name] for name in experiment.evaluation.suites}
-            needs_world = any(isinstance(suite, WorldSuite) for suite in suites.values())
-            self._references = References(suites, self.world() if needs_world else None)
+            suites = self._suites()
+            self._references = References(suites, self._world_of(suites))
         return self._references
 
     def pack(self, key: str) -> PackStage:
@@ -251,30 +244,33 @@ class _Registry:
 
     # --- scores ----------------------------------------------------------------------------------
     def _evaluate(self, variant: str) -> Evaluate:
-        experiment = self._experiment
-        suites = {name: experiment.suites[name] for name in experiment.evaluation.suites}
-        heldout = [suite for suite in suites.values() if isinstance(suite, HeldoutSuite)]
-        needs_world = any(isinstance(suite, WorldSuite) for suite in suites.values())
+        experiment, suites = self._experiment, self._suites()
+        heldout = [key for suite in suites.values() for key in suite.heldout_corpora()]
+        questions = {key: suite.cloze_questions() for key, suite in suites.items()}
         return Evaluate(
             variant=variant,
             model=self.model(variant),
             template=self.model(experiment.evaluation.chat_template_of),
             base=self.model(experiment.roles.base),
             suites=suites,
-            corpora={key: self.corpus(key) for suite in heldout for key in suite.corpora},
-            world=self.world() if needs_world else None,
-            probes={
-                name: self.probe(name, suite)
-                for name, suite in suites.items()
-                if isinstance(suite, ClozeSuite)
-            },
+            corpora={key: self.corpus(key) for key in heldout},
+            world=self._world_of(suites),
+            probes={key: self.probe(key, asked) for key, asked in questions.items() if asked},
             precision=experiment.evaluation.precision,
             seed=experiment.seed,
             launch=experiment.launch,
         )
 
-    def probe(self, key: str, suite: ClozeSuite) -> Probe:
-        """The questions of a `cloze` suite: one artifact for all variants."""
+    def _suites(self) -> dict[str, SuiteBase]:
+        """Those that are evaluated."""
+        return {name: self._experiment.suites[name] for name in self._experiment.evaluation.suites}
+
+    def _world_of(self, suites: Mapping[str, SuiteBase]) -> World | None:
+        """The world, where a suite asks for its probes."""
+        return self.world() if any(suite.world_probes() for suite in suites.values()) else None
+
+    def probe(self, key: str, suite: ClozeQuestions) -> Probe:
+        """The cloze questions of a suite: one artifact for all variants."""
         if key not in self._probes:
             corpora = {name: self.corpus(name) for name in (suite.corpus, *suite.references)}
             pack = self._pack_of_cpt(suite.corpus)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.config.compose import compose
 from cpt_residual.core.store import Store
 from cpt_residual.stages.registry import build_graph
+from cpt_residual.suites.cloze import ClozeSuite
 
 LARGE = ["+experiment=llama3_500m", "suite=[ifeval,paper,heldout,cloze]"]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite
-from cpt_residual.config.stock_tasks import STOCK_TASKS
+from cpt_residual.config.suite_tasks import HarnessTask
+from cpt_residual.suites.harness import HarnessSuite
+from cpt_residual.suites.harness.stock_tasks import STOCK_TASKS
+from cpt_residual.suites.heldout import HeldoutSuite
 
 
 def test_roles_of_held_out_text_are_stated_and_not_read_off_names() -> None:

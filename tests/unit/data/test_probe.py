@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpt_residual.config.cloze import ClozeSuite
 from cpt_residual.core.stage import no_progress
 from cpt_residual.data.cloze.build import ProbeLedger, Reference, build_probe
 from cpt_residual.data.cloze.questions import Question
@@ -20,6 +19,7 @@ from cpt_residual.data.cloze.spans import key_of, lower_words, shape_of, telling
 from cpt_residual.data.documents.line_index import seeded_order
 from cpt_residual.data.packing.pack_format import open_pack
 from cpt_residual.errors import CorpusError
+from cpt_residual.suites.cloze import ClozeSuite
 from support.packs import EOS, FIRST_BYTE, byte_texts, pack, plan, write_texts
 from support.rare_spans import records
 

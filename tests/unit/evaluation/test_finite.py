@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
+from cpt_residual.config.schema import Suite
+from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.data.cloze.questions import Question
 from cpt_residual.errors import CompatibilityError, EvaluationError
 from cpt_residual.evaluation.finite import FiniteScores, NotFiniteRowError, first_bad
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.tokenizer import load_tokenizer
+from cpt_residual.suites.cloze import ClozeSuite
+from cpt_residual.suites.harness import HarnessSuite
+from cpt_residual.suites.heldout import HeldoutSuite
+from cpt_residual.suites.world import WorldSuite
 from cpt_residual.weights.verification import shown_stops
 from support.bigram_models import write_random, write_rows
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from cpt_residual.config.cloze import ClozeSuite
-from cpt_residual.config.schema import HeldoutSuite, Suite, WorldSuite
+from cpt_residual.config.schema import Suite
 from cpt_residual.data.cloze.questions import Question
 from cpt_residual.errors import CompatibilityError, EvaluationError
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate
@@ -28,6 +27,9 @@ from cpt_residual.evaluation.results import (
 )
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.tokenizer import backend_of, load_tokenizer
+from cpt_residual.suites.cloze import ClozeSuite
+from cpt_residual.suites.heldout import HeldoutSuite
+from cpt_residual.suites.world import WorldSuite
 from support.tiny_tokenizer import tiny_tokenizer
 
 Run = Callable[..., EvaluationResult]

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from cpt_residual.config.schema import HarnessSuite, HarnessTask
+from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.errors import EvaluationError
 from cpt_residual.evaluation import stock
 from cpt_residual.evaluation.harness import EvaluationInputs, EvaluationSettings, evaluate
-from cpt_residual.evaluation.prefetch import fetch_task_data, stock_tasks
-from cpt_residual.evaluation.stock import find_stock_task, load_tasks
+from cpt_residual.evaluation.stock import fetch_task_data, find_stock_task, load_tasks
+from cpt_residual.suites.harness import HarnessSuite
 from support.bigram_models import write_bigram, write_rows
 
 COPY = """
@@ -78,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_data_can_be_fetched_ahead(folder: Path, tmp_path: Path) -> None:
     tasks = [HarnessTask(task="local_copy"), HarnessTask(task="local_group", limit=1)]
-    asked = stock_tasks([*_suite(*tasks).values(), *_suite(tasks[0]).values()])
+    asked = [*tasks, tasks[0]]
     assert list(fetch_task_data(asked, (folder,))) == ["local_copy", "local_group"]
     assert any((tmp_path / "cache").iterdir())
     (tmp_path / "data.jsonl").unlink()

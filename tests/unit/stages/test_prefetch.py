@@ -12,7 +12,7 @@ from cpt_residual.config.compose import compose
 from cpt_residual.core.store import Store
 from cpt_residual.data.readers.files import content_sha256
 from cpt_residual.errors import CompatibilityError, CorpusError, EvaluationError
-from cpt_residual.evaluation import prefetch as evaluation_prefetch
+from cpt_residual.evaluation import stock
 from cpt_residual.stages import prefetch
 from cpt_residual.stages.corpus import Corpus
 from cpt_residual.stages.prefetch import network_nodes, prefetch_experiment
@@ -58,7 +58,7 @@ def test_without_anything_to_build_the_evaluation_is_still_looked_at(
     def fetch(tasks: object) -> list[str]:
         raise missing
 
-    monkeypatch.setattr(evaluation_prefetch, "fetch_task_data", fetch)
+    monkeypatch.setattr(stock, "fetch_task_data", fetch)
     experiment = localised(compose(["+experiment=smoke", f"paths.root={tmp_path}"]))
     console = Console(file=StringIO(), soft_wrap=True)
     assert prefetch_experiment(experiment, console) == (missing,)
@@ -78,7 +78,7 @@ def test_a_missing_task_is_said_once_and_each_fault_is_a_line(
     def check(*_: object) -> None:
         raise listed
 
-    monkeypatch.setattr(evaluation_prefetch, "fetch_task_data", fetch)
+    monkeypatch.setattr(stock, "fetch_task_data", fetch)
     monkeypatch.setattr(prefetch, "check_released", check)
     experiment = localised(compose(["+experiment=smoke", f"paths.root={tmp_path}"]))
     assert prefetch_experiment(experiment, Console(file=StringIO())) == (listed,)

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.config.corpora import World as WorldConfig
-from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite, Suite, WorldSuite
+from cpt_residual.config.schema import Suite
+from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.core.stage import ArtifactRef, RunContext
 from cpt_residual.data.filters.references import read_references
 from cpt_residual.errors import ConfigError
 from cpt_residual.stages.references import References
 from cpt_residual.stages.world import World
+from cpt_residual.suites.harness import HarnessSuite
+from cpt_residual.suites.heldout import HeldoutSuite
+from cpt_residual.suites.world import WorldSuite
 from support.bigram_models import write_rows
 
 STOCK = HarnessSuite(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import cast
 
 from cpt_residual.base_model import Frozen
-from cpt_residual.config.cloze import ClozeSuite
+from cpt_residual.config.cloze import ClozeQuestions
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.data.cloze.questions import (
     QUESTIONS_FILE,
@@ -83,7 +83,7 @@ def build_probe(  # noqa: PLR0913  all of it is asked for
     out: Path,
     documents: Path,
     references: Sequence[Reference],
-    suite: ClozeSuite,
+    suite: ClozeQuestions,
     *,
     seed: int,
     progress: Progress,
@@ -150,7 +150,7 @@ class _Bytes:
 class _Count:
     """The three passes, and the count of what each leaves out."""
 
-    def __init__(self, suite: ClozeSuite, files: _Bytes, documents_packed: int | None) -> None:
+    def __init__(self, suite: ClozeQuestions, files: _Bytes, documents_packed: int | None) -> None:
         self._suite, self._files, self._documents_packed = suite, files, documents_packed
         self.dropped: Counter[str] = Counter()
         self._references: list[ReferenceLedger] = []
@@ -266,7 +266,7 @@ def _texts(line: bytes) -> str:
     return "\n".join(turn["content"] for turn in turns)
 
 
-def _too_few(suite: ClozeSuite, ledger: ProbeLedger) -> CorpusError:
+def _too_few(suite: ClozeQuestions, ledger: ProbeLedger) -> CorpusError:
     dropped = sorted(ledger.dropped.items(), key=lambda item: -item[1])
     return CorpusError(
         f"corpus {suite.corpus} gives {ledger.questions:,} of the {suite.num_questions:,} cloze "

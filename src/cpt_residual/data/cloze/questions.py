@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cpt_residual.base_model import Frozen
-from cpt_residual.config.cloze import ClozeSuite, SpanKind
+from cpt_residual.config.cloze import ClozeQuestions, SpanKind
 from cpt_residual.data.cloze.spans import (
     Span,
     lower_words,
@@ -77,7 +77,7 @@ def why_unusable(text: str, span: Span, *, max_characters: int) -> str | None:
 
 
 def choose_questions(
-    candidates: Sequence[Candidate], suite: ClozeSuite, read_text: Callable[[int], str]
+    candidates: Sequence[Candidate], suite: ClozeQuestions, read_text: Callable[[int], str]
 ) -> tuple[list[Question], Counter[str]]:
     """Questions in the order of their documents, and why the other candidates were left.
 

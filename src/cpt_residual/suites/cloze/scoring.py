@@ -1,32 +1,19 @@
-"""What the cloze task does with a question and the likelihoods of its choices."""
+"""Scores of the choices of a cloze question. lm-eval calls these functions by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from cpt_residual.data.cloze.questions import Question
-from cpt_residual.errors import EvaluationError
-from cpt_residual.evaluation.lazy_import import lazy_import
+from cpt_residual.evaluation.documents import as_split, read_documents
 
-METRICS = ("accuracy", "accuracy_per_byte", "recalled", "target_bits_per_byte", "chance")
-
-_FIELDS = {"context", "choices", "answer"}
+_FIELDS = ("context", "choices", "answer")
 
 
 def load_questions(*, file: str, **_added: object) -> Any:
-    """The questions of a probe, as lm-eval's documents."""
-    with Path(file).open(encoding="utf-8") as lines:
-        questions = [Question.model_validate_json(line) for line in lines]
-    if not questions:
-        raise EvaluationError(
-            "A file of cloze questions is empty.",
-            problems=[Path(file).name],
-            remedy="Without questions there is no score. Build the probe again.",
-        )
-    rows = [question.model_dump(include=_FIELDS) for question in questions]
-    return {"test": lazy_import("datasets").Dataset.from_list(rows)}
+    """The questions that the stage `probe` made."""
+    questions = read_documents(file, field="context")
+    return as_split([{name: row[name] for name in _FIELDS} for row in questions], file)
 
 
 def score_choices(

@@ -1,1 +1,0 @@
-"""Our lm-eval tasks: yaml templates, and the functions they name."""

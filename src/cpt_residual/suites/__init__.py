@@ -1,0 +1,1 @@
+"""Suites of evaluations: a folder for each kind, found by `config.suites`."""
