@@ -36,7 +36,7 @@ def test_models_hub_corpora_and_questions_are_what_downloads(tmp_path: Path) -> 
 
 def test_what_a_download_is_made_from_is_built_too(tmp_path: Path) -> None:
     """A hub corpus that is checked for the world's probes needs the world."""
-    hub = "{kind: hub, repo: o/d, revision: " + "a" * 40 + ", max_characters: 9}"
+    hub = "{kind: hub, part: null, repo: o/d, revision: " + "a" * 40 + ", max_characters: 9}"
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults: [smoke, _self_]\nname: mine\ngoals: null\n"
