@@ -143,7 +143,7 @@ def test_planning_imports_no_heavy_library() -> None:
 import sys
 import cpt_residual.stages.evaluate
 from cpt_residual.evaluation.scorer import harness_version, own_scorer_sha256
-own_scorer_sha256(), harness_version()
+own_scorer_sha256([]), harness_version()
 heavy = {"torch", "lm_eval", "transformers", "datasets", "numpy"}
 sys.exit(sorted(heavy & set(sys.modules)) or 0)
 """

@@ -51,6 +51,20 @@ num_fewshot: 0
 metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
 """
+TEXT = """
+task: local_text
+dataset_path: json
+dataset_kwargs:
+  data_files: {test: FILE}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: question
+num_fewshot: 0
+metric_list:
+  - {metric: word_perplexity}
+  - {metric: bits_per_byte}
+"""
 GROUP = """
 group: local_group
 task: [local_choice]
@@ -70,7 +84,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    for name, text in (("copy", COPY), ("choice", CHOICE), ("group", GROUP)):
+    for name, text in (("copy", COPY), ("choice", CHOICE), ("text", TEXT), ("group", GROUP)):
         yaml = text.replace("FILE", str(data)).replace("UNTIL", '["AA", "<|user|>"]')
         (tasks / f"{name}.yaml").write_text(yaml, encoding="utf-8")
     return tasks
@@ -121,6 +135,24 @@ def test_local_tasks_run_through_the_same_adapter(
     assert result.facts["groups"] == {"local_group": ["local_choice"]}  # pairs its prompts
     choice = [sample for sample in result.samples if sample.task == "local_choice"]
     assert [(s.stop_reason, s.num_tokens, s.response) for s in choice] == [(None, None, None)]
+
+
+def test_likelihood_of_stock_text_says_over_how_much_it_is_spread(
+    folder: Path, models: Mapping[str, Path], inputs: EvaluationInputs, settings: EvaluationSettings
+) -> None:
+    result = evaluate(
+        models["random"],
+        _suite(HarnessTask(task="local_text", chat=False)),
+        variant="random",
+        inputs=inputs,
+        settings=replace(settings, include_paths=(folder,)),
+    )
+    facts = result.facts["tasks"]["local_text"]
+    assert (facts["num_bytes"], facts["num_words"]) == (len("one") + len("two"), 2)
+    assert {(row.metric, row.n) for row in result.rows} == {
+        ("word_perplexity", 2),
+        ("bits_per_byte", 2),
+    }
 
 
 def test_a_stop_string_is_cut_and_named(
