@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cpt_residual.config.compose import compose, experiment_names
-from cpt_residual.config.schema import HarnessSuite, HarnessTask, HeldoutSuite
+from cpt_residual.config.suite_tasks import AskedOf, HarnessTask, Workload
 from cpt_residual.core.store import Store
-from cpt_residual.evaluation.workload import AskedOf, Workload, workload_of
 from cpt_residual.stages.registry import build_graph
+from cpt_residual.suites.harness import HarnessSuite
+from cpt_residual.suites.heldout import HeldoutSuite
 
 
 def harness(**task: object) -> HarnessSuite:
@@ -18,20 +19,20 @@ def harness(**task: object) -> HarnessSuite:
 
 
 def test_stock_tasks_have_their_public_sizes() -> None:
-    (ifeval,) = workload_of([harness(task="ifeval")], AskedOf())
+    (ifeval,) = harness(task="ifeval").workload(AskedOf())
     assert ifeval.requests == 541
     assert ifeval.generated_batches(64) == 9 * ifeval.new_tokens
-    (mmlu,) = workload_of([harness(task="mmlu", num_fewshot=5)], AskedOf())
+    (mmlu,) = harness(task="mmlu", num_fewshot=5).workload(AskedOf())
     assert (mmlu.requests, mmlu.new_tokens) == (14042, 0)
-    (limited,) = workload_of([harness(task="arc_easy", limit=10)], AskedOf())
+    (limited,) = harness(task="arc_easy", limit=10).workload(AskedOf())
     assert limited.requests == 40
-    (unknown,) = workload_of([harness(task="somebody_else")], AskedOf())
+    (unknown,) = harness(task="somebody_else").workload(AskedOf())
     assert unknown.tokens > 0
 
 
 def test_documents_of_the_world_are_short() -> None:
     suite = HeldoutSuite(kind="heldout", corpora=["web", "world"], max_documents=10)
-    web, world = workload_of([suite], AskedOf(generated=frozenset({"world"})))
+    web, world = suite.workload(AskedOf(generated=frozenset({"world"})))
     assert web == Workload(10, 700)
     assert world.tokens < web.tokens
 
