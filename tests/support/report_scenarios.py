@@ -10,12 +10,9 @@ from cpt_residual.config.contrasts import ContrastFamily, Kind
 from cpt_residual.config.measures import Measure
 from cpt_residual.config.schema import (
     Goals,
-    HarnessSuite,
-    HarnessTask,
-    HeldoutSuite,
     Roles,
-    WorldSuite,
 )
+from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.report.figures import Pictured
 from cpt_residual.report.work_figures import TracePoint
 from cpt_residual.report.write import Findings
@@ -24,6 +21,9 @@ from cpt_residual.results.document import Geometry, Results, RouteStep, Training
 from cpt_residual.results.goals import check_goals
 from cpt_residual.results.outcomes import Outcomes
 from cpt_residual.results.table import ResultTable, Score
+from cpt_residual.suites.harness import HarnessSuite
+from cpt_residual.suites.heldout import HeldoutSuite
+from cpt_residual.suites.world import WorldSuite
 from support.geometry_rows import cells
 
 N_PROMPTS = 194
