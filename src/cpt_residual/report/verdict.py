@@ -72,7 +72,7 @@ def _headline(results: Results, answer: Family | None) -> str:
         )
     names = ", ".join(map(results.label, winners))
     return (
-        f"Yes: better than {against} on at least one measure and worse on none: {names} "
+        f"Yes: better than {against} on at least one measure and shown worse on none: {names} "
         f"({len(answer.contrasts)} tests)."
     )
 
