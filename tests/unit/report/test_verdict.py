@@ -87,7 +87,7 @@ def test_which_ways_beat_plain_addition_is_answered() -> None:
     better = methods({"ties": 0.5, "lambda": 0.99, "same": 0.842})
     assert better.outcome == "better"
     assert better.headline.startswith(
-        "Yes: better than base_cpt_residual on at least one measure and shown worse on none: lambda "
+        "Yes: better than base_cpt_residual on at least one measure and shown worse on none: lambda"
     )
     none = methods({"ties": 0.5, "dare": 0.4, "same": 0.842})
     assert none.headline.startswith("No: none of 3 variants is shown better than base_cpt_residual")
