@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from weights_family import Family, widened
 
-from cpt_residual.weights.checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from cpt_residual.weights.io.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 
 _NUM_SAMPLES = 200
 _SAMPLE_ELEMENTS = 1 << 16

@@ -28,8 +28,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from cpt_residual.core.disk import check_free_space
-from cpt_residual.weights.checkpoint import TensorEntry
-from cpt_residual.weights.writer import layout
+from cpt_residual.weights.io.checkpoint import TensorEntry
+from cpt_residual.weights.io.writer import layout
 
 NUM_SHARDS = 3
 MODELS = ("base", "instruct", "base_cpt")

@@ -23,7 +23,8 @@ NUM_SHARDS = 4
 STOPPED = """
 import os, signal, sys
 from cpt_residual.cli import main
-from cpt_residual.weights import staging, verification
+from cpt_residual.weights.io import output_dir as staging
+from cpt_residual.weights.merge import verification
 after, number = int(sys.argv.pop(1)), getattr(signal, sys.argv.pop(1))
 complete, checked, done = staging.OutputFolder.complete, verification.hashed_shards, []
 publish = staging.OutputFolder.publish

@@ -91,7 +91,7 @@ def test_in_an_experiment(tmp_path: Path) -> None:
         *large_overrides(family, corpus),
         f"+models.base_sign={{kind: apply, target: base, residual: family, merge: {merge}}}",
         "evaluation.variants=[base_sign]",
-        "packs.cpt.token_budget=16384",
+        "packs.cpt.token_budget=32768",
         "paths.root=out",
         cwd=tmp_path,
     )

@@ -17,9 +17,9 @@ from cpt_residual.errors import CompatibilityError
 from cpt_residual.stages.apply import Apply, ApplyRecipe
 from cpt_residual.stages.geometry import Geometry
 from cpt_residual.stages.residual import ResidualRecipe, ResidualStage
-from cpt_residual.weights.geometry import GeometryReport
-from cpt_residual.weights.residual_format import open_residual
-from cpt_residual.weights.stops import verify_stops
+from cpt_residual.weights.analysis.geometry import GeometryReport
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.tokens.stops import verify_stops
 from support import tiny_tokenizer
 from support.pico_family import read_all, real_family, same_bits
 from support.stages import TextStage

@@ -19,12 +19,12 @@ from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.modeling.loading import load_causal_lm
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer
-from cpt_residual.weights import reader
-from cpt_residual.weights.delta import PairDelta, StoredDelta
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import open_residual
-from cpt_residual.weights.stops import verify_stops
+from cpt_residual.weights.io import reader
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import PairDelta, StoredDelta
+from cpt_residual.weights.tokens.stops import verify_stops
 from support.grown_family import grown_family
 from support.pico_family import opened, read_all
 

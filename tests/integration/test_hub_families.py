@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cpt_residual import api
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.residual.residual_format import open_residual
 from support.hub_configs import ANSWER_END, TEXT_END
 from support.hub_family import HubFamily, write_hub_family
 from support.hub_releases import RELEASES

@@ -19,8 +19,6 @@ from safetensors.torch import load_file
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.methods.dare import Dare
 from cpt_residual.methods.ties import Ties
-from cpt_residual.weights.arithmetic import max_ulps
-from cpt_residual.weights.delta import PairDelta, StoredDelta
 from cpt_residual.weights.interop.adapter import merge_adapter
 from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
 from cpt_residual.weights.interop.residuals_folder import (
@@ -28,9 +26,11 @@ from cpt_residual.weights.interop.residuals_folder import (
     read_residuals_folder,
     write_residuals_folder,
 )
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.maths.arithmetic import max_ulps
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import PairDelta, StoredDelta
 from support.pico_family import Tensors, opened, read_all, real_family, same_bits
 from support.raw import raw_of
 

@@ -32,7 +32,7 @@ from cpt_residual.results.outcomes import read_outcomes, read_prompts
 from cpt_residual.results.table import ResultTable, Score
 from cpt_residual.stages.report import Report, ReportRecipe
 from cpt_residual.suites.world import WorldSuite
-from cpt_residual.weights.geometry import GeometryRow
+from cpt_residual.weights.analysis.geometry import GeometryRow
 from support.report_scenarios import FAMILIES, STRICT, SUCCESS, facts
 
 VARIANTS = ("base", "instruct", "base_cpt", "instruct_cpt", "base_cpt_residual")

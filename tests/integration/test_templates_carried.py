@@ -18,8 +18,8 @@ from cpt_residual.errors import ArtifactError
 from cpt_residual.modeling.saving import carry_side_files
 from cpt_residual.stages.source import source_files
 from cpt_residual.weights.interop.residuals_folder import write_residuals_folder
-from cpt_residual.weights.merge_record import read_merge_record
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.merge.merge_record import read_merge_record
+from cpt_residual.weights.residual.residual_format import open_residual
 from support.cli_family import make
 from support.merge_family import add, subtract
 

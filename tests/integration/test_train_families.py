@@ -16,7 +16,7 @@ from cpt_residual.train.flops import count_training_flops
 from cpt_residual.train.packed_rows import keeps_documents_apart, require_documents_apart
 from cpt_residual.train.preflight import check_trainable
 from cpt_residual.train.worker import run
-from cpt_residual.weights.checkpoint import open_checkpoint
+from cpt_residual.weights.io.checkpoint import open_checkpoint
 from support.hub_family import write_hub_family
 from support.hub_releases import RELEASES, config_of
 from support.training import LENGTH, job, write_pack

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt_residual.weights import arithmetic, kernel_bodies, kernels
-from cpt_residual.weights.arithmetic import Raw
-from cpt_residual.weights.kernels import MergeSums
+from cpt_residual.weights.maths import arithmetic, kernel_bodies, kernels
+from cpt_residual.weights.maths.arithmetic import Raw
+from cpt_residual.weights.maths.kernels import MergeSums
 from support.three_models import (
     INFINITE,
     LARGEST,

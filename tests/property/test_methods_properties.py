@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from cpt_residual.methods.dare import dare_factors
 from cpt_residual.methods.low_rank import LowRankFactors, low_rank, low_rank_rows
 from cpt_residual.methods.ties import magnitude_threshold, num_to_keep, ties
-from cpt_residual.weights.strengths import projection_alpha
+from cpt_residual.weights.maths.strengths import projection_alpha
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

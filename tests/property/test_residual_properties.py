@@ -15,13 +15,14 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from cpt_residual.weights import arithmetic, kernels, reader
-from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.delta import PairDelta, StoredDelta
-from cpt_residual.weights.merge import MergeReport, Output, merge
-from cpt_residual.weights.reader import Block, Streaming, blocks_of
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import ResidualArtifact, open_residual
+from cpt_residual.weights.io import reader
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.io.reader import Block, Streaming, blocks_of
+from cpt_residual.weights.maths import arithmetic, kernels
+from cpt_residual.weights.merge.merge import MergeReport, Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import ResidualArtifact, open_residual
+from cpt_residual.weights.residual.source import PairDelta, StoredDelta
 from support.pico_family import Tensors, fake_model, opened, read_all, same_bits
 from support.raw import NAME_OF, add_scaled, raw_of, residual, round_once
 

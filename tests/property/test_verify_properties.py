@@ -15,7 +15,7 @@ from cpt_residual import api
 from cpt_residual.config.merging import Storage
 from cpt_residual.errors import ArtifactError
 from cpt_residual.methods.low_rank import LowRank
-from cpt_residual.weights.residual_format import MANIFEST_FILE, open_residual
+from cpt_residual.weights.residual.residual_format import MANIFEST_FILE, open_residual
 from support.pico_family import Tensors, fake_model, read_all
 
 SHAPES = {

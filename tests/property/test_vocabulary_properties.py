@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.weights.vocabulary import (
+from cpt_residual.weights.tokens.vocab_alignment import (
     NONE,
     PairPlan,
     RowPlan,

@@ -16,8 +16,8 @@ from cpt_residual.config.merging import EXACT_STORAGE, Storage
 from cpt_residual.errors import CptResidualError
 from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.modeling.side_files import CONFIG_FILE
-from cpt_residual.weights.checkpoint import INDEX_FILE
-from cpt_residual.weights.reader import Streaming
+from cpt_residual.weights.io.checkpoint import INDEX_FILE
+from cpt_residual.weights.io.reader import Streaming
 from support.broken_files import Mutation, mutate_config, mutate_index, mutate_shard, mutated
 from support.pico_family import read_all, real_family, write_weights
 

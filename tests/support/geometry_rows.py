@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cpt_residual.weights.geometry import CellRow, GeometryRow
-from cpt_residual.weights.naming import ModuleClass
+from cpt_residual.weights.analysis.geometry import CellRow, GeometryRow
+from cpt_residual.weights.maths.naming import ModuleClass
 
 PARTS: tuple[tuple[ModuleClass, str], ...] = (
     ("norm", "norm"),

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from cpt_residual.config.merging import MergeRecipe
-from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.delta import PairDelta, StoredDelta
-from cpt_residual.weights.merge import MergeReport, Output, merge
-from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import ResidualManifest, open_residual
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.io.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.merge.merge import MergeReport, Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import ResidualManifest, open_residual
+from cpt_residual.weights.residual.source import PairDelta, StoredDelta
 from support.pico_family import Tensors, fake_model, opened, read_all
 
 

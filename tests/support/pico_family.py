@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, install_chat_side
-from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
+from cpt_residual.weights.io.checkpoint import Checkpoint, open_checkpoint
 from support import tiny_tokenizer
 from support.training import PICO, write_model
 

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cpt_residual.weights import arithmetic
-from cpt_residual.weights.arithmetic import NO_CORRECTIONS, Corrections, Proof, Raw
-from cpt_residual.weights.shard_header import DtypeName
-from cpt_residual.weights.tensors import TORCH_DTYPES, tensor_of
-from cpt_residual.weights.vocabulary import new_rows
+from cpt_residual.weights.maths import arithmetic
+from cpt_residual.weights.maths.arithmetic import NO_CORRECTIONS, Corrections, Proof, Raw
+from cpt_residual.weights.maths.dtypes import DtypeName
+from cpt_residual.weights.maths.torch_bridge import TORCH_DTYPES, tensor_of
+from cpt_residual.weights.tokens.vocab_alignment import new_rows
 
 NAME_OF: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 

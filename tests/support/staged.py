@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpt_residual import api
-from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.staging import OutputFolder
+from cpt_residual.weights.io.output_dir import OutputFolder
+from cpt_residual.weights.maths.kernels import MergeSums
 
 NO_CHECK = api.ApplyOptions(verify=False)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cpt_residual.weights import arithmetic
-from cpt_residual.weights.arithmetic import Raw
+from cpt_residual.weights.maths import arithmetic
+from cpt_residual.weights.maths.arithmetic import Raw
 
 Exact = npt.NDArray[np.float64]
 

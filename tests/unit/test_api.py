@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from cpt_residual import api
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
-from cpt_residual.weights import apply_job as job
-from cpt_residual.weights import reader, sources
-from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.apply import job
+from cpt_residual.weights.apply import open_inputs as sources
 from cpt_residual.weights.interop.adapter import merge_adapter
-from cpt_residual.weights.reader import Streaming
+from cpt_residual.weights.io import reader
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.io.reader import Streaming
 from support.pico_family import read_all, real_family, same_bits, write_weights
 
 
@@ -217,7 +218,7 @@ def test_alphas_that_make_no_sense(alphas: list[float], tmp_path: Path) -> None:
 def test_an_output_that_fails_its_check_does_not_appear(
     family: Path, pair: api.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cpt_residual.weights import verification
+    from cpt_residual.weights.merge import verification
 
     def runs_on(model: Path) -> list[int]:
         raise CompatibilityError(f"{model.name} does not stop at its EOS token ids")

@@ -25,8 +25,11 @@ from cpt_residual.config.merging import (
     VocabPolicy,
 )
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.weights import ancestry, residual, verification
-from cpt_residual.weights.apply_job import (
+from cpt_residual.weights.analysis import model_distance as ancestry
+from cpt_residual.weights.analysis.geometry import Family, GeometryReport, measure
+from cpt_residual.weights.analysis.inspection import Inspection, inspect
+from cpt_residual.weights.apply.dry_run import WorkPlan, plan_of_compute
+from cpt_residual.weights.apply.job import (
     ApplyJob,
     ApplyOptions,
     base_of,
@@ -34,22 +37,21 @@ from cpt_residual.weights.apply_job import (
     outputs_of,
     plain_disk_words,
 )
-from cpt_residual.weights.card import card_markdown
-from cpt_residual.weights.checkpoint import is_adapter
-from cpt_residual.weights.delta import PairDelta
-from cpt_residual.weights.geometry import Family, GeometryReport, measure
-from cpt_residual.weights.input_files import InputFiles
-from cpt_residual.weights.inspection import Inspection, inspect
+from cpt_residual.weights.apply.open_inputs import Pair, adapter_base, opened_target, origin_of
 from cpt_residual.weights.interop.adapter import require_plain_lora
-from cpt_residual.weights.merge import MergeReport
-from cpt_residual.weights.merge_record import ORIGIN_FILE, read_merge_record
-from cpt_residual.weights.opening import ModelReference, open_named, pinned
-from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
-from cpt_residual.weights.residual_format import ResidualManifest
-from cpt_residual.weights.sources import Pair, adapter_base, opened_target, origin_of
-from cpt_residual.weights.staging import fresh_directory, require_apart, require_free
-from cpt_residual.weights.verification import Verified, verify_model
-from cpt_residual.weights.work_plan import WorkPlan, plan_of_compute
+from cpt_residual.weights.io.checkpoint import is_adapter
+from cpt_residual.weights.io.input_files import InputFiles
+from cpt_residual.weights.io.model_ref import ModelReference, open_named, pinned
+from cpt_residual.weights.io.output_dir import fresh_directory, require_apart, require_free
+from cpt_residual.weights.io.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.merge import verification
+from cpt_residual.weights.merge.card import card_markdown
+from cpt_residual.weights.merge.merge import MergeReport
+from cpt_residual.weights.merge.merge_record import ORIGIN_FILE, read_merge_record
+from cpt_residual.weights.merge.verification import Verified, verify_model
+from cpt_residual.weights.residual import compute as residual
+from cpt_residual.weights.residual.residual_format import ResidualManifest
+from cpt_residual.weights.residual.source import PairDelta
 
 __all__ = [
     "ApplyOptions",
@@ -217,7 +219,7 @@ def ancestry_warnings(
     streaming: Streaming = DEFAULT_STREAMING,
 ) -> list[str]:
     """What to know, in numbers, before the residual of one base goes onto a descendant of another;
-    often nothing. Price: one read of each (see `weights.ancestry`)."""
+    often nothing. Price: one read of each (see `weights.analysis.model_distance`)."""
     left = open_named(residual_base, role="base").checkpoint
     right = open_named(target_base, role="target_base").checkpoint
     return ancestry.warnings(ancestry.measure(left, right, streaming=streaming))

@@ -53,7 +53,7 @@ def export(  # noqa: PLR0913 - a verb's options
         return
     _require("mergekit", {"--target": target, "--base": base, "--instruct": instruct})
     from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
-    from cpt_residual.weights.opening import open_named
+    from cpt_residual.weights.io.model_ref import open_named
 
     models = {
         role: open_named(pinned_reference(str(given), role, terminal), role=role).checkpoint
@@ -71,11 +71,11 @@ def export(  # noqa: PLR0913 - a verb's options
 
 
 def _residuals(residual: Path, out: Path, dtype: str, threads: int, terminal: Terminal) -> None:
-    from cpt_residual.weights.apply_job import plain_disk_words
+    from cpt_residual.weights.apply.job import plain_disk_words
     from cpt_residual.weights.interop.residuals_folder import write_residuals_folder
-    from cpt_residual.weights.merge_record import read_origin
-    from cpt_residual.weights.reader import Streaming
-    from cpt_residual.weights.residual_format import open_residual
+    from cpt_residual.weights.io.reader import Streaming
+    from cpt_residual.weights.merge.merge_record import read_origin
+    from cpt_residual.weights.residual.residual_format import open_residual
 
     artifact, origin = open_residual(residual), read_origin(residual)
     names = (origin.base.name, origin.instruct.name) if origin else (None, None)

@@ -27,7 +27,7 @@ from cpt_residual.errors import ConfigError
 from cpt_residual.launch.visible import visible_lines
 
 if TYPE_CHECKING:
-    from cpt_residual.weights.inspection import Inspection
+    from cpt_residual.weights.analysis.inspection import Inspection
 
 _AGAIN = "run the same command again"
 
@@ -38,7 +38,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what a directory is, from headers and records alone."""
-    from cpt_residual.weights.inspection import inspect as look_at
+    from cpt_residual.weights.analysis.inspection import inspect as look_at
 
     found = look_at(path)
     Terminal(as_json=as_json).result(found, lambda: _inspection_rows(found))
@@ -85,7 +85,7 @@ def geometry(  # noqa: PLR0913 - a verb's options
     from cpt_residual.core.files import write_json_atomic
     from cpt_residual.report.geometry_table import geometry_table
     from cpt_residual.report.heatmaps import draw_heatmaps
-    from cpt_residual.weights.reader import Streaming
+    from cpt_residual.weights.io.reader import Streaming
 
     terminal = Terminal(as_json=as_json)
     written = out / "geometry.json"
@@ -109,8 +109,8 @@ def card(
     out: Annotated[Path | None, typer.Option(help="a file; without it the card is printed")] = None,
 ) -> None:
     """Print the model card of a merged model, made from its merge.json."""
-    from cpt_residual.weights.card import card_markdown
-    from cpt_residual.weights.merge_record import read_merge_record
+    from cpt_residual.weights.merge.card import card_markdown
+    from cpt_residual.weights.merge.merge_record import read_merge_record
 
     text = card_markdown(read_merge_record(model))
     if out is None:
@@ -123,8 +123,8 @@ def _verify_path(
     path: Path, pair: tuple[str | None, str | None], threads: int, terminal: Terminal
 ) -> None:
     from cpt_residual import api
-    from cpt_residual.weights.reader import Streaming
-    from cpt_residual.weights.residual_format import MANIFEST_FILE
+    from cpt_residual.weights.io.reader import Streaming
+    from cpt_residual.weights.residual.residual_format import MANIFEST_FILE
 
     is_residual = (path / MANIFEST_FILE).is_file()
     if not is_residual and pair != (None, None):

@@ -37,8 +37,8 @@ from cpt_residual.launch.console import duration
 
 if TYPE_CHECKING:
     from cpt_residual import api
-    from cpt_residual.weights.opening import ModelReference
-    from cpt_residual.weights.residual_format import ResidualManifest
+    from cpt_residual.weights.io.model_ref import ModelReference
+    from cpt_residual.weights.residual.residual_format import ResidualManifest
 
 _RESUMES = "run the same command again to resume"
 _RESTARTS = "no output was made; run the same command again"
@@ -61,7 +61,7 @@ def compute(  # noqa: PLR0913 - a verb's options
 ) -> None:
     """Write theta_instruct - theta_base, proven tensor by tensor while it is written."""
     from cpt_residual import api
-    from cpt_residual.weights.reader import Streaming
+    from cpt_residual.weights.io.reader import Streaming
 
     terminal = Terminal(as_json=as_json)
     how = storage_of(storage, rank, explained_variance)
@@ -208,7 +208,7 @@ class _Merge:
 
     def _options(self, progress: ProgressReport = no_progress) -> api.ApplyOptions:
         from cpt_residual import api
-        from cpt_residual.weights.reader import Streaming
+        from cpt_residual.weights.io.reader import Streaming
 
         streaming = Streaming(progress=progress, threads=self.num_threads)
         return api.ApplyOptions(self.target_base, self.verify, streaming)

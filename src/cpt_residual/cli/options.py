@@ -62,7 +62,7 @@ def num_threads(threads: int | None) -> int:
 
 def pinned_reference(reference: str, role: str, terminal: Terminal) -> Path | HubModel:
     """A reference whose commit is fixed; says which one when the user left it open."""
-    from cpt_residual.weights.opening import pinned
+    from cpt_residual.weights.io.model_ref import pinned
 
     found = pinned(reference, role=role)
     if not isinstance(found, Path) and str(found) != reference:

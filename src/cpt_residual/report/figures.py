@@ -16,7 +16,7 @@ from cpt_residual.report.score_figures import (
 from cpt_residual.report.style import Figure, write_png
 from cpt_residual.report.work_figures import TracePoint, cost_figure, training_figure
 from cpt_residual.results.document import Results
-from cpt_residual.weights.geometry import CellRow
+from cpt_residual.weights.analysis.geometry import CellRow
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpt_residual.config.schema import Roles
 from cpt_residual.results.document import Geometry
-from cpt_residual.weights.geometry import GeometryReport
+from cpt_residual.weights.analysis.geometry import GeometryReport
 
 
 def core_geometry(document: GeometryReport, roles: Roles) -> Geometry:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from cpt_residual.report.format import MISSING, cell, percent
-from cpt_residual.weights.geometry import GeometryReport, GeometryRow
+from cpt_residual.weights.analysis.geometry import GeometryReport, GeometryRow
 
 Column = tuple[str, Callable[[GeometryRow], str]]
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cpt_residual.report.format import MINUS
 from cpt_residual.report.style import Axes, Figure, new_figure, write_png
-from cpt_residual.weights.geometry import CellRow, GeometryReport, GeometryRow
+from cpt_residual.weights.analysis.geometry import CellRow, GeometryReport, GeometryRow
 
 HEATMAPS_FILE = "geometry_heatmaps.png"
 _PARTS = ("q", "k", "v", "q/k/v", "o", "attention", "gate", "up", "gate/up", "down", "mlp", "norm")

@@ -27,7 +27,7 @@ from cpt_residual.stages.residual import ResidualStage
 from cpt_residual.stages.source import Source
 
 if TYPE_CHECKING:
-    from cpt_residual.weights.merge_record import Role
+    from cpt_residual.weights.merge.merge_record import Role
 
 _FLOPS_PER_PARAMETER = 2  # one product, one sum
 
@@ -94,7 +94,7 @@ class Apply:
         target_base = folder_of(self.base) if self.base else None
         if not (target and base and instruct) or (self.base and not target_base):
             return
-        from cpt_residual.weights.preflight import Merge, require_merge
+        from cpt_residual.weights.apply.preflight import Merge, require_merge
 
         planned = Merge(
             target=target,
@@ -107,10 +107,10 @@ class Apply:
         yield partial(require_merge, planned)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.weights.apply_job import ApplyJob, ApplyOptions
-        from cpt_residual.weights.merge import Output
-        from cpt_residual.weights.opening import NamedModel, name_of
-        from cpt_residual.weights.reader import Streaming
+        from cpt_residual.weights.apply.job import ApplyJob, ApplyOptions
+        from cpt_residual.weights.io.model_ref import NamedModel, name_of
+        from cpt_residual.weights.io.reader import Streaming
+        from cpt_residual.weights.merge.merge import Output
 
         refs: dict[Role, ArtifactRef] = {"target": inputs["target"]}
         if self.base:
@@ -160,8 +160,8 @@ class Apply:
         """How far the weights that the residual was made for are from those it is added to."""
         if self.ancestors is None:
             return {}
-        from cpt_residual.weights.ancestry import measure
-        from cpt_residual.weights.reader import Streaming
+        from cpt_residual.weights.analysis.model_distance import measure
+        from cpt_residual.weights.io.reader import Streaming
 
         found = measure(
             open_model(inputs["residual_base"], role="residual_base"),

@@ -56,8 +56,8 @@ class Geometry:
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
         from cpt_residual.core.files import write_json_atomic
-        from cpt_residual.weights.geometry import Family, measure
-        from cpt_residual.weights.reader import Streaming
+        from cpt_residual.weights.analysis.geometry import Family, measure
+        from cpt_residual.weights.io.reader import Streaming
 
         models = {role: open_model(ref, role=role) for role, ref in inputs.items()}
         report = measure(

@@ -9,7 +9,7 @@ from cpt_residual.core.artifact import Manifest
 from cpt_residual.core.stage import ArtifactRef, Stage
 
 if TYPE_CHECKING:
-    from cpt_residual.weights.checkpoint import Checkpoint
+    from cpt_residual.weights.io.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def model_bytes_of(stage: Stage) -> int:
 
 def open_model(ref: ArtifactRef, *, role: str) -> Checkpoint:
     """The weights of a model artifact. Links are followed only where the source stage made them."""
-    from cpt_residual.weights.checkpoint import open_checkpoint
+    from cpt_residual.weights.io.checkpoint import open_checkpoint
 
     return open_checkpoint(ref.path, role=role, links_allowed=ref.stage == "source")
 

@@ -140,7 +140,7 @@ class Report:
         from cpt_residual.results.goals import check_goals
         from cpt_residual.results.outcomes import read_outcomes
         from cpt_residual.results.routes import describe_variants
-        from cpt_residual.weights.geometry import GeometryReport
+        from cpt_residual.weights.analysis.geometry import GeometryReport
 
         facts = self.facts
         folders = {name: inputs[f"evaluation:{name}"].path for name in self.evaluations}

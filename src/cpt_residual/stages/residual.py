@@ -67,13 +67,13 @@ class ResidualStage:
         """Base and instruct fit: config, names, shapes, tokens, and tied tensors stored twice."""
         base, instruct = folder_of(self.base), folder_of(self.instruct)
         if base and instruct:
-            from cpt_residual.weights.preflight import require_pair
+            from cpt_residual.weights.apply.preflight import require_pair
 
             yield partial(require_pair, base, instruct, self.vocab_policy)
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics:
-        from cpt_residual.weights.reader import Streaming
-        from cpt_residual.weights.residual import compute
+        from cpt_residual.weights.io.reader import Streaming
+        from cpt_residual.weights.residual.compute import compute
 
         base = open_model(inputs["base"], role="base")
         instruct = open_model(inputs["instruct"], role="instruct")

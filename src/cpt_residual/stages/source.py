@@ -24,7 +24,7 @@ from cpt_residual.core.stage import (
 from cpt_residual.errors import ArtifactError
 from cpt_residual.launch.hub import MODEL_SUFFIXES, HubModel, snapshot
 from cpt_residual.modeling.side_files import carried_files, left_out_files
-from cpt_residual.weights.checkpoint import open_checkpoint
+from cpt_residual.weights.io.checkpoint import open_checkpoint
 
 _NOT_WANTED = re.compile(r"^(training_args|trainer_state|adapter_|consolidated|README|LICENSE|\.)")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -162,7 +162,7 @@ def source_files(folder: Path) -> list[str]:
 def check_model(folder: Path, key: str) -> None:
     """Raises unless headers, config and tokenizer load and the tensors are those of the
     architecture. Reads no weights."""
-    from cpt_residual.weights.verification import require_known_tensors
+    from cpt_residual.weights.merge.verification import require_known_tensors
 
     checkpoint = open_checkpoint(folder, role=key, links_allowed=True)
     _check_loads(folder)

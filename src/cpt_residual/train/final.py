@@ -20,9 +20,9 @@ from transformers import (
 from cpt_residual.errors import WorkerError
 from cpt_residual.modeling.saving import carry_side_files, save_weights
 from cpt_residual.train.stored import open_start, verify_weights
-from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.reader import ShardReader
-from cpt_residual.weights.tensors import tensor_of
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.io.reader import ShardReader
+from cpt_residual.weights.maths.torch_bridge import tensor_of
 
 _NUM_SHOWN = 5
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from cpt_residual.errors import ArtifactError, WorkerError
-from cpt_residual.weights.checkpoint import Checkpoint, open_checkpoint
-from cpt_residual.weights.matching import by_class_names
-from cpt_residual.weights.shard_header import DtypeName, Shape
-from cpt_residual.weights.tensors import TORCH_DTYPES
+from cpt_residual.weights.io.checkpoint import Checkpoint, open_checkpoint
+from cpt_residual.weights.io.shard_header import Shape
+from cpt_residual.weights.maths.dtypes import DtypeName
+from cpt_residual.weights.maths.torch_bridge import TORCH_DTYPES
+from cpt_residual.weights.tokens.matching import by_class_names
 
 
 def open_start(folder: Path) -> Checkpoint:

@@ -328,7 +328,7 @@ def test_a_target_that_is_instruct(family: Path, run: Run) -> None:
 
 
 def test_ctrl_c_tells_how_to_go_on(family: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cpt_residual.weights import verification
+    from cpt_residual.weights.merge import verification
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

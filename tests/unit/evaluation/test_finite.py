@@ -22,7 +22,7 @@ from cpt_residual.suites.cloze import ClozeSuite
 from cpt_residual.suites.harness import HarnessSuite
 from cpt_residual.suites.heldout import HeldoutSuite
 from cpt_residual.suites.world import WorldSuite
-from cpt_residual.weights.verification import shown_stops
+from cpt_residual.weights.merge.verification import shown_stops
 from support.bigram_models import write_random, write_rows
 
 INF, NAN = math.inf, math.nan

@@ -12,7 +12,7 @@ from rich.console import Console
 from cpt_residual.report.geometry_table import geometry_table
 from cpt_residual.report.heatmaps import draw_heatmaps, heatmap_figure
 from cpt_residual.report.style import Axes
-from cpt_residual.weights.geometry import CellRow, GeometryReport
+from cpt_residual.weights.analysis.geometry import CellRow, GeometryReport
 from support.geometry_rows import cells, row
 
 

@@ -14,7 +14,7 @@ from cpt_residual.report.geometry import core_geometry
 from cpt_residual.report.provenance import environment_lines
 from cpt_residual.report.style import spread
 from cpt_residual.report.work_figures import TracePoint, running_mean
-from cpt_residual.weights.geometry import GeometryReport
+from cpt_residual.weights.analysis.geometry import GeometryReport
 from support.geometry_rows import row
 
 

@@ -18,8 +18,8 @@ from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.train.stored import open_start, stored_dtype, verify_weights
-from cpt_residual.weights.reader import ShardReader
-from cpt_residual.weights.tensors import tensor_of
+from cpt_residual.weights.io.reader import ShardReader
+from cpt_residual.weights.maths.torch_bridge import tensor_of
 from support.training import PICO, write_model
 
 QWEN = PICO.model_copy(update={"model_type": "qwen2", "tie_word_embeddings": False})

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cpt_residual.weights.alignment import output_index, output_shards
-from cpt_residual.weights.vocabulary import NONE, RowPlan
+from cpt_residual.weights.merge.vocab_rules import output_index, output_shards
+from cpt_residual.weights.tokens.vocab_alignment import NONE, RowPlan
 from support.pico_family import Tensors, fake_model, opened, raw_shard
 
 

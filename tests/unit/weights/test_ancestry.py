@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.weights.ancestry import NUM_FARTHEST, Ancestry, measure, warnings
-from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.reader import Streaming
+from cpt_residual.weights.analysis.model_distance import NUM_FARTHEST, Ancestry, measure, warnings
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.io.reader import Streaming
 from support.pico_family import Tensors, fake_model, opened
 
 EMBEDDING, UP = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
@@ -85,7 +85,7 @@ def test_blocks_threads_and_shards_do_not_change_the_numbers(
     expected = measure(base, one, streaming=Streaming(threads=1))
     assert measure(base, three, streaming=Streaming(threads=3)) == expected
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr("cpt_residual.weights.reader.BLOCK", 5)
+    monkeypatch.setattr("cpt_residual.weights.io.reader.BLOCK", 5)
     found = measure(
         base, three, streaming=Streaming(progress=lambda done, total, _: seen.append((done, total)))
     )

@@ -12,8 +12,8 @@ from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.methods.dare import Dare
 from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.methods.ties import Ties
-from cpt_residual.weights.card import base_models, card_markdown, recipe_options
-from cpt_residual.weights.merge_record import InputRecord, MergeRecord, ShardRecord
+from cpt_residual.weights.merge.card import base_models, card_markdown, recipe_options
+from cpt_residual.weights.merge.merge_record import InputRecord, MergeRecord, ShardRecord
 
 COMMIT = "0123456789" * 4
 RECORD = MergeRecord(

@@ -12,14 +12,14 @@ import pytest
 from cpt_residual.errors import ArtifactError, CompatibilityError, FinalCheckError
 from cpt_residual.modeling.token_side import TokenSide, token_map_hash
 from cpt_residual.modeling.tokenizer import load_tokenizer
-from cpt_residual.weights.chat_contract import (
+from cpt_residual.weights.merge.verification import final_stops
+from cpt_residual.weights.tokens.chat_contract import (
     copy_instruct_side,
     eos_token_ids,
     eos_tokens,
     install,
     require_same_tokens_as,
 )
-from cpt_residual.weights.verification import final_stops
 from support.pico_family import Tensors, fake_model
 
 
@@ -139,7 +139,7 @@ def test_maps_must_be_the_same(tmp_path: Path, instruct: Path, tensors: Tensors)
 def test_no_heavy_library_is_imported(side: Path, instruct: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from cpt_residual.weights.chat_contract import install\n"
+        "from cpt_residual.weights.tokens.chat_contract import install\n"
         "side, target, out = map(Path, sys.argv[1:])\n"
         "install(instruct_side=side, base_eos=[1], target=target, out=out)\n"
         "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"

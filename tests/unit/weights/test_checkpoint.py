@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, is_adapter, open_checkpoint
-from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.shard_header import read_shard
+from cpt_residual.weights.io.checkpoint import INDEX_FILE, SINGLE_FILE, is_adapter, open_checkpoint
+from cpt_residual.weights.io.shard_header import read_shard
+from cpt_residual.weights.tokens.compatibility import require_match, side_of
 from support.pico_family import Tensors, fake_model, opened, raw_shard, write_weights
 
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -49,7 +49,7 @@ def test_opening_needs_no_torch(tmp_path: Path, tensors: Tensors) -> None:
     fake_model(tmp_path / "m", tensors)
     code = (
         "import sys; from pathlib import Path; "
-        "from cpt_residual.weights.checkpoint import open_checkpoint; "
+        "from cpt_residual.weights.io.checkpoint import open_checkpoint; "
         "open_checkpoint(Path(sys.argv[1]), role='m'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], check=True, env=_env())
@@ -66,7 +66,7 @@ def test_a_plan_counts_parameters_without_torch(
     fake_model(tmp_path / "m", tensors)
     code = (
         "import sys; from pathlib import Path; "
-        "from cpt_residual.weights.checkpoint import open_checkpoint; "
+        "from cpt_residual.weights.io.checkpoint import open_checkpoint; "
         "print(open_checkpoint(Path(sys.argv[1]), role='m').num_parameters_stored); "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

@@ -21,14 +21,14 @@ from cpt_residual.modeling.known_layouts import PLAIN_TYPES, class_names, plain_
 from cpt_residual.modeling.loading import build_on_meta
 from cpt_residual.modeling.model_class import ask_class
 from cpt_residual.modeling.tokenizer import load_tokenizer
-from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.delta import PairDelta, StoredDelta
-from cpt_residual.weights.geometry import Family, measure
-from cpt_residual.weights.matching import notes_on
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.reader import require_equal_aliases
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.analysis.geometry import Family, measure
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.io.reader import require_equal_aliases
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import PairDelta, StoredDelta
+from cpt_residual.weights.tokens.matching import notes_on
 from support.hub_family import HubFamily, unread_tensors, write_hub_family
 from support.pico_family import Tensors, fake_model, opened, read_all
 

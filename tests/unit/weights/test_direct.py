@@ -15,13 +15,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cpt_residual.weights.delta import StoredDelta
 from cpt_residual.weights.io import direct
 from cpt_residual.weights.io.direct import PAGE, InputFile, OutputFile, Scratch
 from cpt_residual.weights.io.file_hash import file_sha256
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import StoredDelta
 from support.merge_family import Family
 
 SHAPES = {

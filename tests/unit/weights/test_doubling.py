@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.delta import DeltaSource, StoredDelta
-from cpt_residual.weights.doubling import require_not_instruct
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.reader import ShardReader
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.io.reader import ShardReader
+from cpt_residual.weights.merge.double_apply_check import require_not_instruct
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import DeltaSource, StoredDelta
 from support.merge_family import Family
 from support.pico_family import Tensors, fake_model, opened, read_all
 

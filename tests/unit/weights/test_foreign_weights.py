@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.checkpoint import open_checkpoint
-from cpt_residual.weights.inspection import inspect
+from cpt_residual.weights.analysis.inspection import inspect
+from cpt_residual.weights.io.checkpoint import open_checkpoint
 from support.pico_family import Tensors, fake_model, raw_shard
 
 SIZES = {"I64": 8, "F64": 8, "I32": 4, "BF16": 2, "F16": 2}

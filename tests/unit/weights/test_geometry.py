@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_residual.errors import CompatibilityError
-from cpt_residual.weights.arithmetic import cosine, relative_norm, round_once, to_float64
-from cpt_residual.weights.geometry import Family, GeometryReport, measure, part_of
-from cpt_residual.weights.geometry_kernels import FamilySums, family_sums, pair_sums
-from cpt_residual.weights.reader import Streaming
+from cpt_residual.weights.analysis.geometry import Family, GeometryReport, measure, part_of
+from cpt_residual.weights.io.reader import Streaming
+from cpt_residual.weights.maths.arithmetic import cosine, relative_norm, round_once, to_float64
+from cpt_residual.weights.maths.geometry_kernels import FamilySums, family_sums, pair_sums
 from support.pico_family import Tensors, fake_model, opened
 from support.raw import raw_of
 
@@ -121,7 +121,7 @@ def test_blocks_threads_and_shards_do_not_change_the_numbers(
     split = family_of(tmp_path / "three", models, num_shards=3)
     assert measure(split, streaming=Streaming(threads=3)) == expected
     for block in (1, 5, 16, 31):
-        monkeypatch.setattr("cpt_residual.weights.reader.BLOCK", block)
+        monkeypatch.setattr("cpt_residual.weights.io.reader.BLOCK", block)
         found = measure(family)
         assert measure(split, streaming=Streaming(threads=3)) == found
         for row, wanted in zip(found.tensors, expected.tensors, strict=True):

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import TokenSide
 from cpt_residual.modeling.tokenizer import load_tokenizer, special_tokens_of
-from cpt_residual.weights.chat_contract import copy_instruct_side, install
-from cpt_residual.weights.stops import verify_stops
-from cpt_residual.weights.vocabulary import (
+from cpt_residual.weights.tokens.chat_contract import copy_instruct_side, install
+from cpt_residual.weights.tokens.stops import verify_stops
+from cpt_residual.weights.tokens.vocab_alignment import (
     NONE,
     RowPlan,
     plan_pair,

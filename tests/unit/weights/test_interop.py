@@ -17,7 +17,6 @@ from cpt_residual.errors import ArtifactError, CompatibilityError, ConfigError
 from cpt_residual.methods.dare import Dare
 from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.methods.ties import Ties
-from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
 from cpt_residual.weights.interop.residuals_folder import (
     folder_delta,
@@ -25,9 +24,10 @@ from cpt_residual.weights.interop.residuals_folder import (
     read_residuals_folder,
     write_residuals_folder,
 )
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import ResidualArtifact, open_residual
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import ResidualArtifact, open_residual
+from cpt_residual.weights.residual.source import PairDelta
 from support.interop_models import (
     DOWN,
     EMBEDDING,

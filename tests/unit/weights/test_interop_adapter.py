@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.checkpoint import is_adapter
 from cpt_residual.weights.interop.adapter import merge_adapter
+from cpt_residual.weights.io.checkpoint import is_adapter
 from support.interop_models import (
     DOWN,
     EMBEDDING,

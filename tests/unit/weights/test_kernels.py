@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import cpt_residual
-from cpt_residual.weights import kernel_bodies, kernels
+from cpt_residual.weights.maths import kernel_bodies, kernels
 
 ONES = np.ones(20)
 DOT = """
 import numpy as np
 from cpt_residual.errors import LaunchError
-from cpt_residual.weights import kernels
+from cpt_residual.weights.maths import kernels
 try:
     print(kernels.dot(np.ones(20), np.ones(20)))
 except LaunchError as error:

@@ -18,10 +18,10 @@ from cpt_residual.methods.dare import Dare
 from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.methods.ties import Ties, num_to_keep, ties
 from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.weights.delta import PairDelta, StoredDelta
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import PairDelta, StoredDelta
 from support.merge_family import Family
 from support.pico_family import Tensors, fake_model, opened, read_all, same_bits
 

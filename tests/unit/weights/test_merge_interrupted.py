@@ -18,8 +18,8 @@ from cpt_residual.errors import (
     DiskSpaceError,
 )
 from cpt_residual.weights.io.direct import OutputFile
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.io.reader import DEFAULT_STREAMING, Streaming
+from cpt_residual.weights.merge.merge import Output, merge
 from support.merge_family import Family
 from support.pico_family import same_bits
 

@@ -8,7 +8,7 @@ from cpt_residual.methods.dare import dare_factors
 from cpt_residual.methods.low_rank import low_rank, low_rank_rows
 from cpt_residual.methods.ties import magnitude_threshold, num_to_keep, ties
 from cpt_residual.modeling.class_names import RowPart
-from cpt_residual.weights.strengths import (
+from cpt_residual.weights.maths.strengths import (
     projection_alpha,
     require_known_scales,
     scale_of,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cpt_residual.weights.naming import MODULE_CLASSES, layer_of, module_of
+from cpt_residual.weights.maths.naming import MODULE_CLASSES, layer_of, module_of
 
 
 @pytest.mark.parametrize(

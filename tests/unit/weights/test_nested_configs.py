@@ -16,7 +16,7 @@ from cpt_residual import api
 from cpt_residual.api import ApplyOptions, Pair
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.side_files import eos_ids_of, text_fields, with_vocab_size
-from cpt_residual.weights.stops import verify_stops
+from cpt_residual.weights.tokens.stops import verify_stops
 from support.hub_family import HubFamily, write_hub_family
 from support.pico_family import Tensors, fake_model, read_all
 

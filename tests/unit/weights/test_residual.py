@@ -15,15 +15,15 @@ from cpt_residual.core.hashing import file_sha256
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import load_tokenizer
-from cpt_residual.weights import reader, writer
-from cpt_residual.weights.reader import ShardReader, Streaming
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import (
+from cpt_residual.weights.io import reader, writer
+from cpt_residual.weights.io.reader import ShardReader, Streaming
+from cpt_residual.weights.io.shard_header import read_shard
+from cpt_residual.weights.maths.torch_bridge import tensor_of
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import (
     CORRECTIONS_FILE,
     open_residual,
 )
-from cpt_residual.weights.shard_header import read_shard
-from cpt_residual.weights.tensors import tensor_of
 from support.merge_family import add, moved, subtract
 from support.pico_family import Tensors, fake_model, opened, read_all, same_bits, write_weights
 

@@ -13,15 +13,15 @@ import torch
 
 from cpt_residual.core import disk
 from cpt_residual.errors import ArtifactError, CompatibilityError, DiskSpaceError
-from cpt_residual.weights.delta import PairDelta
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.reader import ShardReader, map_in_order
-from cpt_residual.weights.residual_format import (
+from cpt_residual.weights.io.reader import ShardReader, map_in_order
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.residual_format import (
     CORRECTIONS_FILE,
     MANIFEST_FILE,
     open_residual,
     require_intact,
 )
+from cpt_residual.weights.residual.source import PairDelta
 from support.merge_family import add, subtract
 from support.pico_family import Tensors, fake_model, opened, read_all
 

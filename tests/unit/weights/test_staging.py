@@ -20,11 +20,11 @@ from cpt_residual.errors import (
     DiskSpaceError,
     FinalCheckError,
 )
-from cpt_residual.weights.delta import PairDelta
-from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.staging import OutputFolder, fresh_directory, require_free
+from cpt_residual.weights.io.output_dir import OutputFolder, fresh_directory, require_free
+from cpt_residual.weights.maths.kernels import MergeSums
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.source import PairDelta
 from support.commands import environment
 from support.pico_family import opened
 from support.staged import NO_CHECK, contents, fail_after_a_half, hidden
@@ -33,7 +33,7 @@ from support.staged import NO_CHECK, contents, fail_after_a_half, hidden
 HOLDER = """
 import sys
 from pathlib import Path
-from cpt_residual.weights.staging import OutputFolder
+from cpt_residual.weights.io.output_dir import OutputFolder
 with OutputFolder(Path(sys.argv[1]), stamp="a") as folder:
     (folder.path / "file").write_text("first")
     print("ready", flush=True)

@@ -10,17 +10,17 @@ import pytest
 
 from cpt_residual import api
 from cpt_residual.errors import ArtifactError
-from cpt_residual.weights.delta import PairDelta
-from cpt_residual.weights.input_files import InputFiles
 from cpt_residual.weights.interop.residuals_folder import (
     folder_delta,
     read_residuals_folder,
     write_residuals_folder,
 )
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.reader import Streaming
-from cpt_residual.weights.residual import compute
-from cpt_residual.weights.residual_format import open_residual
+from cpt_residual.weights.io.input_files import InputFiles
+from cpt_residual.weights.io.reader import Streaming
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.compute import compute
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import PairDelta
 from support.pico_family import Tensors, opened
 from support.staged import NO_CHECK, contents, hidden
 

@@ -11,13 +11,13 @@ import pytest
 
 from cpt_residual import api
 from cpt_residual.errors import ArtifactError
-from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.interop.residuals_folder import (
     write_residuals_folder,
 )
-from cpt_residual.weights.merge import Output, merge
-from cpt_residual.weights.residual_format import open_residual
-from cpt_residual.weights.staging import OutputFolder
+from cpt_residual.weights.io.output_dir import OutputFolder
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.residual_format import open_residual
+from cpt_residual.weights.residual.source import PairDelta
 from support.pico_family import opened
 from support.staged import NO_CHECK, contents, fail_after_a_half, hidden
 
@@ -101,7 +101,7 @@ def refused(work: Callable[[], object]) -> str:
 
 def test_a_kill_at_any_moment_of_an_apply(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is there is whole; the same call makes the rest; nothing else is left."""
-    monkeypatch.setattr("cpt_residual.weights.apply_job.code_version", lambda: "1")  # asks git
+    monkeypatch.setattr("cpt_residual.weights.apply.job.code_version", lambda: "1")  # asks git
     pair = api.Pair(models / "base", models / "instruct")
     (models / "runs").mkdir()
 

@@ -16,9 +16,9 @@ from cpt_residual.errors import CompatibilityError
 from cpt_residual.methods.dare import Dare
 from cpt_residual.methods.low_rank import LowRank
 from cpt_residual.methods.ties import Ties
-from cpt_residual.weights.delta import PairDelta
 from cpt_residual.weights.interop.mergekit_yaml import mergekit_yaml
-from cpt_residual.weights.merge import Output, merge
+from cpt_residual.weights.merge.merge import Output, merge
+from cpt_residual.weights.residual.source import PairDelta
 from support.grown_family import grown_family
 from support.pico_family import Tensors, opened, read_all, real_family, same_bits, write_weights
 

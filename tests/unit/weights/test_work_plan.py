@@ -10,8 +10,8 @@ import pytest
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.methods.low_rank import LowRank, low_rank, low_rank_rows
-from cpt_residual.weights.reader import Streaming
-from cpt_residual.weights.work_plan import MergeWork, WorkPlan, plan_of_merge
+from cpt_residual.weights.apply.dry_run import MergeWork, WorkPlan, plan_of_merge
+from cpt_residual.weights.io.reader import Streaming
 
 _SMALL_THINGS = 26 * 2**20  # rows in float64, some at a time; beside the factors by contract
 

@@ -31,12 +31,9 @@ from cpt_residual.modeling.side_files import (
     with_vocab_size,
 )
 from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.weights import arithmetic
-from cpt_residual.weights.alignment import OutputShard, output_index, output_shard, with_copy
-from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
-from cpt_residual.weights.checkpoint import ADAPTER_CONFIG_FILE, INDEX_FILE, Checkpoint
-from cpt_residual.weights.matching import by_class_names
-from cpt_residual.weights.reader import (
+from cpt_residual.weights.io.checkpoint import ADAPTER_CONFIG_FILE, INDEX_FILE, Checkpoint
+from cpt_residual.weights.io.output_dir import fresh_directory
+from cpt_residual.weights.io.reader import (
     DEFAULT_STREAMING,
     Block,
     ShardReader,
@@ -46,10 +43,18 @@ from cpt_residual.weights.reader import (
     require_equal_aliases,
     require_finite,
 )
-from cpt_residual.weights.shard_header import Shape, TensorEntry, read_shard
-from cpt_residual.weights.shard_work import carry
-from cpt_residual.weights.staging import fresh_directory
-from cpt_residual.weights.writer import ShardWriter
+from cpt_residual.weights.io.shard_header import Shape, TensorEntry, read_shard
+from cpt_residual.weights.io.writer import ShardWriter
+from cpt_residual.weights.maths import arithmetic
+from cpt_residual.weights.maths.arithmetic import Raw, to_float32, to_float64
+from cpt_residual.weights.merge.shard_progress import carry
+from cpt_residual.weights.merge.vocab_rules import (
+    OutputShard,
+    output_index,
+    output_shard,
+    with_copy,
+)
+from cpt_residual.weights.tokens.matching import by_class_names
 
 if TYPE_CHECKING:
     from cpt_residual.weights.interop.peft_reader import Change

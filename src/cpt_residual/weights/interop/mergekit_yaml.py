@@ -17,15 +17,15 @@ from cpt_residual.errors import CompatibilityError, ConfigError
 from cpt_residual.methods.method import Factors, PerTensor
 from cpt_residual.modeling.class_names import RowPart
 from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.weights import chat_contract
-from cpt_residual.weights.checkpoint import Checkpoint
-from cpt_residual.weights.compatibility import require_match, side_of
-from cpt_residual.weights.shard_header import TORCH_NAMES, DtypeName
-from cpt_residual.weights.strengths import (
+from cpt_residual.weights.io.checkpoint import Checkpoint
+from cpt_residual.weights.maths.dtypes import TORCH_NAMES, DtypeName
+from cpt_residual.weights.maths.strengths import (
     names_parts,
     require_known_scales,
     scale_of,
 )
+from cpt_residual.weights.tokens import chat_contract
+from cpt_residual.weights.tokens.compatibility import require_match, side_of
 
 Setting = float | list[dict[str, str | float]]
 

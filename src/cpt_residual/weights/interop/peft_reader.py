@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.loading import build_on_meta, load_config
-from cpt_residual.weights.checkpoint import Checkpoint
+from cpt_residual.weights.io.checkpoint import Checkpoint
 
 _NAME = "default"  # what peft calls an adapter
 _PREFIX = "base_model.model."

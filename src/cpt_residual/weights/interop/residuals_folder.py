@@ -40,14 +40,9 @@ from cpt_residual.modeling.side_files import (
     read_json_object,
 )
 from cpt_residual.modeling.token_side import TokenSide
-from cpt_residual.weights import arithmetic, kernels
-from cpt_residual.weights.arithmetic import Raw, to_float32, to_float64
-from cpt_residual.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from cpt_residual.weights.compatibility import Side
-from cpt_residual.weights.delta import StoredDelta
-from cpt_residual.weights.kernels import MergeSums
-from cpt_residual.weights.open_delta import High, Low, OpenDelta, add_parts
-from cpt_residual.weights.reader import (
+from cpt_residual.weights.io.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from cpt_residual.weights.io.output_dir import fresh_directory
+from cpt_residual.weights.io.reader import (
     DEFAULT_STREAMING,
     Block,
     ShardReader,
@@ -57,19 +52,17 @@ from cpt_residual.weights.reader import (
     require_finite,
     same_bytes,
 )
-from cpt_residual.weights.residual_format import ResidualArtifact
-from cpt_residual.weights.shard_header import (
-    ITEM_SIZES,
-    TORCH_NAMES,
-    DtypeName,
-    Shape,
-    Shard,
-    TensorEntry,
-    read_shard,
-)
-from cpt_residual.weights.staging import fresh_directory
-from cpt_residual.weights.vocabulary import Mean
-from cpt_residual.weights.writer import ShardWriter, layout
+from cpt_residual.weights.io.shard_header import ITEM_SIZES, Shape, Shard, TensorEntry, read_shard
+from cpt_residual.weights.io.writer import ShardWriter, layout
+from cpt_residual.weights.maths import arithmetic, kernels
+from cpt_residual.weights.maths.arithmetic import Raw, to_float32, to_float64
+from cpt_residual.weights.maths.dtypes import TORCH_NAMES, DtypeName
+from cpt_residual.weights.maths.kernels import MergeSums
+from cpt_residual.weights.residual.open_delta import High, Low, OpenDelta, add_parts
+from cpt_residual.weights.residual.residual_format import ResidualArtifact
+from cpt_residual.weights.residual.source import StoredDelta
+from cpt_residual.weights.tokens.compatibility import Side
+from cpt_residual.weights.tokens.vocab_alignment import Mean
 
 _OLD_RECORD = "cpt_residual.json"  # of folders that earlier versions of this package wrote
 

@@ -1,0 +1,1 @@
+"""An apply from references to published models."""

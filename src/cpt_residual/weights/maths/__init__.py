@@ -1,0 +1,1 @@
+"""Arithmetic on blocks, compiled kernels, factors on alpha."""

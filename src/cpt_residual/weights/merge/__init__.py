@@ -1,0 +1,1 @@
+"""A merge of opened inputs: rules per tensor, one pass, checks, records."""

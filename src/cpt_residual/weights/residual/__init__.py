@@ -1,0 +1,1 @@
+"""A residual: its format, how it is computed, how it is read."""

@@ -1,0 +1,1 @@
+"""Token maps, rows of tokens, and the chat side of a model."""
