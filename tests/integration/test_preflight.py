@@ -127,7 +127,10 @@ FAULTS: dict[str, tuple[Callable[[Family], None], list[str], tuple[str, ...]]] =
     ),
     "a template that raises": (
         raising_template,
-        ["suites.heldout={kind: harness, tasks: [{task: ifeval, num_fewshot: 5}]}"],
+        [
+            "suites.heldout={kind: harness, tasks: [{task: ifeval, num_fewshot: 5}], "
+            "corpora: null, max_documents: null, new_domain: null}"
+        ],
         ("evaluate:base, evaluate:instruct", "never", "lm-eval would ignore num_fewshot=5"),
     ),
     "a template that does not compile": (

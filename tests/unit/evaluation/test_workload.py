@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cpt_residual.evaluation.workload import AskedOf, Workload, workload_of
 
 from cpt_residual.config.compose import compose, experiment_names
 from cpt_residual.config.suite_tasks import AskedOf, HarnessTask, Workload
