@@ -33,7 +33,8 @@ LORA: dict[str, dict[str, Any]] = {
     },
 }
 TYING: dict[str, dict[str, Any]] = {
-    f"{name}, tying": {**LORA[name], "ensure_weight_tying": True} for name in list(LORA)[:3]
+    f"{name}, tying": {**config, "ensure_weight_tying": True}
+    for name, config in (SAVED | dict(list(LORA.items())[:3])).items()
 }
 IDS = torch.arange(5, 25)[None]
 
@@ -101,7 +102,7 @@ def test_the_merged_model_computes_what_the_adapter_does(
 
 
 @pytest.mark.parametrize("config", TYING.values(), ids=TYING)
-def test_factors_that_peft_ties_stay_tied(
+def test_what_peft_ties_stays_tied(
     family: dict[str, Path], tmp_path: Path, config: dict[str, Any]
 ) -> None:
     expected = logits(trained(family["base"], tmp_path / "adapter", **config))

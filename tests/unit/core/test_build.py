@@ -173,26 +173,6 @@ def _no_lock(store: Store, node: object) -> contextlib.AbstractContextManager[No
     return contextlib.nullcontext()
 
 
-def test_the_second_to_publish_gets_the_artifact_of_the_first(
-    store: Store, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without locks (a file system that only pretends to have them) the rename decides."""
-    monkeypatch.setattr(Store, "lock", _no_lock)
-
-    def overtaken(work: Path) -> None:
-        _out(work, "second")
-        if store.status(fast, "a").state != "ready":
-            other = _StoreWithOwnScratch(store.root, "other")
-            build_node(other, fast, "a", ctx)
-
-    fast = Graph.of([ActionStage("a", lambda work: _out(work, "first"))])
-    slow = Graph.of([ActionStage("a", overtaken)])
-    outcome = build_node(store, slow, "a", ctx)
-    assert (outcome.ref.path / "data.txt").read_text() == "first"
-    assert store.status(slow, "a", deep=True).state == "ready"
-    assert list((store.root / ".work").iterdir()) == []
-
-
 def test_a_directory_that_cannot_be_trusted_is_never_replaced(
     store: Store, ctx: RunContext
 ) -> None:
@@ -206,23 +186,6 @@ def test_a_directory_that_cannot_be_trusted_is_never_replaced(
     with pytest.raises(ArtifactError, match="its manifest cannot be read"):
         build_node(store, graph, "a", ctx)
     assert store.status(graph, "a").state == "corrupt"
-
-
-def test_other_rename_errors_pass(
-    store: Store, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graph = Graph.of([ActionStage("a", _out)])
-    final, real = store.path_of(graph["a"]), Path.rename
-
-    def rename(path: Path, target: Path) -> Path:
-        if target == final:
-            raise OSError(errno.EIO, "broken disk")
-        return real(path, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="broken disk"):
-        build_node(store, graph, "a", ctx)
-    assert store.status(graph, "a").state == "missing"
 
 
 def test_two_processes_publish_one_artifact(
@@ -361,13 +324,3 @@ class _Filling:
         self.calls_left -= 1
         if self.calls_left < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_errors_of_another_kind_pass_untouched(store: Store, ctx: RunContext) -> None:
-    def stop(work: Path) -> None:
-        raise KeyboardInterrupt
-
-    graph = Graph.of([TextStage("a", action=stop)])
-    with pytest.raises(KeyboardInterrupt):
-        build_node(store, graph, "a", ctx)
-    assert store.status(graph, "a").state == "missing"

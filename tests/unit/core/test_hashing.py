@@ -170,18 +170,6 @@ def test_hash_cache_keeps_nothing_of_small_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("settled")
-def test_hash_cache_never_waits_for_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fsync(_: int) -> None:
-        raise AssertionError("an entry that is lost is made again")
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    HashCache(tmp_path / "cache").sha256(_old_file(tmp_path / "model", "weights" * 10_000))
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-@pytest.mark.usefixtures("settled")
 def test_hash_cache_of_a_name_that_is_not_utf8_and_of_a_folder_that_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,9 +83,3 @@ def test_a_file_system_without_locks_is_named(
         raise AssertionError
     with pytest.raises(ArtifactError, match=r"Set paths\.root"):
         describe_holder(tmp_path / "a")
-
-
-def test_other_errors_pass(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError), hold(tmp_path / "file" / "a", name="a"):
-        raise AssertionError

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -118,23 +117,6 @@ def test_an_edit_with_size_and_time_set_back_is_seen_by_the_deep_check(
     assert after in status.reason
     with pytest.raises(CorruptArtifactError):
         Store(built.root).open(graph, "a")  # a new process reads everything before use
-
-
-def test_open_reads_everything_once_per_process(
-    built: Store, graph: Graph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, reads = Store(built.root), list[Path]()
-
-    def counted(path: Path) -> str:
-        reads.append(path)
-        return file_sha256(path)
-
-    monkeypatch.setattr(store_module, "file_sha256", counted)
-    for _ in range(3):
-        store.open(graph, "a")
-    assert len(reads) == 2
-    built.open(graph, "a")  # published by this store: it hashed the bytes itself
-    assert len(reads) == 2
 
 
 def test_all_kinds_of_damage_are_listed_at_once(built: Store, graph: Graph) -> None:
@@ -277,12 +259,6 @@ def test_records_are_absent_where_there_is_no_artifact(tmp_path: Path) -> None:
     assert Receipt.read(tmp_path / "file") is None
 
 
-def test_manifest_on_disk_is_readable_json(built: Store, graph: Graph) -> None:
-    value = json.loads((built.path_of(graph["a"]) / "manifest.json").read_text())
-    assert value["stage"] == "text"
-    assert list(value) == sorted(value)
-
-
 def test_a_stage_name_must_be_a_file_name(store: Store) -> None:
     class Odd(TextStage):
         name: ClassVar[str] = "../odd"
@@ -311,12 +287,6 @@ def test_all_artifacts_that_cannot_be_used_are_named_at_once(built: Store, graph
     assert first.endswith("(and 1 more)")
     assert "is corrupt: manifest.json cannot be trusted" in second
     assert caught.value.remedy.endswith(f":\n  rm -r {a}\n  rm -r {b}")
-
-
-def test_the_holder_of_a_node_is_known(store: Store, graph: Graph) -> None:
-    assert store.holder(graph["a"]) is None
-    with store.lock(graph["a"]):
-        assert f"process {os.getpid()} on " in (store.holder(graph["a"]) or "")
 
 
 _MEBIBYTES = 8

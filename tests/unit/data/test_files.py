@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,29 +78,6 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (corpus / "copy.txt").unlink()
     assert resolve_files([str(corpus)]) == [corpus / "link/a.txt"]
     assert resolve_files([str(corpus / "**")]) == [corpus / "link/a.txt"]
-
-
-@pytest.mark.parametrize("backwards", [False, True])
-def test_the_order_of_entries_on_the_disk_says_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, backwards: bool
-) -> None:
-    found = write(tmp_path, "b.jsonl", "m/c.jsonl", "z/a.jsonl")
-    (tmp_path / "a").symlink_to(tmp_path / "z")
-    _list_in_order(monkeypatch, backwards=backwards)
-    for pattern in ("", "**/*.jsonl", "*"):
-        assert resolve_files([str(tmp_path / pattern)]) == found, "real paths before links"
-
-
-def _list_in_order(monkeypatch: pytest.MonkeyPatch, *, backwards: bool) -> None:
-    listdir, scandir = os.listdir, os.scandir
-
-    @contextmanager
-    def scanned(path: str) -> Generator[Iterator[os.DirEntry[str]]]:
-        with scandir(path) as entries:
-            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
-
-    monkeypatch.setattr(os, "scandir", scanned)
-    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=backwards))
 
 
 def test_a_file_with_several_paths_is_there_once(

@@ -78,33 +78,6 @@ def test_too_few_tokens_names_both_numbers(tmp_path: Path) -> None:
     )
 
 
-def test_too_few_tokens_of_one_source_of_two(tmp_path: Path) -> None:
-    scarce = byte_texts(write_texts(tmp_path / "a.jsonl", ["a"] * 3), "scarce", share=0.5)
-    plenty = byte_texts(write_texts(tmp_path / "b.jsonl", ["b"] * 99), "plenty", share=0.5)
-    with pytest.raises(CorpusError, match="source scarce has too few tokens: 9 found, 50 needed"):
-        pack(tmp_path, [scarce, plenty], plan(4, 100))
-
-
-def test_repeat_reads_epochs_in_a_new_order(tmp_path: Path) -> None:
-    texts = [chr(ord("a") + number) for number in range(20)]
-    path = write_texts(tmp_path / "t.jsonl", texts)
-    ledger = pack(tmp_path, [byte_texts(path)], plan(6, 180, repeat=True))
-    letters = open_pack(tmp_path).ids.reshape(-1, 3)[:, 1].tolist()
-    epochs = [letters[start : start + 20] for start in (0, 20, 40)]
-    assert ledger.sources[0].epochs == 3
-    assert len({tuple(one) for one in epochs}) == 3
-    assert all(sorted(one) == sorted(epochs[0]) for one in epochs)
-
-
-def test_the_seed_changes_the_order_only(tmp_path: Path) -> None:
-    path = write_texts(tmp_path / "t.jsonl", [chr(ord("a") + number) for number in range(20)])
-    for seed in (0, 1):
-        pack(tmp_path / str(seed), [byte_texts(path)], plan(6, 60, seed=seed))
-    first, second = (open_pack(tmp_path / str(seed)).ids for seed in (0, 1))
-    assert (first != second).any()
-    assert sorted(first.ravel().tolist()) == sorted(second.ravel().tolist())
-
-
 def test_dialogues_longer_than_a_row_are_counted(tmp_path: Path) -> None:
     chat = [dialogue("q", "a" * length) for length in (3, 9, 4, 20, 3)]
     path = write_dialogues(tmp_path / "c.jsonl", chat)
@@ -117,17 +90,6 @@ def test_dialogues_longer_than_a_row_are_counted(tmp_path: Path) -> None:
         "A dialogue is never split or shortened. Set sequence_length to at least 21, or take these"
         " documents out of the corpus."
     )
-
-
-def test_bad_lines_are_collected(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text('{"text": "a"}\n{"texts": "b"}\nnope\n')
-    with pytest.raises(CorpusError) as caught:
-        pack(tmp_path, [byte_texts(path)], plan(4, 2))
-    assert sorted(caught.value.problems) == [
-        "t.jsonl:2: no field 'text'; fields present: 'texts'. Did you mean 'texts'?",
-        "t.jsonl:3: not JSON: Expecting value at column 1",
-    ]
 
 
 def test_missing_and_empty_documents(tmp_path: Path) -> None:
@@ -168,17 +130,6 @@ def test_a_ledger_of_impossible_values_is_corrupt(folder: Path, name: str, value
     (folder / "pack.json").write_text(json.dumps(ledger | {name: value}))
     with pytest.raises(CorruptArtifactError, match=name):
         open_pack(folder)
-
-
-def test_few_dialogues_are_all_there_before_one_comes_again(tmp_path: Path) -> None:
-    """They would all lie in rows that are open, pass after pass."""
-    chat = [dialogue(f"q{number:02}", "a" * (5 + number)) for number in range(40)]
-    source = byte_dialogues(write_dialogues(tmp_path / "c.jsonl", chat))
-    total = sum(8 + number for number in range(40))
-    ledger = pack(tmp_path / "p", [source], plan(128, total, repeat=True))
-    (only,) = ledger.sources
-    assert (only.epochs, only.documents_read, only.documents) == (1, 40, 40)
-    assert only.tokens_cut == only.tokens_left_over == 0
 
 
 def test_lines_by_number(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from cpt_residual.cli import app
 from cpt_residual.errors import ConfigError, WorkerError
 from cpt_residual.launch.console import BuildConsole, UserConsole, paragraph
 from cpt_residual.launch.door import PIPE_CLOSED, enter, say, say_error
@@ -221,16 +220,3 @@ def test_lines_stay_lines() -> None:
     assert visible("na\u00efve \u4e2d \U0001f468\u200d\U0001f469") == (
         "na\u00efve \u4e2d \U0001f468\u200d\U0001f469"
     )
-
-
-def test_a_folder_whose_name_begins_with_a_tilde(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is that folder, also where no user is called so."""
-    (tmp_path / "~nobody-of-this-name").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for name in ("~nobody-of-this-name", "~nor-of-this"):
-        with pytest.raises(SystemExit) as end:
-            app.main(["compute", "--base", name, "--instruct", name, "--out", "r"])
-        assert end.value.code == 2
-        assert f"{name}" in capsys.readouterr().err

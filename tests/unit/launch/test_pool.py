@@ -103,17 +103,6 @@ def test_dependencies_end_before_their_users_start_and_workers_are_reused(tmp_pa
     assert len({span[2] for span in spans.values()}) <= 2
 
 
-def test_cores_are_never_oversubscribed(tmp_path: Path) -> None:
-    jobs = [_span(f"n{i}") for i in range(3)] + [_span("wide", cores=2), _span("huge", cores=9)]
-    complete, events = _run(tmp_path, *jobs)
-    assert complete
-    spans = {name: event.result for name, event in _of(events, "done").items()}
-    for wide in ("wide", "huge"):
-        for other, span in spans.items():
-            if other != wide:
-                assert span[1] <= spans[wide][0] or spans[wide][1] <= span[0]
-
-
 def test_the_longest_remaining_path_starts_first(tmp_path: Path) -> None:
     jobs = [_span("short", rank=1), _span("long", rank=5), _span("head", rank=0.5)]
     jobs.append(_span("tail", "head", rank=9))

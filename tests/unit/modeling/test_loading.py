@@ -48,17 +48,6 @@ def test_a_config_to_blame(model: Path) -> None:
         loading.load_causal_lm(model, dtype=None)
 
 
-def test_errors_of_this_program_are_not_taken_for_the_models(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def wrong(*_: object) -> None:
-        raise TypeError("of our own")
-
-    monkeypatch.setattr(loading, "_attention_of", wrong)
-    with pytest.raises(TypeError, match="of our own"):
-        loading.load_causal_lm(model, dtype=None)
-
-
 def test_a_nested_config_does_not_blame_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

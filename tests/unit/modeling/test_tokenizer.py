@@ -14,7 +14,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from cpt_residual.errors import CompatibilityError, CorpusError
-from cpt_residual.modeling.text_encoder import FastTextEncoder
 from cpt_residual.modeling.token_side import first_differing_ids, token_map_hash
 from cpt_residual.modeling.tokenizer import (
     Tokenizer,
@@ -190,15 +189,6 @@ def test_a_tokenizer_is_loaded_without_the_code_of_models(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
-
-
-def test_few_words_are_remembered_and_no_id_changes() -> None:
-    backend = backend_of(train())
-    many = [f"{word}{number} bread" for number, word in enumerate(texts(3000, max_words=2))]
-    expected = [encoding.ids for encoding in backend.encode_batch(many)]
-    encode = FastTextEncoder(backend, None, eos_id_of(train()))
-    for _ in range(2):
-        assert [ids[:-1].tolist() for ids, _ in encode(many)] == expected
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -58,19 +56,6 @@ def test_a_torn_line_of_the_log_fails_no_stage(tmp_path: Path, lines: str, failu
     log = tmp_path / "debug-internal.log"
     log.write_text(lines)
     assert (wandb_sink._upload_problem(log) or "") == failure
-
-
-def test_a_log_that_cannot_be_read_fails_no_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreadable(log: Path) -> str | None:
-        raise OSError(5, "Input/output error", str(log))
-
-    monkeypatch.setattr(wandb_sink, "_upload_problem", unreadable)
-    sink = WandbSink(IDENTITY, OFFLINE, tmp_path, "id")
-    monkeypatch.setattr(sink, "_run", SimpleNamespace(finish=lambda **_: None))
-    outcome = sink.finish()
-    assert "log of the upload: " in outcome.failure
 
 
 def test_an_abandoned_thread_restores_one_variable_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,22 +118,3 @@ def test_unreadable_outcomes_are_skipped_and_nodes_share_no_file(tmp_path: Path)
         "  a seed 0: gone",
         "  b seed 0: gone too",
     ]
-
-
-def test_only_the_folders_of_runs_are_searched_for_used_ids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = IDENTITY.attempt_id(0)
-    (tmp_path / "other" / "wandb" / f"offline-run-x-{first}").mkdir(parents=True)
-    mine, run_dir = tmp_path / "mine", tmp_path / "run"
-    assert wandb_sink._unused_id(IDENTITY, run_dir, run_dir) == IDENTITY.attempt_id(1)
-    searched: list[Path] = []
-    original = Path.glob
-
-    def glob(self: Path, pattern: str) -> Iterator[Path]:
-        searched.append(self)
-        return original(self, pattern)
-
-    monkeypatch.setattr(Path, "glob", glob)
-    assert wandb_sink._unused_id(IDENTITY, mine, run_dir) == first
-    assert searched == [mine]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import pytest
-
 from cpt_residual.config.schema import DeepSpeed
 from cpt_residual.train.deepspeed_config import Json, deepspeed_config
 
@@ -62,12 +60,3 @@ def test_zero_2_in_fp32() -> None:
         "steps_per_print": 2147483647,
         "wall_clock_breakdown": False,
     }
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_the_optimizer_is_never_deepspeeds_and_nothing_is_automatic(stage: int) -> None:
-    config = config_of(DeepSpeed.model_validate({"zero_stage": stage}))
-    assert isinstance(config, dict)
-    assert "optimizer" not in config
-    assert "scheduler" not in config
-    assert "auto" not in str(config)

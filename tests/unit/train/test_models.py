@@ -18,8 +18,6 @@ from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.train.stored import open_start, stored_dtype, verify_weights
-from cpt_residual.weights.io.reader import ShardReader
-from cpt_residual.weights.maths.torch_bridge import tensor_of
 from support.training import PICO, write_model
 
 QWEN = PICO.model_copy(update={"model_type": "qwen2", "tie_word_embeddings": False})
@@ -83,10 +81,6 @@ def test_a_start_model_of_several_shards(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     start = open_start(tmp_path)
     assert sorted(start.tensors) == names
-    with ShardReader(start.shards) as reader:
-        assert all(
-            torch.equal(tensor_of(reader.read_whole(start.tensors[n])), whole[n]) for n in names
-        )
     assert stored_dtype(tmp_path) == torch.float32
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"model-2\.safetensors"):

@@ -34,6 +34,14 @@ def family(tmp_path: Path, tensors: Tensors) -> Family:
 
 
 @pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty folder, as files are installed into."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def models(tmp_path: Path, tensors: Tensors) -> Path:
     """base, instruct and a target of two shards."""
     for number, name in enumerate(("base", "instruct", "cpt")):

@@ -11,7 +11,6 @@ import torch
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.analysis.model_distance import NUM_FARTHEST, Ancestry, measure, warnings
 from cpt_residual.weights.io.checkpoint import Checkpoint
-from cpt_residual.weights.io.reader import Streaming
 from support.pico_family import Tensors, fake_model, opened
 
 EMBEDDING, UP = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
@@ -73,26 +72,6 @@ def test_a_tensor_that_was_zero_is_farthest(tmp_path: Path, tensors: Tensors) ->
     assert found.farthest[0].name == UP
     assert found.farthest[0].relative_distance is None
     assert any(f"{UP} not defined" in line for line in warnings(found))
-
-
-def test_blocks_threads_and_shards_do_not_change_the_numbers(
-    tmp_path: Path, tensors: Tensors, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = moved(tensors, 0.1)
-    base = model(tmp_path, "base", tensors)
-    one = model(tmp_path / "one", "other", other)
-    three = model(tmp_path / "three", "other", other, num_shards=3)
-    expected = measure(base, one, streaming=Streaming(threads=1))
-    assert measure(base, three, streaming=Streaming(threads=3)) == expected
-    seen: list[tuple[int, int]] = []
-    monkeypatch.setattr("cpt_residual.weights.io.reader.BLOCK", 5)
-    found = measure(
-        base, three, streaming=Streaming(progress=lambda done, total, _: seen.append((done, total)))
-    )
-    assert seen[-1] == (108, 108)
-    assert found.equal_share == expected.equal_share
-    assert found.distance == pytest.approx(expected.distance, rel=1e-12)
-    assert found.cosine == pytest.approx(expected.cosine, rel=1e-12)
 
 
 def test_vocabularies_of_different_size_are_compared_on_their_first_rows(

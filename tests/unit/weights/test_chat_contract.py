@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.errors import ArtifactError, CompatibilityError, FinalCheckError
-from cpt_residual.modeling.token_side import TokenSide, token_map_hash
+from cpt_residual.errors import CompatibilityError, FinalCheckError
+from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import load_tokenizer
 from cpt_residual.weights.merge.verification import final_stops
 from cpt_residual.weights.tokens.chat_contract import (
@@ -47,44 +47,34 @@ def test_ids_come_from_all_three_places(instruct: Path) -> None:
     assert eos_token_ids(instruct) == [1]  # the tokenizer's own
 
 
-@pytest.mark.parametrize("value", [True, "4", [4, None], -1])
-def test_ids_that_are_none(instruct: Path, value: object) -> None:
-    (instruct / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
-    with pytest.raises(ArtifactError, match="is not an id or a list of ids"):
-        eos_token_ids(instruct)
-
-
-def test_the_union(tmp_path: Path, side: Path, tensors: Tensors) -> None:
+def test_the_union(tmp_path: Path, side: Path, tensors: Tensors, out: Path) -> None:
     target = fake_model(tmp_path / "target", tensors, config={"eos_token_id": 7, "rope_theta": 5.0})
-    (tmp_path / "out").mkdir()
-    ids = install(instruct_side=side, base_eos=[9, 1], target=target, out=tmp_path / "out")
+    ids = install(instruct_side=side, base_eos=[9, 1], target=target, out=out)
     assert ids == [4, 1, 9, 7]
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((out / "config.json").read_text())
     assert config["eos_token_id"] == ids
     assert (config["pad_token_id"], config["bos_token_id"]) == (0, 2)
     assert config["rope_theta"] == 5.0
-    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    generation = json.loads((out / "generation_config.json").read_text())
     assert generation == {"eos_token_id": ids, "temperature": 0.6, "do_sample": True}
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / "out" / name).read_bytes() == (side / name).read_bytes()
+        assert (out / name).read_bytes() == (side / name).read_bytes()
     assert not (side / "trace.jsonl").exists()
 
 
-def test_ids_beyond_the_vocabulary(tmp_path: Path, side: Path, tensors: Tensors) -> None:
+def test_ids_beyond_the_vocabulary(tmp_path: Path, side: Path, tensors: Tensors, out: Path) -> None:
     target = fake_model(tmp_path / "target", tensors, config={"vocab_size": 8})
-    (tmp_path / "out").mkdir()
     with pytest.raises(CompatibilityError, match="beyond its vocabulary of 8") as caught:
-        install(instruct_side=side, base_eos=[9, 1], target=target, out=tmp_path / "out")
+        install(instruct_side=side, base_eos=[9, 1], target=target, out=out)
     assert caught.value.problems == ("id 9",)
 
 
 def test_one_id_stays_a_number_and_a_generation_config_is_made(
-    tmp_path: Path, tensors: Tensors
+    tmp_path: Path, tensors: Tensors, out: Path
 ) -> None:
     model = fake_model(tmp_path / "model", tensors)
-    (tmp_path / "out").mkdir()
-    assert install(instruct_side=model, base_eos=[1], target=model, out=tmp_path / "out") == [1]
-    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert install(instruct_side=model, base_eos=[1], target=model, out=out) == [1]
+    generation = json.loads((out / "generation_config.json").read_text())
     assert generation == {"eos_token_id": 1}
 
 
@@ -99,18 +89,6 @@ def test_without_template_or_tokenizer(tmp_path: Path, side: Path, instruct: Pat
     (instruct / "config.json").write_text('{"model_type": "nobody-knows"}')
     with pytest.raises(CompatibilityError, match="no tokenizer can be loaded"):
         eos_token_ids(instruct)
-
-
-def test_what_was_read_already_is_not_read_again(
-    tmp_path: Path, side: Path, instruct: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sides = TokenSide.read(side), TokenSide.read(instruct)
-    monkeypatch.setattr(TokenSide, "read", lambda *args, **kwargs: pytest.fail("read"))
-    (tmp_path / "out").mkdir()
-    out = tmp_path / "out"
-    ids = install(instruct_side=side, base_eos=[], target=instruct, out=out, sides=sides)
-    assert ids == eos_token_ids(instruct, sides[1]) == [4, 1]
-    assert eos_tokens(instruct, sides[1]) == ["<|end|>", "<|endoftext|>"]
 
 
 def test_an_end_of_text_without_a_token_has_no_name(instruct: Path) -> None:
@@ -136,7 +114,7 @@ def test_maps_must_be_the_same(tmp_path: Path, instruct: Path, tensors: Tensors)
     assert [line.split(":")[0] for line in caught.value.problems] == ["id 100", "id 101"]
 
 
-def test_no_heavy_library_is_imported(side: Path, instruct: Path, tmp_path: Path) -> None:
+def test_no_heavy_library_is_imported(side: Path, instruct: Path, out: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from cpt_residual.weights.tokens.chat_contract import install\n"
@@ -144,15 +122,14 @@ def test_no_heavy_library_is_imported(side: Path, instruct: Path, tmp_path: Path
         "install(instruct_side=side, base_eos=[1], target=target, out=out)\n"
         "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
     )
-    (tmp_path / "out").mkdir()
-    command = [sys.executable, "-c", script, *map(str, (side, instruct, tmp_path / "out"))]
+    command = [sys.executable, "-c", script, *map(str, (side, instruct, out))]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_target_that_reads_images_keeps_its_processor(
-    tmp_path: Path, instruct: Path, tensors: Tensors, own: bool
+    tmp_path: Path, instruct: Path, tensors: Tensors, own: bool, out: Path
 ) -> None:
     if own:
         (instruct / "processor_config.json").write_text('{"of": "instruct"}')
@@ -160,17 +137,15 @@ def test_a_target_that_reads_images_keeps_its_processor(
     target = fake_model(tmp_path / "target", tensors)
     named = {"auto_map": {"A": "b.C"}}
     (target / "preprocessor_config.json").write_text(json.dumps({"of": "target", **named}))
-    (tmp_path / "out").mkdir()
-    install(instruct_side=tmp_path / "side", base_eos=[], target=target, out=tmp_path / "out")
+    install(instruct_side=tmp_path / "side", base_eos=[], target=target, out=out)
     found = {
-        path.name: json.loads(path.read_text())["of"]
-        for path in (tmp_path / "out").glob("*processor_config.json")
+        path.name: json.loads(path.read_text())["of"] for path in out.glob("*processor_config.json")
     }
     wanted = (
         {"processor_config.json": "instruct"} if own else {"preprocessor_config.json": "target"}
     )
     assert found == wanted
-    assert not any("auto_map" in path.read_text() for path in (tmp_path / "out").glob("*.json"))
+    assert not any("auto_map" in path.read_text() for path in out.glob("*.json"))
 
 
 @pytest.mark.parametrize("in_store", [False, True])

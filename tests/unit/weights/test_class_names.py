@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from transformers import AutoConfig
 
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.modeling import model_class
 from cpt_residual.modeling.known_layouts import PLAIN_TYPES, class_names, plain_name
 from cpt_residual.modeling.loading import build_on_meta
 from cpt_residual.modeling.model_class import ask_class
@@ -28,7 +26,6 @@ from cpt_residual.weights.merge.merge import Output, merge
 from cpt_residual.weights.residual.compute import compute
 from cpt_residual.weights.residual.residual_format import open_residual
 from cpt_residual.weights.residual.source import PairDelta, StoredDelta
-from cpt_residual.weights.tokens.matching import notes_on
 from support.hub_family import HubFamily, unread_tensors, write_hub_family
 from support.pico_family import Tensors, fake_model, opened, read_all
 
@@ -132,16 +129,6 @@ def test_position_embeddings_have_no_row_per_token(tmp_path: Path) -> None:
     found = class_names(tmp_path, names, model_type="opt", tied=None)
     assert set(found.rows_by_name()) == {names[0], names[2]}
     assert found.tied_by_name() == {names[2]: names[0]}
-
-
-@pytest.mark.parametrize(("part", "still"), [("embeddings", "embed_in"), ("head", "embed_out")])
-def test_embeddings_and_head_are_scaled_apart(
-    part: str, still: str, families: dict[str, HubFamily], tmp_path: Path
-) -> None:
-    found = merged(families["pythia"], tmp_path / "out", MergeRecipe(scales={part: 0.0}))
-    start = read_all(families["pythia"].target)
-    unmoved = [key for key in start if torch.equal(found[key], start[key])]
-    assert [key.split(".")[-2] for key in unmoved] == [still]
 
 
 def test_rows_of_any_class_are_matched_by_token(
@@ -282,22 +269,3 @@ def test_a_head_beside_a_tie_that_no_class_explains_is_refused(
     assert "of_the_future" in caught.value.problems[0]
     del tensors["lm_head.weight"]
     require_equal_aliases(opened(fake_model(tmp_path / "one", tensors, config=config)), threads=1)
-
-
-def test_faults_of_our_code_are_no_unknown_class(
-    families: dict[str, HubFamily], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(_: object) -> dict[str, str]:
-        raise TypeError("ours")
-
-    monkeypatch.setattr(model_class, "_rows", broken)
-    with pytest.raises(TypeError, match="ours"):
-        ask_class(families["gpt2"].base, ["wte.weight"])
-
-
-def test_one_pattern_of_names_is_told_without_dots(families: dict[str, HubFamily]) -> None:
-    model = opened(families["gpt2"].base)
-    one = replace(model, spelling={"h.0.ln_1.weight": "a", "h.1.ln_1.weight": "a"})
-    assert notes_on(one, carried=True)[-1].endswith(": h.*.ln_1.weight as a")
-    two = replace(model, spelling={"h.0.ln_1.weight": "a", "h.1.ln_2.weight": "a"})
-    assert notes_on(two, carried=True)[-1].endswith(": h.*.ln_1.weight as a, ...")

@@ -212,11 +212,6 @@ def test_a_file_that_ends_early_says_how_far_it_goes(tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        file_sha256(tmp_path / "file")
-
-
 def test_models_are_merged_to_the_same_bytes_from_a_cold_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.weights.io.checkpoint import Checkpoint
-from cpt_residual.weights.io.reader import ShardReader
 from cpt_residual.weights.merge.double_apply_check import require_not_instruct
 from cpt_residual.weights.merge.merge import Output, merge
 from cpt_residual.weights.residual.compute import compute
@@ -65,32 +64,6 @@ def test_taking_the_residual_away_is_no_mistake(family: Family, source: DeltaSou
     outputs = [Output(-1.0, family.root / "a"), Output(1.0, family.root / "b")]
     with pytest.raises(CompatibilityError, match=SAID):
         merge(target, source, outputs)
-
-
-def test_the_same_folder_is_known_without_reading(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read(*_: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(ShardReader, "read", read)
-    with pytest.raises(CompatibilityError, match=SAID):
-        require_not_instruct(opened(family.root / "instruct"), family.pair, alphas=[1.0])
-
-
-def test_another_target_costs_a_block_or_two(
-    source: DeltaSource, family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, num_read = ShardReader.read, 0
-
-    def counted(*arguments: object) -> object:
-        nonlocal num_read
-        num_read += 1
-        return read(*arguments)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(ShardReader, "read", counted)
-    require_not_instruct(family.open("cpt"), source, alphas=[1.0])
-    assert 0 < num_read <= 2
 
 
 def test_a_vocabulary_that_has_grown(family: Family) -> None:

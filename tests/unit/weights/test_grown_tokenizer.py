@@ -77,11 +77,11 @@ def merge_by_hand(family: Mapping[str, Path], plan: RowPlan, out: Path) -> None:
     save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_grown_target_speaks_chat_and_stops(family: dict[str, Path], tmp_path: Path) -> None:
+def test_a_grown_target_speaks_chat_and_stops(
+    family: dict[str, Path], tmp_path: Path, out: Path
+) -> None:
     plan, sides = plan_of(family)
     copy_instruct_side(family["instruct"], tmp_path / "side")
-    (tmp_path / "out").mkdir()
-    out = tmp_path / "out"
     ids = install(
         instruct_side=tmp_path / "side",
         base_eos=["<|endoftext|>", "<a token of base alone>"],
@@ -118,7 +118,7 @@ def test_a_grown_target_speaks_chat_and_stops(family: dict[str, Path], tmp_path:
 
 
 def test_every_template_and_processor_config_of_instruct_is_carried(
-    family: dict[str, Path], tmp_path: Path
+    family: dict[str, Path], tmp_path: Path, out: Path
 ) -> None:
     plan, sides = plan_of(family)
     shutil.copytree(family["instruct"], tmp_path / "instruct")
@@ -131,28 +131,25 @@ def test_every_template_and_processor_config_of_instruct_is_carried(
     for name, text in texts.items():
         (tmp_path / "instruct" / name).write_text(text)
     copy_instruct_side(tmp_path / "instruct", tmp_path / "side")
-    (tmp_path / "out").mkdir()
     install(
         instruct_side=tmp_path / "side",
         base_eos=[],
         target=family["target"],
-        out=tmp_path / "out",
+        out=out,
         plan=plan,
         sides=sides,
     )
-    assert {name: (tmp_path / "out" / name).read_text() for name in texts} == texts
-    templates = load_tokenizer(tmp_path / "out").chat_template
+    assert {name: (out / name).read_text() for name in texts} == texts
+    templates = load_tokenizer(out).chat_template
     assert templates == load_tokenizer(tmp_path / "instruct").chat_template
     assert sorted(templates) == ["default", "tool_use"]
 
 
 def test_ids_of_instruct_in_the_grown_target_would_not_stop(
-    family: dict[str, Path], tmp_path: Path
+    family: dict[str, Path], out: Path
 ) -> None:
     """The trap with renumbered tokens: instruct's eos id is the target's `<code>`."""
     plan, sides = plan_of(family)
-    (tmp_path / "out").mkdir()
-    out = tmp_path / "out"
     install(
         instruct_side=family["instruct"], base_eos=[], target=family["target"], out=out, plan=plan
     )
@@ -164,25 +161,24 @@ def test_ids_of_instruct_in_the_grown_target_would_not_stop(
     assert sides[0].ids["<|im_end|>"] in (280, 281, 282)
 
 
-def test_base_as_target_gets_the_files_of_instruct(family: dict[str, Path], tmp_path: Path) -> None:
+def test_base_as_target_gets_the_files_of_instruct(family: dict[str, Path], out: Path) -> None:
     plan, sides = plan_of({**family, "target": family["base"]})
-    (tmp_path / "out").mkdir()
     ids = install(
         instruct_side=family["instruct"],
         base_eos=["<|endoftext|>"],
         target=family["base"],
-        out=tmp_path / "out",
+        out=out,
         plan=plan,
     )
     assert plan.tokens == sides[0].ids
     assert ids == [sides[0].eos_id, 1]
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / "out" / name).read_bytes() == (family["instruct"] / name).read_bytes()
+        assert (out / name).read_bytes() == (family["instruct"] / name).read_bytes()
 
 
 @pytest.mark.parametrize("role", ["instruct", "target"])
 def test_released_layouts_are_joined_too(
-    role: str, family: dict[str, Path], tmp_path: Path
+    role: str, family: dict[str, Path], tmp_path: Path, out: Path
 ) -> None:
     """Added tokens in tokenizer_config.json, roles in special_tokens_map.json, template inside."""
     folder = Path(shutil.copytree(family[role], tmp_path / role))
@@ -197,8 +193,6 @@ def test_released_layouts_are_joined_too(
     (folder / "special_tokens_map.json").write_text('{"eos_token": "<|user|>"}')  # not read
     models = {**family, role: folder}
     plan, _ = plan_of(models)
-    (tmp_path / "out").mkdir()
-    out = tmp_path / "out"
     install(
         instruct_side=models["instruct"], base_eos=[], target=models["target"], out=out, plan=plan
     )
@@ -208,19 +202,17 @@ def test_released_layouts_are_joined_too(
     assert tokenizer.chat_template == CHAT_ML
 
 
-def test_roles_of_a_legacy_instruct(family: dict[str, Path], tmp_path: Path) -> None:
+def test_roles_of_a_legacy_instruct(family: dict[str, Path], tmp_path: Path, out: Path) -> None:
     instruct = Path(shutil.copytree(family["instruct"], tmp_path / "instruct"))
     (instruct / "special_tokens_map.json").write_text('{"eos_token": "<|im_start|>"}')
     plan, sides = plan_of({**family, "instruct": instruct})
     assert sides[0].eos_token == "<|im_start|>"
-    (tmp_path / "out").mkdir()
-    out = tmp_path / "out"
     install(instruct_side=instruct, base_eos=[], target=family["target"], out=out, plan=plan)
     assert load_tokenizer(out).eos_token == "<|im_start|>"
 
 
 def test_an_ordinary_token_that_instruct_marks_special(
-    family: dict[str, Path], tmp_path: Path
+    family: dict[str, Path], tmp_path: Path, out: Path
 ) -> None:
     """CPT added `<tool>` as plain text, instruct has it as a special token."""
     instruct = Path(shutil.copytree(family["instruct"], tmp_path / "instruct"))
@@ -233,25 +225,24 @@ def test_an_ordinary_token_that_instruct_marks_special(
     tokenizer.add_tokens(["<tool>"])
     tokenizer.save_pretrained(str(target))
     plan, sides = plan_of({"base": family["base"], "instruct": instruct, "target": target})
-    (tmp_path / "out").mkdir()
-    out = tmp_path / "out"
     install(instruct_side=instruct, base_eos=[], target=target, out=out, plan=plan)
     merged = load_tokenizer(out)
     assert merged.get_vocab() == plan.tokens
     assert special_tokens_of(merged)[sides[1].ids["<tool>"]] == "<tool>"
 
 
-def test_an_id_of_instruct_that_is_no_token(family: dict[str, Path], tmp_path: Path) -> None:
+def test_an_id_of_instruct_that_is_no_token(
+    family: dict[str, Path], tmp_path: Path, out: Path
+) -> None:
     instruct = Path(shutil.copytree(family["instruct"], tmp_path / "instruct"))
     config = json.loads((instruct / "config.json").read_text())
     plan, _ = plan_of(family)
-    (tmp_path / "out").mkdir()
     for value, fine in ((-1, True), (None, True), (9999, False)):
         (instruct / "config.json").write_text(json.dumps({**config, "pad_token_id": value}))
-        arguments = {"base_eos": [1], "target": family["target"], "out": tmp_path / "out"}
+        arguments = {"base_eos": [1], "target": family["target"], "out": out}
         if fine:
             assert len(install(instruct_side=instruct, plan=plan, **arguments)) == 2
-            written = json.loads((tmp_path / "out" / "config.json").read_text())
+            written = json.loads((out / "config.json").read_text())
             assert written["pad_token_id"] == value
         else:
             with pytest.raises(CompatibilityError, match="pad_token_id is 9999") as caught:
@@ -259,18 +250,15 @@ def test_an_id_of_instruct_that_is_no_token(family: dict[str, Path], tmp_path: P
             assert caught.value.problems == ("id 9999: no token",)
 
 
-def test_a_tokenizer_that_does_not_get_the_planned_map(
-    family: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_tokenizer_that_does_not_get_the_planned_map(family: dict[str, Path], out: Path) -> None:
     plan, _ = plan_of(family)
     moved = {**plan.tokens, "<|im_end|>": 290}  # tokenizers number added tokens without gaps
-    (tmp_path / "out").mkdir()
     with pytest.raises(CompatibilityError, match="does not have the tokens that its rows") as found:
         install(
             instruct_side=family["instruct"],
             base_eos=[],
             target=family["target"],
-            out=tmp_path / "out",
+            out=out,
             plan=dataclasses.replace(plan, tokens=moved),
         )
     assert "id 290: '<|im_end|>' planned, None found" in found.value.problems

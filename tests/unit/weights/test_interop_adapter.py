@@ -95,15 +95,6 @@ def test_adapter_is_merged_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
     opened(tmp_path / "out")
 
 
-def test_rslora(tmp_path: Path) -> None:
-    start = values(0, torch.float32)
-    base = opened(model(tmp_path / "base", start), "base")
-    tensors = factors(DOWN)
-    merge_adapter(adapter(tmp_path / "adapter", tensors, use_rslora=True), base, tmp_path / "out")
-    exact = start[DOWN].double() + torch.from_numpy(exact_delta(tensors, DOWN, 8 / math.sqrt(2)))
-    assert same_bits(read_all(tmp_path / "out")[DOWN], exact.float())
-
-
 def test_elements_that_do_not_move_keep_their_bits(tmp_path: Path) -> None:
     start = values(0)
     start[QUERY][0] = -0.0

@@ -80,17 +80,6 @@ def test_other_work_does_not_go_on_with_it(family: Family, change: str) -> None:
     assert all(bool(value.any()) for value in found.values())
 
 
-def test_a_shard_of_another_size_is_not_believed(family: Family) -> None:
-    whole, _ = family.merge(MergeRecipe(), "whole")
-    with pytest.raises(_Interrupted):
-        family.merge(MergeRecipe(), streaming=_until(family, 80))
-    shards = sorted((family.root / ".out.partial/out").glob("*.safetensors"))
-    os.truncate(shards[0], shards[0].stat().st_size - 1)
-    found, _ = family.merge(MergeRecipe())
-    assert found.keys() == whole.keys()
-    assert all(same_bits(found[name], value) for name, value in whole.items())
-
-
 def test_nothing_of_a_call_that_was_killed_is_published_unseen(family: Family) -> None:
     """Whatever it had begun goes: half a tokenizer, half a record, what a newer version made."""
     with pytest.raises(_Interrupted):

@@ -114,14 +114,6 @@ def test_low_rank_in_many_chunks_is_low_rank_in_one(
     np.testing.assert_allclose(many.right, one.right, rtol=1e-4, atol=1e-6)
 
 
-def test_low_rank_of_a_matrix_and_of_its_transpose_agree() -> None:
-    matrix = np.random.default_rng(1).standard_normal((30, 12)).astype(np.float32)
-    factors, turned = low_rank(matrix, rank=4), low_rank(matrix.T, rank=4)
-    np.testing.assert_allclose(
-        factors.left @ factors.right, (turned.left @ turned.right).T, atol=1e-5
-    )
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_low_rank_refuses_what_is_not_finite(bad: float) -> None:
     matrix = np.zeros((4, 3), dtype=np.float32)

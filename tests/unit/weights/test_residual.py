@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,16 @@ from cpt_residual.core.hashing import file_sha256
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import load_tokenizer
-from cpt_residual.weights.io import reader, writer
-from cpt_residual.weights.io.reader import ShardReader, Streaming
+from cpt_residual.weights.io import writer
+from cpt_residual.weights.io.reader import Streaming
 from cpt_residual.weights.io.shard_header import read_shard
-from cpt_residual.weights.maths.torch_bridge import tensor_of
 from cpt_residual.weights.residual.compute import compute
 from cpt_residual.weights.residual.residual_format import (
     CORRECTIONS_FILE,
     open_residual,
 )
 from support.merge_family import add, moved, subtract
-from support.pico_family import Tensors, fake_model, opened, read_all, same_bits, write_weights
+from support.pico_family import Tensors, fake_model, opened, read_all, same_bits
 
 
 def test_the_residual_directory(stored: tuple[Path, Path, Path], tensors: Tensors) -> None:
@@ -198,28 +196,3 @@ def test_mixed_dtypes(tmp_path: Path, tensors: Tensors) -> None:
     wide = fake_model(tmp_path / "wide", {name: value.float() for name, value in tensors.items()})
     add(wide, tmp_path / "residual-bf16", tmp_path / "out")
     assert {value.dtype for value in read_all(tmp_path / "out").values()} == {torch.float32}
-
-
-def test_readers_share_nothing_between_blocks(tmp_path: Path, tensors: Tensors) -> None:
-    write_weights(tmp_path, tensors)
-    shard = read_shard(tmp_path / "model.safetensors")
-    with ShardReader([shard]) as shards:
-        for entry in shard.tensors:
-            whole = tensors[entry.name].reshape(-1)
-            for block in reader.blocks_of([entry], 5):
-                part = shards.read(entry, block.start, block.stop)
-                assert same_bits(tensor_of(part), whole[block.start : block.stop])
-
-
-def test_a_snapshot_of_the_hubs_cache(stored: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    blobs = tmp_path / "models--org--name" / "blobs"
-    snapshot = tmp_path / "models--org--name" / "snapshots" / ("a" * 40)
-    for folder in (blobs, snapshot):
-        folder.mkdir(parents=True)
-    for number, path in enumerate(sorted(stored[0].iterdir())):
-        shutil.copy(path, blobs / str(number))
-        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
-    add(snapshot, stored[2], tmp_path / "out")
-    add(stored[0], stored[2], tmp_path / "expected")
-    for name, value in read_all(tmp_path / "expected").items():
-        assert same_bits(read_all(tmp_path / "out")[name], value)

@@ -70,24 +70,6 @@ def test_a_grown_vocabulary_says_what_is_needed(
         subtract(uneven, other, tmp_path / "r2")
 
 
-def test_other_tokens_are_refused_although_shapes_agree(
-    stored: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
-    path = stored[0] / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    ids = tokenizer["model"]["vocab"]
-    first, second = [token for token in ids if ids[token] > 100][:2]
-    ids[first], ids[second] = ids[second], ids[first]
-    path.write_text(json.dumps(tokenizer))
-    with pytest.raises(CompatibilityError, match="do not have the same tokens") as caught:
-        add(stored[0], stored[2], tmp_path / "out")
-    assert len(caught.value.problems) == 2
-    assert f"{ids[first]}: {second!r} vs {first!r}" in "\n".join(caught.value.problems)
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(CompatibilityError, match="do not have the same tokens"):
-        subtract(stored[0], stored[1], tmp_path / "out")
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["base", "instruct", "target"])
 def test_values_that_are_not_finite(
@@ -111,6 +93,12 @@ def test_values_that_are_not_finite(
     )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
+    if where != "target":  # a merge that reads the pair names it too
+        sides = dict(zip(("base", "instruct"), (base, instruct), strict=True)) | {where: broken}
+        pair = PairDelta(*(opened(folder, role) for role, folder in sides.items()))
+        with pytest.raises(CompatibilityError) as direct:
+            merge(opened(base), pair, [Output(1.0, tmp_path / "out")])
+        assert direct.value.problems == caught.value.problems
 
 
 def test_overflow_is_refused(stored: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -242,17 +230,3 @@ def test_a_damaged_residual_is_not_added(stored: tuple[Path, Path, Path], tmp_pa
         require_intact(artifact, threads=2)
     again = subtract(stored[0], stored[1], tmp_path / "again")
     assert again.files == artifact.manifest.files
-
-
-@pytest.mark.parametrize("role", ["base", "instruct"])
-def test_the_model_with_nan_is_named_in_a_direct_merge(
-    stored: tuple[Path, Path, Path], tmp_path: Path, tensors: Tensors, role: str
-) -> None:
-    bad = {name: tensor.clone() for name, tensor in tensors.items()}
-    bad["lm_head.weight"][1, 2] = torch.nan
-    broken = opened(fake_model(tmp_path / "broken", bad), role)
-    models = {"base": opened(stored[0], "base"), "instruct": opened(stored[1], "instruct")}
-    source = PairDelta(**{**models, role: broken})
-    with pytest.raises(CompatibilityError) as caught:
-        merge(opened(stored[0]), source, [Output(1.0, tmp_path / "out")])
-    assert caught.value.problems == (f"lm_head.weight: NaN or Inf in {role}",)
