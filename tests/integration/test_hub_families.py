@@ -94,17 +94,6 @@ def test_the_merged_model_stops_at_either_end(family: HubFamily, merged: Path) -
     assert family.target.name == record["inputs"][0]["name"].rpartition("/")[2]
 
 
-def test_onto_its_own_base_it_gives_instruct(
-    family: HubFamily, residual: Path, tmp_path: Path
-) -> None:
-    api.apply(family.base, residual, tmp_path / "same")
-    found, instruct = by_plain_name(tmp_path / "same"), by_plain_name(family.instruct)
-    for name, value in found.items():
-        if value.dtype != torch.bool:  # masks that nothing reads are carried
-            expected = ROUND[value.dtype](instruct[name].double().numpy())  # base's dtype
-            assert same_bits(value, expected), name
-
-
 def test_geometry_says_how_far_both_went(family: HubFamily) -> None:
     report = api.geometry(api.Pair(family.base, family.instruct), family.target)
     base, target = by_plain_name(family.base), by_plain_name(family.target)

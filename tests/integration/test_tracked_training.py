@@ -20,6 +20,7 @@ from cpt_residual.tracking.series import read_series, series_path
 from cpt_residual.tracking.sinks import open_sinks
 from cpt_residual.train.job import TrainingInterruptedError
 from cpt_residual.train.worker import run
+from support.staged import contents
 from support.training import job, write_model, write_pack
 from support.wandb_endpoint import WandbEndpoint
 
@@ -78,15 +79,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
     model = write_model(folder / "model")
     pack = write_pack(folder / "pack", model)
     run(job(folder, model, pack), progress=lambda *_: None, metrics=None)
-    return model, pack, _content(folder / "out")
-
-
-def _content(out: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
+    return model, pack, contents(folder / "out")
 
 
 def _track(
@@ -99,7 +92,7 @@ def _track(
         metrics = KillsAt(sinks, what) if what else sinks
         run(training, progress=lambda *_: None, metrics=metrics)
         sinks.summarise({"final_loss": 1.0})
-    assert _content(training.out) == world[2]
+    assert contents(training.out) == world[2]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from cpt_residual.launch.environment import child_environment
 from cpt_residual.train.job import TrainingInterruptedError, TrainJob
 from cpt_residual.train.worker import run
+from support.staged import contents
 from support.training import job, write_model, write_pack
 
 NUM_STEPS = 6
@@ -53,12 +54,6 @@ def finish(training: TrainJob, metrics: At | None = None) -> None:
     run(training, progress=lambda *_: None, metrics=metrics)
 
 
-def assert_same(out: Path, expected: Path) -> None:
-    for path in sorted(p for p in expected.rglob("*") if p.is_file()):
-        name = path.relative_to(expected)
-        assert (out / name).read_bytes() == path.read_bytes(), name
-
-
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
 def test_a_kill_at_any_step(world: tuple[Path, Path, Path], tmp_path: Path, step: int) -> None:
     model, pack, expected = world
@@ -68,7 +63,7 @@ def test_a_kill_at_any_step(world: tuple[Path, Path, Path], tmp_path: Path, step
     checkpoints = sorted(path.name for path in training.checkpoints.glob("checkpoint-*"))
     assert checkpoints == ([f"checkpoint-{(step - 1) // 2 * 2}"] if step > 2 else [])
     finish(training)
-    assert_same(training.out, expected)
+    assert contents(training.out) == contents(expected)
 
 
 def test_kill_after_kill(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -78,7 +73,7 @@ def test_kill_after_kill(world: tuple[Path, Path, Path], tmp_path: Path) -> None
         with pytest.raises(KilledError):
             finish(training, At(step, "die"))
     finish(training)
-    assert_same(training.out, expected)
+    assert contents(training.out) == contents(expected)
 
 
 def test_a_kill_while_a_checkpoint_is_written(
@@ -95,7 +90,7 @@ def test_a_kill_while_a_checkpoint_is_written(
     (debris / "optimizer.pt").write_bytes(b"half")
     finish(training)
     assert not debris.exists() or (debris / "COMPLETE.json").exists()
-    assert_same(training.out, expected)
+    assert contents(training.out) == contents(expected)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
@@ -112,7 +107,7 @@ def test_a_signal_saves_and_says_where_a_rerun_resumes(
     assert signal.getsignal(getattr(signal, name)) is before
     assert not training.out.exists()
     finish(training)
-    assert_same(training.out, expected)
+    assert contents(training.out) == contents(expected)
 
 
 _KILLED = """
@@ -151,4 +146,4 @@ def test_a_real_kill_9(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     assert not (training.out / "model.safetensors").exists()
     finish(training)
-    assert_same(training.out, expected)
+    assert contents(training.out) == contents(expected)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from cpt_residual.config.corpora import World
 from cpt_residual.core.stage import (
     ONE_CORE,
     ArtifactRef,
@@ -21,6 +22,14 @@ from cpt_residual.core.stage import (
 )
 
 Sources = tuple[tuple[str, Stage], ...]
+SMALL_WORLD = World(
+    num_general_documents=40,
+    num_new_documents=30,
+    num_instructions=50,
+    num_heldout_documents=5,
+    num_donor_documents=10,
+    num_prompts_per_type=1,
+)
 
 
 class TextRecipe(BaseModel):

@@ -162,14 +162,6 @@ def test_hash_cache_reads_once_and_shares_between_processes(
 
 
 @pytest.mark.usefixtures("settled")
-def test_hash_cache_keeps_nothing_of_small_files(tmp_path: Path) -> None:
-    """3,000 entries would take longer than hashing the files a hundred times."""
-    file = _old_file(tmp_path / "note", "words")
-    assert HashCache(tmp_path / "cache").sha256(file) == hashlib.sha256(b"words").hexdigest()
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.usefixtures("settled")
 def test_hash_cache_of_a_name_that_is_not_utf8_and_of_a_folder_that_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

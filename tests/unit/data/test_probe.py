@@ -32,13 +32,26 @@ def suite(**changes: Any) -> ClozeSuite:
 
 
 def build(
-    folder: Path, new: list[str], old: list[str], *, seed: int = 0, **changes: Any
+    folder: Path,
+    new: list[str],
+    old: list[str] | Path,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int, str], object] = no_progress,
+    documents_packed: int | None = None,
+    **changes: Any,
 ) -> tuple[list[Question], ProbeLedger]:
     folder.mkdir(exist_ok=True)
     documents = write_texts(folder / "documents.jsonl", new)
-    references = [Reference("general", write_texts(folder / "general.jsonl", old))]
+    file = old if isinstance(old, Path) else write_texts(folder / "general.jsonl", old)
     ledger = build_probe(
-        folder / "out", documents, references, suite(**changes), seed=seed, progress=no_progress
+        folder / "out",
+        documents,
+        [Reference("general", file)],
+        suite(**changes),
+        seed=seed,
+        progress=progress,
+        documents_packed=documents_packed,
     )
     lines = (folder / "out" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     return [Question.model_validate_json(line) for line in lines], ledger
@@ -145,15 +158,7 @@ def test_dialogues_can_be_a_reference(tmp_path: Path) -> None:
     chat = tmp_path / "chat.jsonl"
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": NEW[0]}]
     chat.write_text(json.dumps({"messages": turns}) + "\n")
-    documents = write_texts(tmp_path / "documents.jsonl", NEW)
-    ledger = build_probe(
-        tmp_path / "out",
-        documents,
-        [Reference("chat", chat)],
-        suite(),
-        seed=0,
-        progress=no_progress,
-    )
+    _, ledger = build(tmp_path, NEW, chat)
     assert ledger.references[0].spans_met == 1
 
 
@@ -214,16 +219,14 @@ def test_too_few_questions_is_an_error_with_all_numbers(tmp_path: Path) -> None:
 
 def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
-    documents = write_texts(tmp_path / "documents.jsonl", NEW * 20)
-    reference = write_texts(tmp_path / "general.jsonl", OLD)
-    build_probe(
-        tmp_path / "out",
-        documents,
-        [Reference("general", reference)],
-        suite(max_span_documents=30),
-        seed=0,
+    build(
+        tmp_path,
+        NEW * 20,
+        OLD,
         progress=lambda *report: seen.append(report),
+        max_span_documents=30,
     )
+    documents, reference = (tmp_path / name for name in ("documents.jsonl", "general.jsonl"))
     total = 2 * documents.stat().st_size + reference.stat().st_size
     assert seen[-1] == (total, total, "bytes")
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
@@ -237,21 +240,11 @@ def test_only_what_the_pack_holds_is_asked(budget: int, share_asked: float, tmp_
     books = pack(tmp_path / "pack", [byte_texts(documents, "new")], plan(64, length))
     reached = books.documents_reached("new")
     assert 0 < reached <= share_asked * len(NEW)
-    asked = suite(num_questions=5)
-    ledger = build_probe(
-        tmp_path / "out",
-        documents,
-        [Reference("general", write_texts(tmp_path / "general.jsonl", OLD))],
-        asked,
-        seed=0,
-        progress=no_progress,
-        documents_packed=reached,
-    )
+    questions, ledger = build(tmp_path, NEW, OLD, documents_packed=reached, num_questions=5)
     assert ledger.documents_packed == ledger.documents_sampled == reached
     view = open_pack(tmp_path / "pack")
     ids = np.asarray(view.ids).reshape(-1)
     text = bytes(int(i) - FIRST_BYTE if i >= FIRST_BYTE else 0 for i in ids)
-    for line in (tmp_path / "out" / "questions.jsonl").read_text().splitlines():
-        question = Question.model_validate_json(line)
+    for question in questions:
         whole = f"{question.context}{question.choices[question.answer]}".encode()
         assert whole in text, "asked, but not in the pack"

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from cpt_residual.core.stage import Resources
 from cpt_residual.errors import ConfigError, DiskSpaceError, WorkerError
 from cpt_residual.launch.pool import Event, run_jobs
 from cpt_residual.launch.schedule import Job, Machine
+from support.processes import wait_for, wait_until_gone
 
 Report = Callable[[int, int, str], None]
 
@@ -204,55 +204,48 @@ def test_what_workers_and_their_children_print_goes_to_the_log(
     assert "child chatter" in text
 
 
-def _spawn_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
-    script = tmp_path / "parent.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import os, time
-            from pathlib import Path
-            from cpt_residual.launch.pool import run_jobs
-            from cpt_residual.launch.schedule import Job, Machine
+PARENT = """
+import multiprocessing, os, time
+from pathlib import Path
+from cpt_residual.launch.pool import run_jobs
+from cpt_residual.launch.schedule import Job, Machine
+from cpt_residual.launch.stopping import TerminatedError, terminable
 
-            def work(payload, report):
-                Path(payload).write_text(str(os.getpid()))
-                time.sleep(60)
+def work(payload, report):
+    global lock
+    lock = multiprocessing.get_context("spawn").RLock()  # as tqdm does
+    Path(payload).write_text(str(os.getpid()))
+    time.sleep(60)
 
-            if __name__ == "__main__":
-                here = Path(__file__).parent
-                job = Job("sleep", str(here / "pid"))
-                log, ignore = here / "log", lambda e: None
-                run_jobs({"sleep": job}, work, machine=Machine(1), log=log, on_event=ignore)
-            """
-        )
-    )
-    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    pid_file = tmp_path / "pid"
-    while not (pid_file.exists() and pid_file.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return parent, int(pid_file.read_text())
-
-
-def _alive(pid: int) -> bool:
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    jobs, log = {"sleep": Job("sleep", str(here / "pid"))}, here / "log"
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+        with terminable():
+            run_jobs(jobs, work, machine=Machine(1), log=log, on_event=lambda e: None)
+    except TerminatedError:
+        print("terminated")
+"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
-    parent, worker = _spawn_parent(tmp_path)
+    """A parent that is terminated hears no word of the resource tracker, which speaks of
+    semaphores that are left over."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    worker = int(wait_for(tmp_path / "pid"))
     parent.send_signal(how)
-    parent.wait(timeout=20)
-    deadline = time.monotonic() + 10
-    while _alive(worker):
-        assert time.monotonic() < deadline, "the worker outlived its parent"
-        time.sleep(0.05)
+    out, errors = parent.communicate(timeout=20)
+    wait_until_gone(worker)
+    if how == signal.SIGTERM:
+        assert (out, errors, parent.returncode) == ("terminated\n", "", 0)
 
 
 _DEVICES = ("3", "GPU-5a1c", "MIG-77", "0")
@@ -339,46 +332,3 @@ def test_nothing_more_starts_once_the_disk_is_full(tmp_path: Path) -> None:
     complete, events = _run(tmp_path, *jobs, cores=1)
     assert not complete
     assert [event.kind for event in events] == ["start", "failed", "blocked"]
-
-
-def test_a_worker_that_is_terminated_gives_back_its_semaphores(tmp_path: Path) -> None:
-    """Without a word of the resource tracker, which speaks of semaphores that are left over."""
-    script = tmp_path / "parent.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import multiprocessing, sys, time
-            from pathlib import Path
-            from cpt_residual.launch.pool import run_jobs
-            from cpt_residual.launch.schedule import Job, Machine
-            from cpt_residual.launch.stopping import TerminatedError, terminable
-
-            def work(payload, report):
-                global lock
-                lock = multiprocessing.get_context("spawn").RLock()  # as tqdm does
-                Path(payload).write_text("ready")
-                time.sleep(60)
-
-            if __name__ == "__main__":
-                here = Path(__file__).parent
-                job = Job("x", str(here / "ready"))
-                ignore = lambda e: None
-                try:
-                    with terminable():
-                        log = here / "log"
-                        run_jobs({"x": job}, work, machine=Machine(1), log=log, on_event=ignore)
-                except TerminatedError:
-                    print("terminated")
-            """
-        )
-    )
-    parent = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    parent.terminate()
-    out, errors = parent.communicate(timeout=20)
-    assert (out, errors, parent.returncode) == ("terminated\n", "", 0)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from cpt_residual.launch.torchrun import (
     stop_requests,
     torchrun_command,
 )
+from support.processes import wait_for, wait_until_gone
 
 
 def run(code: str, tmp_path: Path, *, flag: StopFlag | None = None) -> int:
@@ -141,7 +141,7 @@ def test_an_error_while_polling_ends_the_ranks(tmp_path: Path) -> None:
             on_poll=poll,
             flag=StopFlag(),
         )
-    assert _is_gone(pids[0])
+    wait_until_gone(pids[0])
 
 
 def test_ranks_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -159,33 +159,11 @@ def test_ranks_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         env=child_environment(threads=1),
     )
     try:
-        pid = _wait_for(tmp_path / "pid")
+        pid = int(wait_for(tmp_path / "pid"))
     finally:
         parent.kill()
         parent.wait()
-    assert _is_gone(pid)
-
-
-def _wait_for(path: Path) -> int:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_text():
-            return int(path.read_text())
-        time.sleep(0.05)
-    raise TimeoutError(path)
-
-
-def _is_gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
+    wait_until_gone(pid)
 
 
 def test_a_killed_rank_is_read_from_torchruns_report(tmp_path: Path) -> None:

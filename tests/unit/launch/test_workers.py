@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +14,14 @@ import pytest
 
 from cpt_residual.errors import ArtifactError, CorpusError, WorkerError
 from cpt_residual.launch.workers import Workers
+from support.processes import wait_until_gone
 
 
 @pytest.fixture(autouse=True)
 def _find_this(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
     """The processes import `make`."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
+    for folder in Path(__file__).parents[2:4]:
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 def make(offset: int) -> Callable[[int], int]:
@@ -42,17 +43,6 @@ def make(offset: int) -> Callable[[int], int]:
 
 def workers(number: int = 1, offset: int = 0) -> Workers[int, int]:
     return Workers("tokenizer worker", make, (offset,), num_workers=number)
-
-
-def wait_until_gone(process: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the process lives on")
 
 
 def test_results_belong_to_their_pieces_and_errors_harm_no_other() -> None:

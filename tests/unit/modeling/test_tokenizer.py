@@ -178,19 +178,6 @@ def test_it_is_the_tokenizer_that_transformers_loads(
     assert eos_id_of(loaded) == expected.eos_token_id
 
 
-def test_a_tokenizer_is_loaded_without_the_code_of_models(tmp_path: Path) -> None:
-    folder = save(tiny_tokenizer(), tmp_path)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    code = (
-        "import sys; from pathlib import Path;"
-        "from cpt_residual.modeling.tokenizer import load_tokenizer;"
-        f"load_tokenizer(Path({str(folder)!r}));"
-        "print('torch._dynamo' in sys.modules, 'transformers.models.llama' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
-
-
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(CompatibilityError, match="no such directory"):
         load_tokenizer(tmp_path / "none")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from cpt_residual.config.corpora import HubCorpus, LocalCorpus
-from cpt_residual.config.corpora import World as WorldConfig
 from cpt_residual.config.filters import Contamination, Filters
 from cpt_residual.config.packs import Pack
 from cpt_residual.core.hashing import file_sha256
@@ -27,16 +26,9 @@ from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.pack import PackStage
 from cpt_residual.stages.references import References
 from cpt_residual.stages.world import World
+from support.staged import contents
+from support.stages import SMALL_WORLD
 from support.tiny_tokenizer import save, tiny_tokenizer
-
-WORLD = WorldConfig(
-    num_general_documents=40,
-    num_new_documents=30,
-    num_instructions=50,
-    num_heldout_documents=5,
-    num_donor_documents=10,
-    num_prompts_per_type=1,
-)
 
 
 def build(stage: Stage, work: Path, inputs: Mapping[str, ArtifactRef] | None = None) -> Metrics:
@@ -46,11 +38,6 @@ def build(stage: Stage, work: Path, inputs: Mapping[str, ArtifactRef] | None = N
 
 def ref(stage: Stage, path: Path) -> ArtifactRef:
     return ArtifactRef(stage.name, stage.node, "f", "c", path, {})
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def local(folder: Path, *, heldout: int = 0, field: str = "text") -> LocalCorpus:
@@ -79,25 +66,25 @@ def texts(tmp_path: Path) -> Path:
 
 class TestWorld:
     def test_files_and_bytes(self, tmp_path: Path) -> None:
-        world = World(WORLD, seed=3)
+        world = World(SMALL_WORLD, seed=3)
         metrics = build(world, tmp_path / "a")
         build(world, tmp_path / "b")
-        published = files_of(tmp_path / "a" / "out")
-        assert published == files_of(tmp_path / "b" / "out")
+        published = contents(tmp_path / "a" / "out")
+        assert published == contents(tmp_path / "b" / "out")
         assert published["general.jsonl"].count(b"\n") == metrics["num_general"] == 40
         assert published["donor_instructions.jsonl"].count(b"\n") == 50
         assert metrics["num_probes_new_facts"] == published["probes/new_facts.jsonl"].count(b"\n")
 
     def test_recipe_and_cost(self) -> None:
-        world = World(WORLD, seed=3)
+        world = World(SMALL_WORLD, seed=3)
         recipes = {
             world.recipe().model_dump_json(),
-            World(WORLD, seed=4).recipe().model_dump_json(),
+            World(SMALL_WORLD, seed=4).recipe().model_dump_json(),
         }
-        for name in type(WORLD).model_fields:
-            changed = WORLD.model_copy(update={name: getattr(WORLD, name) + 1})
+        for name in type(SMALL_WORLD).model_fields:
+            changed = SMALL_WORLD.model_copy(update={name: getattr(SMALL_WORLD, name) + 1})
             recipes.add(World(changed, seed=3).recipe().model_dump_json())
-        assert len(recipes) == 2 + len(type(WORLD).model_fields)
+        assert len(recipes) == 2 + len(type(SMALL_WORLD).model_fields)
         assert world.node == "world"
         assert world.cost().disk_bytes > 0 < world.cost().seconds
         assert dict(world.inputs()) == {}
@@ -106,7 +93,7 @@ class TestWorld:
 class TestCorpus:
     def test_local_files_are_published_in_our_form(self, texts: Path, tmp_path: Path) -> None:
         metrics = build(corpus_stage(texts, heldout=4), tmp_path / "w")
-        published = files_of(tmp_path / "w" / "out")
+        published = contents(tmp_path / "w" / "out")
         assert sorted(published) == ["documents.jsonl", "heldout.jsonl", "ledger.json"]
         assert published["documents.jsonl"].startswith(b'{"text": "the city of Anna ')
         assert (metrics["documents"], metrics["heldout_documents"]) == (26, 4)
@@ -238,7 +225,7 @@ def pack_config(**changes: Any) -> Pack:
 
 @pytest.fixture
 def packing(tmp_path: Path) -> Packing:
-    world = World(WORLD, seed=0)
+    world = World(SMALL_WORLD, seed=0)
     build(world, tmp_path / "world")
     model = save(tiny_tokenizer(), tmp_path / "model")
     (model / "chat").mkdir()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.config.corpora import World as WorldConfig
 from cpt_residual.config.schema import Suite
 from cpt_residual.config.suite_tasks import HarnessTask
 from cpt_residual.core.stage import ArtifactRef, RunContext
@@ -19,6 +18,7 @@ from cpt_residual.suites.harness import HarnessSuite
 from cpt_residual.suites.heldout import HeldoutSuite
 from cpt_residual.suites.world import WorldSuite
 from support.bigram_models import write_rows
+from support.stages import SMALL_WORLD
 
 STOCK = HarnessSuite(
     kind="harness", tasks=[HarnessTask(task="mmlu", num_fewshot=5), HarnessTask(task="ifeval")]
@@ -26,17 +26,7 @@ STOCK = HarnessSuite(
 PROBES = WorldSuite(kind="world", probes=["old_facts", "new_facts"], max_new_tokens=4)
 HELDOUT = HeldoutSuite(kind="heldout", corpora=["a"], max_documents=3)
 SUITES: Mapping[str, Suite] = {"stock": STOCK, "probes": PROBES, "heldout": HELDOUT}
-WORLD = World(
-    world=WorldConfig(
-        num_general_documents=4,
-        num_new_documents=3,
-        num_instructions=5,
-        num_heldout_documents=5,
-        num_donor_documents=1,
-        num_prompts_per_type=1,
-    ),
-    seed=0,
-)
+WORLD = World(world=SMALL_WORLD, seed=0)
 
 
 def test_the_recipe_is_what_is_asked_and_nothing_else() -> None:

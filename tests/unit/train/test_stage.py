@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cpt_residual.config.corpora import World
 from cpt_residual.config.packs import Pack, PackSource
 from cpt_residual.config.schema import DeepSpeed, Launch, TrainRecipe
 from cpt_residual.core.stage import Stage
@@ -13,17 +12,12 @@ from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.pack import PackStage
 from cpt_residual.stages.train import Train
 from cpt_residual.stages.world import World as WorldStage
+from support.stages import SMALL_WORLD
 from support.training import PICO
 
-WORLD = World(
-    num_general_documents=10,
-    num_new_documents=10,
-    num_instructions=10,
-    num_heldout_documents=10,
-    num_donor_documents=10,
-    num_prompts_per_type=1,
+CORPUS = CorpusInput(
+    WorldStage(world=SMALL_WORLD, seed=0), "general.jsonl", "general_heldout.jsonl"
 )
-CORPUS = CorpusInput(WorldStage(world=WORLD, seed=0), "general.jsonl", "general_heldout.jsonl")
 START = Init("init", PICO, CORPUS, seed=0)
 PACK = PackStage(
     key="text",

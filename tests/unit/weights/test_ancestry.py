@@ -91,18 +91,6 @@ def test_vocabularies_of_different_size_are_compared_on_their_first_rows(
         ]
 
 
-def test_tied_tensors_count_once(tmp_path: Path, tensors: Tensors) -> None:
-    del tensors["lm_head.weight"]
-    config = {"tie_word_embeddings": True}
-    other = moved(tensors, 0.1)
-    twice = other | {"lm_head.weight": other[EMBEDDING].clone()}
-    base = opened(fake_model(tmp_path / "base", tensors, config=config), "base")
-    once = opened(fake_model(tmp_path / "once", other, config=config), "other")
-    again = opened(fake_model(tmp_path / "twice", twice, config=config), "other")
-    assert measure(base, once) == measure(base, again)
-    assert measure(base, again).num_parameters == 76
-
-
 def test_other_architectures_and_shapes_are_refused(tmp_path: Path, tensors: Tensors) -> None:
     base = model(tmp_path, "base", tensors)
     wide = tensors | {UP: torch.zeros(8, 4, dtype=torch.bfloat16)}

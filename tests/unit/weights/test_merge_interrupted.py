@@ -14,7 +14,6 @@ from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.core import disk
 from cpt_residual.errors import (
     ArtifactError,
-    BusyError,
     DiskSpaceError,
 )
 from cpt_residual.weights.io.direct import OutputFile
@@ -127,20 +126,6 @@ def test_a_template_that_comes_meanwhile(family: Family) -> None:
     with pytest.raises(ArtifactError, match=r"chat_template\.json"):
         family.merge(MergeRecipe(), streaming=Streaming(progress=progress, threads=1))
     assert not (family.root / "out").exists()
-
-
-def test_a_second_merge_of_the_same_output_is_refused(family: Family) -> None:
-    whole, _ = family.merge(MergeRecipe(), "whole")
-    refused: list[str] = []
-
-    def progress(done: int, total: int, unit: str) -> None:
-        with pytest.raises(BusyError, match="built right now by process") as caught:
-            family.merge(MergeRecipe(), alpha=0.5)
-        refused.append(caught.value.what)
-
-    found, _ = family.merge(MergeRecipe(), streaming=Streaming(progress=progress, threads=1))
-    assert set(refused) == {f"The output {family.root / 'out'} is busy"}
-    assert all(same_bits(found[name], value) for name, value in whole.items())
 
 
 def test_resuming_on_a_disk_that_the_killed_call_had_filled(
