@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def trained(base: Path, folder: Path, *, num_rows: int = 0, **config: Any) -> An
     if num_rows:
         model.resize_token_embeddings(num_rows, mean_resizing=False)
     adapted = peft.get_peft_model(
-        model, peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], **config})
+        model, peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], **deepcopy(config)})
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

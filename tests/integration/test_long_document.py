@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from support.commands import REPOSITORY, run_code
 
 SCRIPT = """
 import sys
@@ -32,12 +32,6 @@ def test_one_document_of_50_megabytes_takes_less_than_a_gigabyte(tmp_path: Path)
     words = "The harbour of the old town is not far from the gate, they said in 1987. "
     line = b'{"text": "' + words.encode() * (50_000_000 // len(words)) + b'"}\n'
     (tmp_path / "doc.jsonl").write_bytes(line)
-    tests = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tests), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(SCRIPT, str(REPOSITORY / "tests"), str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1 << 20, "KiB at most"

@@ -210,11 +210,3 @@ def test_the_hub_refuses(
         build(hub(), tmp_path)
     assert what in caught.value.what
     assert remedy in caught.value.remedy
-
-
-def test_offline_and_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's own behaviour when the environment says offline."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ArtifactError, match="is not in the hub cache, and the hub cannot be reach"):
-        build(hub(), tmp_path / "work")

@@ -5,11 +5,9 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-from cpt_residual.core import store as store_module
 from cpt_residual.core.artifact import Manifest, Receipt
 from cpt_residual.core.build import build_node
 from cpt_residual.core.graph import Graph
@@ -184,20 +182,6 @@ def test_a_directory_without_manifest_was_never_published(
     assert (path / "data.txt").read_text() == "one|"
 
 
-def test_touched_or_copied_files_are_read_once_and_remembered(
-    built: Store, graph: Graph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = built.path_of(graph["a"])
-    touch_later(path / "data.txt")
-    assert built.status(graph, "a").state == "ready"
-
-    def refuse(path: Path) -> str:
-        raise AssertionError(f"{path} is read again")
-
-    monkeypatch.setattr(store_module, "file_sha256", refuse)
-    assert built.status(graph, "a").state == "ready"
-
-
 @pytest.mark.parametrize("text", [None, "{", "{}"])
 def test_without_receipt_everything_is_read(built: Store, graph: Graph, text: str | None) -> None:
     path = built.path_of(graph["a"])
@@ -257,15 +241,6 @@ def test_records_are_absent_where_there_is_no_artifact(tmp_path: Path) -> None:
     assert Manifest.read(tmp_path / "nothing") is None
     assert Manifest.read(tmp_path / "file") is None
     assert Receipt.read(tmp_path / "file") is None
-
-
-def test_a_stage_name_must_be_a_file_name(store: Store) -> None:
-    class Odd(TextStage):
-        name: ClassVar[str] = "../odd"
-
-    graph = Graph.of([Odd("x")])
-    with pytest.raises(AssertionError, match="is no file name"):
-        store.status(graph, "x")
 
 
 def test_all_artifacts_that_cannot_be_used_are_named_at_once(built: Store, graph: Graph) -> None:

@@ -37,7 +37,7 @@ def build(
     old: list[str] | Path,
     *,
     seed: int = 0,
-    progress: Callable[[int, int, str], object] = no_progress,
+    progress: Callable[[int, int, str], None] = no_progress,
     documents_packed: int | None = None,
     **changes: Any,
 ) -> tuple[list[Question], ProbeLedger]:

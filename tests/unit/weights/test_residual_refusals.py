@@ -94,8 +94,8 @@ def test_values_that_are_not_finite(
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
     if where != "target":  # a merge that reads the pair names it too
-        sides = dict(zip(("base", "instruct"), (base, instruct), strict=True)) | {where: broken}
-        pair = PairDelta(*(opened(folder, role) for role, folder in sides.items()))
+        sides = {"base": base, "instruct": instruct, where: broken}
+        pair = PairDelta(**{role: opened(folder, role) for role, folder in sides.items()})
         with pytest.raises(CompatibilityError) as direct:
             merge(opened(base), pair, [Output(1.0, tmp_path / "out")])
         assert direct.value.problems == caught.value.problems

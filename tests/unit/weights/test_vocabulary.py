@@ -57,20 +57,6 @@ def onto(
     )
 
 
-@pytest.mark.parametrize("policy", ["equal", "common_tokens"])
-def test_equal_maps_are_plain_addition_padding_included(policy: str) -> None:
-    plan = pair(BASE, BASE, (6, 6), policy)
-    assert plan.identity
-    assert plan.base_row.tolist() == [0, 1, 2, 3, 4, 5]
-    assert plan.common_rows.tolist() == [0, 1, 2]
-    assert plan.instruct_only == []
-    rows = onto(BASE, 6, instruct=BASE, only=(), rows=6, policy=policy)
-    assert rows.identity
-    assert rows.target_row.tolist() == rows.residual_row.tolist() == [0, 1, 2, 3, 4, 5]
-    assert not rows.instruct_only.any()
-    assert rows.tokens == BASE.ids
-
-
 def test_special_tokens_in_what_was_padding_of_base() -> None:
     plan = pair(BASE, INSTRUCT, (8, 8))
     assert plan.base_row.tolist() == [0, 1, 2, NONE, NONE, 5, 6, 7]
