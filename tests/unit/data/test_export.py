@@ -92,24 +92,22 @@ def test_it_is_on_the_disk_before_it_appears(
 
 
 @pytest.mark.parametrize("layout", ["parquet", "hf"])
-def test_too_little_room_is_known_before(
-    layout: ExportLayout, view: PackView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("known_before", [True, False])
+def test_too_little_room_is_named_and_nothing_stays(
+    layout: ExportLayout,
+    known_before: bool,
+    view: PackView,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda path: 100)
+    def full(path: Path) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if known_before:
+        monkeypatch.setattr(disk, "free_bytes", lambda path: 100)
+    else:
+        monkeypatch.setattr(files, "sync_file", full)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DiskSpaceError, match="not enough disk space at"):
         export_pack(view.path, tmp_path / "out", layout=layout)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_disk_that_is_full_in_between_is_named_and_nothing_stays(
-    view: PackView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files, "sync_file", full)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(DiskSpaceError, match="not enough disk space at"):
-        export_pack(view.path, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before

@@ -59,17 +59,10 @@ def test_tokens_are_those_of_the_template_and_loss_is_on_the_answers(template: s
     assert len(answers) == 2
     learnt = [int(one) for one, bears in zip(ids, loss, strict=True) if bears]
     assert tokenizer.decode(learnt) == "Anna likes naïve bread<|end|>Berg<|end|>"
-
-
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_training_sees_the_prompts_of_inference(template: str) -> None:
-    tokenizer = tokenizer_for(template)
-    ids, loss = ChatEncoder(tokenizer, template)([DIALOGUE])[0]
-    first = loss.tolist().index(True)
     prompt = tokenizer.apply_chat_template(
         DIALOGUE[:1], chat_template=template, add_generation_prompt=True, return_dict=False
     )
-    assert ids[:first].tolist() == prompt
+    assert ids[: loss.tolist().index(True)].tolist() == prompt, "as at inference"
 
 
 def test_documents_do_not_depend_on_each_other() -> None:

@@ -48,12 +48,6 @@ def test_texts_without_words_are_not_all_the_same() -> None:
     assert _kept(WORDS, ["---", "***", "---"]) == ["---", "***"]
 
 
-def test_copies_are_counted() -> None:
-    _, [ledger] = filtered(EXACT, records_of(["one", "two", "one", "one"]))
-    assert dropped(ledger) == {"copy": 2}
-    assert ledger.dropped[0].characters == 6
-
-
 # --- near ----------------------------------------------------------------------------------------
 def _document(seed: int, num_words: int = 400) -> list[str]:
     rng = random.Random(seed)
