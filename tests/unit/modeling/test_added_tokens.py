@@ -55,6 +55,7 @@ def test_ordinary_ones_are_ids_and_special_ones_stay_text() -> None:
         assert inside.count(ids["<tool_call>"]) == text.count("<tool_call>")
         assert not set(inside) & set(added.special)
         assert backend.decode(inside, skip_special_tokens=True) == text
+    assert eos_id_of(given) in given.encode(TEXTS[3]), "encoding leaves the tokenizer as it was"
 
 
 def test_both_are_counted_by_document() -> None:

@@ -132,14 +132,6 @@ def test_an_eos_that_the_tokenizer_adds_is_not_doubled() -> None:
     assert ids[-1] == 1
 
 
-def test_special_tokens_in_text_stay_text() -> None:
-    text = "the <|endoftext|> token <|end|>"
-    ids, _ = text_encoder(tiny_tokenizer())([text])[0]
-    assert (ids < len(SPECIAL_TOKENS)).sum() == 1
-    assert tiny_tokenizer().decode(ids[:-1].tolist()) == text
-    assert 1 in tiny_tokenizer().encode(text), "encoding leaves the tokenizer itself as it was"
-
-
 def test_a_truncating_tokenizer_truncates_nothing() -> None:
     tokenizer = train()
     tokenizer.backend_tokenizer.enable_truncation(4)

@@ -47,29 +47,6 @@ def test_every_mismatch_is_listed(tmp_path: Path, tensors: Tensors) -> None:
     assert "Nothing is skipped, cut or resized." in text
 
 
-def test_a_grown_vocabulary_says_what_is_needed(
-    stored: tuple[Path, Path, Path], tmp_path: Path, tensors: Tensors
-) -> None:
-    for name in ("lm_head.weight", "model.embed_tokens.weight"):
-        tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
-    target = fake_model(tmp_path / "target", tensors)
-    with pytest.raises(CompatibilityError) as caught:
-        add(target, stored[2], tmp_path / "out")
-    text = str(caught.value)
-    assert text.startswith("residual and target have the same tokens but not the same number of")
-    assert "rows (8 vs 10)" in text
-    assert "--vocab-policy common_tokens" in text
-    tensors["lm_head.weight"] = tensors["lm_head.weight"][:9]
-    uneven = fake_model(tmp_path / "uneven", tensors)
-    source = fake_model(tmp_path / "source", tensors)
-    del tensors["lm_head.weight"]
-    tensors["lm_head.weight"] = torch.zeros(7, 4, dtype=torch.bfloat16)
-    other = fake_model(tmp_path / "other", tensors)
-    subtract(uneven, source, tmp_path / "fits")
-    with pytest.raises(CompatibilityError, match="base does not fit instruct"):
-        subtract(uneven, other, tmp_path / "r2")
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["base", "instruct", "target"])
 def test_values_that_are_not_finite(
