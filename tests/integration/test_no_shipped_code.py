@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,13 @@ def _forbids(call: ast.Call) -> bool:
         and keyword.value.value is False
         for keyword in call.keywords
     )
+
+
+def test_data_sets_have_no_loading_scripts() -> None:
+    """The installed `datasets` runs no script of a data set, whatever it is told."""
+    installed = find_spec("datasets")
+    assert installed is not None
+    assert installed.origin is not None
+    text = (Path(installed.origin).parent / "load.py").read_text()
+    assert "`trust_remote_code` is not supported anymore" in text
+    assert "Dataset scripts are no longer supported" in text
