@@ -14,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.tiny_tokenizer import tiny_tokenizer
 from cpt_residual.data.documents.parsing import document_line
-from cpt_residual.data.packing.build import PackPlan, build_pack, text_source
+from cpt_residual.data.packing.build import DocumentSource, PackPlan, build_pack
 from cpt_residual.modeling.tokenizer import text_encoder
 
 place = Path(sys.argv[2])
-source = text_source("long", place / "doc.jsonl", share=1.0, encode=text_encoder(tiny_tokenizer()))
+source = DocumentSource("long", place / "doc.jsonl", 1.0, text_encoder(tiny_tokenizer()))
 plan = PackPlan(1024, 5_000_000, repeat=False, seed=0, bos_id=None, eos_id=0, pad_id=1,
                 tokenizer_map_hash="x")
 build_pack(place / "pack", [source], plan, progress=lambda *_: None)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 
 from cpt_residual.data.packing.pack_format import PackView, open_pack
 from cpt_residual.data.packing.rows import CONTINUATION, PADDING, START
-from cpt_residual.data.tokenize.document_source import TextPacking, chat_source, text_source
+from cpt_residual.data.tokenize.document_source import DocumentSource, Packing
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, ChatEncoder
 from cpt_residual.modeling.tokenizer import text_encoder
 from support.packs import dialogue, pack, plan, write_dialogues, write_texts
@@ -37,7 +37,7 @@ CONFIGS: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwe
 @pytest.fixture(scope="module", params=["concat_chunk", "best_fit"])
 def view(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> PackView:
     """Text (some of it longer than a row), dialogues, and a last row that is cut and padded."""
-    packing: TextPacking = request.param
+    packing: Packing = request.param
     num_rows = 120 if packing == "best_fit" else 9  # best fit gives its first rows late
     folder = tmp_path_factory.mktemp("pack")
     rng = random.Random(1)
@@ -52,15 +52,19 @@ def view(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         ChatEncoder(tiny_tokenizer(), TINY_CHAT_TEMPLATE),
     )
     sources = [
-        text_source(
+        DocumentSource(
             "text",
             write_texts(folder / "t.jsonl", long),
             share=0.6,
             encode=encode,
             packing=packing,
         ),
-        chat_source(
-            "chat", write_dialogues(folder / "c.jsonl", chat), share=0.4, encode=encode_chat
+        DocumentSource(
+            "chat",
+            write_dialogues(folder / "c.jsonl", chat),
+            share=0.4,
+            encode=encode_chat,
+            packing="whole",
         ),
     ]
     pack(folder, sources, plan(LENGTH, num_rows * LENGTH - 40, repeat=True))

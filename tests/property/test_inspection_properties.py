@@ -17,7 +17,7 @@ from cpt_residual.core.stage import no_progress
 from cpt_residual.data.inspection.lengths import summary_of
 from cpt_residual.data.inspection.recount import recount
 from cpt_residual.data.inspection.samples import Decoder, SampleRow, sample_row
-from cpt_residual.data.packing.build import Source
+from cpt_residual.data.packing.build import DocumentSource
 from cpt_residual.data.packing.pack_format import PackView, open_pack
 from support.packs import (
     BOS,
@@ -60,7 +60,7 @@ class Case:
     budget: int
 
     def build(self, folder: Path) -> PackView:
-        given: list[Source] = [
+        given: list[DocumentSource] = [
             byte_texts(write_texts(folder / "a", self.texts), "text", share=self.shares[0]),
             byte_texts(
                 write_texts(folder / "b", self.fitted),

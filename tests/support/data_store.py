@@ -19,7 +19,7 @@ from cpt_residual.data.corpus.ledger import CorpusLedger
 from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.chain import FilterChain
 from cpt_residual.data.filters.references import Reference
-from cpt_residual.data.packing.build import PhasePlan, Source
+from cpt_residual.data.packing.build import DocumentSource, PhasePlan
 from cpt_residual.data.readers.ledger import ReadLedger
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import Tokenizer
@@ -142,7 +142,7 @@ def make_store(root: Path) -> Path:
 
 def make_pack(
     out: Path,
-    sources: Sequence[Source],
+    sources: Sequence[DocumentSource],
     *,
     length: int,
     budget: int,

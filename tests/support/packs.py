@@ -14,11 +14,10 @@ from cpt_residual.data.packing.build import (
     PackLedger,
     PackPlan,
     PhasePlan,
-    Source,
     Tokenising,
     build_pack,
 )
-from cpt_residual.data.tokenize.document_source import TextPacking, chat_source, text_source
+from cpt_residual.data.tokenize.document_source import DocumentSource, Packing
 from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
 
 PAD, EOS, BOS = 0, 1, 2
@@ -76,18 +75,20 @@ def byte_texts(
     name: str = "text",
     *,
     share: float = 1.0,
-    packing: TextPacking = "concat_chunk",
+    packing: Packing = "concat_chunk",
     max_epochs: int | None = None,
-) -> Source:
-    return text_source(
+) -> DocumentSource:
+    return DocumentSource(
         name, path, share=share, encode=encode_bytes, packing=packing, max_epochs=max_epochs
     )
 
 
 def byte_dialogues(
     path: Path, name: str = "chat", *, share: float = 1.0, max_epochs: int | None = None
-) -> Source:
-    return chat_source(name, path, share=share, encode=encode_dialogues, max_epochs=max_epochs)
+) -> DocumentSource:
+    return DocumentSource(
+        name, path, share, encode_dialogues, packing="whole", max_epochs=max_epochs
+    )
 
 
 def plan(
@@ -113,7 +114,7 @@ def plan(
 
 def pack(
     out: Path,
-    sources: Sequence[Source],
+    sources: Sequence[DocumentSource],
     asked: PackPlan,
     *,
     batch_bytes: int = 100_000,

@@ -23,7 +23,7 @@ from cpt_residual.stages.inputs import CorpusInput
 from cpt_residual.stages.world import World
 
 if TYPE_CHECKING:
-    from cpt_residual.data.packing.build import PackLedger, PackPlan, Source
+    from cpt_residual.data.packing.build import DocumentSource, PackLedger, PackPlan
     from cpt_residual.modeling.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 5  # uint32 id + uint8 flags
@@ -193,35 +193,27 @@ class PackStage:
 
     def _document_sources(
         self, inputs: Mapping[str, ArtifactRef], tokenizer: Tokenizer
-    ) -> list[Source]:
-        from cpt_residual.data.tokenize.document_source import chat_source, text_source
+    ) -> list[DocumentSource]:
+        from cpt_residual.data.tokenize.document_source import DocumentSource
         from cpt_residual.modeling.chat import ChatEncoder, chat_template_of
         from cpt_residual.modeling.tokenizer import text_encoder
 
-        sources: list[Source] = []
+        sources: list[DocumentSource] = []
         for number, (source, share) in enumerate(
             zip(self.pack.sources, self.pack.shares, strict=True)
         ):
-            documents = inputs[_role(number)].path / self.sources[number].documents
-            if source.format == "chat":
-                chat = chat_source(
-                    source.corpus,
-                    documents,
-                    share=share,
-                    encode=ChatEncoder(tokenizer, chat_template_of(inputs["template"].path)),
-                    max_epochs=source.max_epochs,
-                )
-                sources.append(chat)
-            else:
-                text = text_source(
-                    source.corpus,
-                    documents,
-                    share=share,
-                    encode=text_encoder(tokenizer),
-                    packing=source.packing,
-                    max_epochs=source.max_epochs,
-                )
-                sources.append(text)
+            is_chat = source.format == "chat"
+            made = DocumentSource(
+                source.corpus,
+                inputs[_role(number)].path / self.sources[number].documents,
+                share,
+                ChatEncoder(tokenizer, chat_template_of(inputs["template"].path))
+                if is_chat
+                else text_encoder(tokenizer),
+                packing="whole" if is_chat else source.packing,
+                max_epochs=source.max_epochs,
+            )
+            sources.append(made)
         return sources
 
     def _template(self) -> Stage:

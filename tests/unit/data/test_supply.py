@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpt_residual.data.packing.build import Source, Tokenising
+from cpt_residual.data.packing.build import Tokenising
 from cpt_residual.data.packing.pack_format import open_pack
-from cpt_residual.data.tokenize.document_source import chat_source, text_source
+from cpt_residual.data.tokenize.document_source import DocumentSource
 from cpt_residual.data.tokenize.token_cache import read_tokens
 from cpt_residual.errors import ArtifactError, CompatibilityError, CorpusError
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, ChatEncoder
@@ -39,7 +39,7 @@ def _find_support(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[r
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> list[Source]:
+def sources(tmp_path: Path) -> list[DocumentSource]:
     """Text of both packings with a real tokenizer, and dialogues: whatever goes to a process."""
     some = [f"{one} {number}" for number, one in enumerate(texts(60))]
     first = write_texts(tmp_path / "a.jsonl", some)
@@ -48,10 +48,15 @@ def sources(tmp_path: Path) -> list[Source]:
     tokenizer = tiny_tokenizer()
     encode = text_encoder(tokenizer)
     return [
-        text_source("a", first, share=0.5, encode=encode),
-        text_source("b", second, share=0.3, encode=encode, packing="best_fit"),
-        chat_source(
-            "c", chat, share=0.2, encode=ChatEncoder(tokenizer, TINY_CHAT_TEMPLATE), max_epochs=9
+        DocumentSource("a", first, share=0.5, encode=encode),
+        DocumentSource("b", second, share=0.3, encode=encode, packing="best_fit"),
+        DocumentSource(
+            "c",
+            chat,
+            share=0.2,
+            encode=ChatEncoder(tokenizer, TINY_CHAT_TEMPLATE),
+            packing="whole",
+            max_epochs=9,
         ),
     ]
 
@@ -60,7 +65,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def alone(source: Source) -> list[Source]:
+def alone(source: DocumentSource) -> list[DocumentSource]:
     return [replace(source, share=1.0)]
 
 
@@ -69,7 +74,7 @@ ASKED = plan(64, 20_000, repeat=True)
 
 @pytest.mark.parametrize(("workers", "shard_bytes"), [(1, 700), (3, 3000)])
 def test_bytes_do_not_depend_on_workers_and_shards(
-    workers: int, shard_bytes: int, sources: list[Source], tmp_path: Path
+    workers: int, shard_bytes: int, sources: list[DocumentSource], tmp_path: Path
 ) -> None:
     how = replace(CREW, scratch=tmp_path / "scratch", num_workers=workers, shard_bytes=shard_bytes)
     pack(tmp_path / "here", sources, ASKED)
@@ -87,7 +92,7 @@ def test_only_about_as_many_shards_as_the_budget_needs(tmp_path: Path) -> None:
 
 
 def test_whole_files_are_used_again_and_damaged_ones_are_not(
-    sources: list[Source], tmp_path: Path
+    sources: list[DocumentSource], tmp_path: Path
 ) -> None:
     scratch = tmp_path / "scratch"
     how = replace(CREW, scratch=scratch, shard_bytes=2000)
@@ -106,7 +111,9 @@ def test_whole_files_are_used_again_and_damaged_ones_are_not(
     assert len(read_tokens(cut).documents) > 0
 
 
-def test_files_of_another_tokenizer_are_not_used(sources: list[Source], tmp_path: Path) -> None:
+def test_files_of_another_tokenizer_are_not_used(
+    sources: list[DocumentSource], tmp_path: Path
+) -> None:
     how = replace(CREW, scratch=tmp_path / "scratch", shard_bytes=5000)
     asked = plan(64, 3000, repeat=True)
     path = sources[0].documents
@@ -131,7 +138,7 @@ def test_files_of_another_encoder_are_not_used(tmp_path: Path) -> None:
     path = write_texts(tmp_path / "t.jsonl", texts(60))
     plain = text_encoder(tiny_tokenizer())
     for name, encode in (("plain", plain), ("other", replace(plain, eos_id=plain.eos_id + 1))):
-        source = text_source("a", path, share=1.0, encode=encode)
+        source = DocumentSource("a", path, share=1.0, encode=encode)
         how = replace(CREW, scratch=tmp_path / "scratch", shard_bytes=5000)
         pack(tmp_path / name / "crew", [source], plan(64, 1000), tokenising=how)
         pack(tmp_path / name / "here", [source], plan(64, 1000))

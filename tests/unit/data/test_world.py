@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from cpt_residual.data.world import CHECKS, WorldSize, follows, states_fact, write_world
+from cpt_residual.data.world.checks import CHECKS, follows, states_fact
 from cpt_residual.data.world.corpora import general_document, new_domain_document
 from cpt_residual.data.world.facts import Fact
 from cpt_residual.data.world.instructions import KINDS, PAIRS, ask
 from cpt_residual.data.world.names import Cast
-from cpt_residual.data.world.write import _unseen, world_cast
+from cpt_residual.data.world.size import WorldSize
+from cpt_residual.data.world.write import _unseen, world_cast, write_world
 from cpt_residual.errors import ConfigError
 
 SMALL = WorldSize(
@@ -75,7 +76,7 @@ def test_the_same_bytes_in_another_process_with_another_hash_seed(
     world: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from cpt_residual.data.world import *;"
+        "import sys; from pathlib import Path; from cpt_residual.data.world.write import *;"
         f"write_world(Path(sys.argv[1]), seed=5, size={SMALL!r}); assert 'torch' not in sys.modules"
     )
     env = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 
 from cpt_residual.data.packing.build import PackPlan, Tokenising, build_pack
-from cpt_residual.data.tokenize.document_source import text_source
+from cpt_residual.data.tokenize.document_source import DocumentSource
 from cpt_residual.modeling.added_tokens import AddedTokens
 from cpt_residual.modeling.tokenizer import (
     Tokenizer,
@@ -78,7 +78,7 @@ def test_both_are_counted_by_document() -> None:
 def test_the_ledger_of_a_pack_says_so(tmp_path: Path, workers: int) -> None:
     given = tokenizer()
     write_texts(tmp_path / "docs.jsonl", TEXTS)
-    source = text_source("s", tmp_path / "docs.jsonl", share=1.0, encode=text_encoder(given))
+    source = DocumentSource("s", tmp_path / "docs.jsonl", share=1.0, encode=text_encoder(given))
     lengths = text_encoder(given)(TEXTS).lengths
     plan = PackPlan(
         sequence_length=16,

@@ -16,9 +16,8 @@ from cpt_residual.data.inspection.decoding import TokenDecoder
 from cpt_residual.data.inspection.lengths import LengthSummary, summary_of
 from cpt_residual.data.inspection.recount import Recount, recount
 from cpt_residual.data.inspection.samples import SampleRow, row_numbers, sample_row
-from cpt_residual.data.packing.pack_format import PackView, open_pack
+from cpt_residual.data.packing.pack_format import PackView, open_pack, row_hashes
 from cpt_residual.data.packing.pack_ledger import PackLedger
-from cpt_residual.data.packing.row_hashes import row_hashes
 from cpt_residual.errors import CorruptArtifactError
 
 

@@ -34,7 +34,7 @@ from cpt_residual.data.packing.pack_ledger import (
 from cpt_residual.data.packing.row_counts import SpecialIds
 from cpt_residual.data.packing.rows import Row, cut_row
 from cpt_residual.data.packing.source_rows import RowShape, SourceRows
-from cpt_residual.data.tokenize.document_source import Source
+from cpt_residual.data.tokenize.document_source import DocumentSource
 from cpt_residual.data.tokenize.encoded_blocks import (
     Reading,
     Supplier,
@@ -70,7 +70,7 @@ class PackPlan:
         """The ids with a meaning of their own."""
         return SpecialIds(bos=self.bos_id, eos=self.eos_id, pad=self.pad_id)
 
-    def max_epochs(self, source: Source) -> int | None:
+    def max_epochs(self, source: DocumentSource) -> int | None:
         """How often `source` may be read; None: as often as wanted."""
         if source.max_epochs is not None:
             return source.max_epochs
@@ -79,7 +79,7 @@ class PackPlan:
 
 def build_pack(
     out: Path,
-    sources: Sequence[Source],
+    sources: Sequence[DocumentSource],
     plan: PackPlan,
     *,
     progress: ProgressReport,
@@ -124,7 +124,7 @@ def build_pack(
     return ledger
 
 
-def _require_documents(sources: Sequence[Source], indexes: Sequence[LineIndex]) -> None:
+def _require_documents(sources: Sequence[DocumentSource], indexes: Sequence[LineIndex]) -> None:
     for source, index in zip(sources, indexes, strict=True):
         if len(index) == 0:
             raise CorpusError(

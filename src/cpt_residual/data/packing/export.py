@@ -34,7 +34,6 @@ from cpt_residual.data.packing.pack_format import (
     open_pack,
 )
 from cpt_residual.data.packing.pack_ledger import LEDGER_FILE
-from cpt_residual.data.packing.row_hashes import require_rows
 from cpt_residual.errors import ConfigError, CorruptArtifactError
 
 # Neither library is typed well enough; this is the one place here that calls them.
@@ -160,7 +159,12 @@ def _tables(view: PackView, progress: ProgressReport) -> Iterator[Any]:
         yield _arrow.Table.from_arrays([*arrays, _arrow.array(sources)], schema=schema)
         view.let_go()
         progress(last, len(view), "rows")
-    require_rows(view, digest.hexdigest())
+    if (found := digest.hexdigest()) != view.ledger.rows_sha256:
+        raise CorruptArtifactError(
+            f"pack {view.path} is damaged",
+            problems=[f"sha256 of the rows: {found[:16]}, not {view.ledger.rows_sha256[:16]}"],
+            remedy="Delete the artifact and run again; it will be rebuilt.",
+        )
 
 
 def _card(view: PackView, layout: ExportLayout) -> str:

@@ -26,7 +26,7 @@ import hashlib
 import io
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self, cast
@@ -258,6 +258,22 @@ def open_pack(path: Path) -> PackView:
         row_sources=cast("Flags", sources),
         ledger=ledger,
     )
+
+
+def row_hashes(pack: PackView, at: Iterable[int]) -> dict[int, str]:
+    """The hash over the first rows, as the ledger's marks have it, for each number of rows in `at`
+    that the pack has. Reads these rows once, in constant memory."""
+    digest, done = hashlib.sha256(), 0
+    step = max(_BUFFERED_TOKENS // pack.sequence_length, 1)
+    found: dict[int, str] = {}
+    for stop in sorted(rows for rows in set(at) if 0 <= rows <= len(pack)):
+        while done < stop:
+            part = slice(done, min(done + step, stop))
+            digest.update(hashed_bytes(np.asarray(pack.ids[part]), np.asarray(pack.flags[part])))
+            done = part.stop
+            pack.let_go()
+        found[stop] = digest.hexdigest()
+    return found
 
 
 def _map(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from cpt_residual.data.documents.line_index import LineIndex
 from cpt_residual.data.documents.problems import MAX_PROBLEMS, BadDocumentError, Problems
@@ -72,7 +71,7 @@ class SourceRows:
     """The rows of one source, and its books."""
 
     def __init__(
-        self, source: DocumentSource[Any], index: LineIndex, blocks: Blocks, shape: RowShape
+        self, source: DocumentSource, index: LineIndex, blocks: Blocks, shape: RowShape
     ) -> None:
         self.source = source
         self._index = index

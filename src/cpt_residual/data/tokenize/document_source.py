@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from cpt_residual.data.documents.parsing import (
     Messages,
@@ -15,15 +15,12 @@ from cpt_residual.data.documents.parsing import (
 )
 from cpt_residual.modeling.encoded import EncodedDocuments
 
-Document = TypeVar("Document")
-
-TextPacking = Literal["concat_chunk", "best_fit"]
 Packing = Literal["concat_chunk", "best_fit", "whole"]
 
 
 @dataclass(frozen=True)
-class DocumentSource(Generic[Document]):
-    """One source of a pack. Make it with `text_source` or `chat_source`.
+class DocumentSource:
+    """Lines of `{"text": str}`, or with packing `whole` dialogues, `{"messages": [...]}`.
 
     `encode` turns documents into ids one by one: a document's ids must not depend on the others
     in the call. It pickles, for processes that help. `max_epochs`: how often the documents may be
@@ -31,59 +28,21 @@ class DocumentSource(Generic[Document]):
     """
 
     name: str
-    format: Literal["text", "chat"]
     documents: Path
     share: float
-    packing: Packing
-    parse: Callable[[bytes, str], Document]
-    characters: Callable[[Document], int]
-    encode: Callable[[Sequence[Document]], EncodedDocuments]
-    max_epochs: int | None
+    encode: Callable[[Sequence[Any]], EncodedDocuments]
+    packing: Packing = "concat_chunk"
+    max_epochs: int | None = None
+
+    @property
+    def format(self) -> Literal["text", "chat"]:
+        return "chat" if self.packing == "whole" else "text"
+
+    def parse(self, line: bytes, place: str) -> str | Messages:
+        """The document of one line; `place` is `file:line`. Raises BadDocumentError."""
+        return parse_messages(line, place) if self.packing == "whole" else parse_text(line, place)
 
 
-def text_source(
-    name: str,
-    documents: Path,
-    *,
-    share: float,
-    encode: Callable[[Sequence[str]], EncodedDocuments],
-    packing: TextPacking = "concat_chunk",
-    max_epochs: int | None = None,
-) -> DocumentSource[str]:
-    """Lines of `{"text": str}`."""
-    return DocumentSource(
-        name=name,
-        format="text",
-        documents=documents,
-        share=share,
-        packing=packing,
-        parse=parse_text,
-        characters=len,
-        encode=encode,
-        max_epochs=max_epochs,
-    )
-
-
-def chat_source(
-    name: str,
-    documents: Path,
-    *,
-    share: float,
-    encode: Callable[[Sequence[Messages]], EncodedDocuments],
-    max_epochs: int | None = None,
-) -> DocumentSource[Messages]:
-    """Lines of `{"messages": [...]}`, kept whole."""
-    return DocumentSource(
-        name=name,
-        format="chat",
-        documents=documents,
-        share=share,
-        packing="whole",
-        parse=parse_messages,
-        characters=chat_characters,
-        encode=encode,
-        max_epochs=max_epochs,
-    )
-
-
-Source = DocumentSource[str] | DocumentSource[Messages]
+def num_characters(document: str | Messages) -> int:
+    """Characters of a text, or of all turns of a dialogue."""
+    return len(document) if isinstance(document, str) else chat_characters(document)

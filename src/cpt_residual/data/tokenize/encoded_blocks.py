@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from cpt_residual.data.documents.line_index import LineIndex, seeded_order
 from cpt_residual.data.tokenize.document_source import DocumentSource
@@ -59,7 +59,7 @@ class Supplier:
 
     def __init__(
         self,
-        sources: Sequence[DocumentSource[Any]],
+        sources: Sequence[DocumentSource],
         readings: Sequence[Reading],
         how: Tokenising,
         *,
@@ -118,11 +118,11 @@ def _read_when_done(
     return read_tokens(shard.path) if workers.result(future) else None
 
 
-def _with_encoders(identity: str, sources: Sequence[DocumentSource[Any]]) -> str:
+def _with_encoders(identity: str, sources: Sequence[DocumentSource]) -> str:
     """`identity` with all that decides which ids a text gets."""
     digest = hashlib.sha256(f"{identity}/tokenizers {version('tokenizers')}".encode())
     for source in sources:
-        digest.update(pickle.dumps((source.parse, source.characters, source.encode)))
+        digest.update(pickle.dumps((source.format, source.encode)))
     return digest.hexdigest()
 
 

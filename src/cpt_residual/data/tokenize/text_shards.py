@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cpt_residual.data.documents.line_index import LineIndex, Offsets
 from cpt_residual.data.documents.problems import BadDocumentError
-from cpt_residual.data.tokenize.document_source import DocumentSource
+from cpt_residual.data.tokenize.document_source import DocumentSource, num_characters
 from cpt_residual.data.tokenize.token_cache import TokenBlock, tokens_are_whole, write_tokens
 
 _ENCODING_VERSION = 3
@@ -75,7 +74,7 @@ class ShardEncoder:
     `identity`: whose ids they are; token files of another one are not used.
     """
 
-    def __init__(self, sources: Sequence[DocumentSource[Any]], identity: str) -> None:
+    def __init__(self, sources: Sequence[DocumentSource], identity: str) -> None:
         self._sources = sources
         self._identity = identity
         self._files: dict[int, int] = {}
@@ -113,7 +112,7 @@ class ShardEncoder:
     def _encoded(self, number: int, lines: Sequence[bytes]) -> TokenBlock:
         source = self._sources[number]
         documents = [source.parse(line, "") for line in lines]
-        characters = [source.characters(document) for document in documents]
+        characters = [num_characters(document) for document in documents]
         return TokenBlock(source.encode(documents), np.array(characters, dtype=np.int64))
 
     def _batches(self, shard: Shard) -> Iterator[list[bytes]]:

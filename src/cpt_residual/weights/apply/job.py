@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_residual.config.merging import MergeRecipe
-from cpt_residual.core.background import begin
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.run_record import code_version, library_versions
 from cpt_residual.errors import ConfigError, DiskSpaceError
@@ -170,7 +169,6 @@ class ApplyJob:
         if self.options.verify:
             self._require_chat_side()
             verification.require_known_tensors(self.addition.target)
-        begin(code_version, library_versions)
         with merged_models(self.addition, self.outputs, streaming=self.options.streaming) as models:
             records = self._records()  # of files that are shown not to have changed meanwhile
             return [self._finish(model, records) for model in models]

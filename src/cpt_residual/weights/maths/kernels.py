@@ -61,11 +61,6 @@ class SubtractSums(NamedTuple):
     num_suspect: int
 
 
-def prepare() -> None:
-    """Imports numba, which takes half a second, ahead of the first kernel."""
-    _bodies()
-
-
 def run(
     name: str, *arrays: npt.NDArray[Any], factor: float = 1.0, num_sums: int, num_counts: int = 0
 ) -> tuple[list[float], list[int]]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_residual.config.merging import PLAIN_ADDITION, MergeRecipe
-from cpt_residual.core.background import begin
 from cpt_residual.core.disk import FullDiskReport, check_free_space
 from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.modeling.side_files import carried_files, eos_ids_of
@@ -24,7 +23,7 @@ from cpt_residual.weights.io.checkpoint import INDEX_FILE, Checkpoint
 from cpt_residual.weights.io.input_files import InputFiles
 from cpt_residual.weights.io.output_dir import OutputFolder
 from cpt_residual.weights.io.reader import DEFAULT_STREAMING, Streaming
-from cpt_residual.weights.maths import arithmetic, kernels
+from cpt_residual.weights.maths import arithmetic
 from cpt_residual.weights.maths.kernels import MergeSums
 from cpt_residual.weights.maths.strengths import require_known_scales
 from cpt_residual.weights.merge.double_apply_check import require_not_instruct
@@ -97,7 +96,6 @@ def merged_models(
     addition.require_fit(threads=streaming.threads)
     require_known_scales(target.unique_tensors, recipe.scales, addition.rows)
     require_not_instruct(target, source, alphas=[output.alpha for output in outputs])
-    begin(kernels.prepare)
     inputs = Inputs(
         target,
         source,
