@@ -120,7 +120,7 @@ def build(root: Path, text: Path, *, budgets: Sequence[int], vocab_size: int) ->
     skipped: dict[str, bool] = {}
     started = time.monotonic()
     for node in graph.nodes:
-        ctx = RunContext(run_dir=root, threads=node.stage.cost().cores, progress=no_progress)
+        ctx = RunContext(run_dir=root, threads=node.stage.resources().cores, progress=no_progress)
         outcome = build_node(store, graph, node, ctx)
         skipped[node.stage.node] = outcome.skipped
         how = "ready, skipped" if outcome.skipped else "built"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,14 +30,12 @@ from cpt_residual.cli.options import (
 from cpt_residual.cli.terminal import Terminal, interruptible
 from cpt_residual.config.merging import MergeRecipe
 from cpt_residual.core.disk import format_bytes
-from cpt_residual.core.stage import ProgressReport, no_progress
 from cpt_residual.errors import ConfigError
 from cpt_residual.launch import hub
 from cpt_residual.launch.console import duration
 
 if TYPE_CHECKING:
     from cpt_residual import api
-    from cpt_residual.weights.io.model_ref import ModelReference
     from cpt_residual.weights.residual.residual_format import ResidualManifest
 
 _RESUMES = "run the same command again to resume"
@@ -141,77 +139,40 @@ def apply(  # noqa: PLR0913 - a verb's options
     place = out if out.name not in ("", "..") else out.resolve()  # publishing replaces `.`
     _require_pushable(push, alphas, dry_run=dry_run)
     from cpt_residual import api
+    from cpt_residual.weights.io.reader import Streaming
 
     api.output_folders(out, alphas)
     source = _source_of(residual, base, instruct, terminal)
     model = pinned_reference(target, "target", terminal)
     start = pinned_reference(target_base, "target_base", terminal) if target_base else None
-    used = num_threads(threads)
-    merge = _Merge(model, source, out, alphas, recipe, start, verify, used)
+    options = api.ApplyOptions(start, verify, Streaming(threads=num_threads(threads)))
     with interruptible(_RESUMES):
         if dry_run:
-            plan = merge.plan().model_copy(update={"upload": push})
+            plan = api.plan_apply(
+                model, source, out, alphas=alphas, recipe=recipe, options=options
+            ).model_copy(update={"upload": push})
             terminal.result(plan, lambda: _plan_rows(plan))
             return
         with terminal.progress("apply", place.name) as progress:
-            reports = merge.run(terminal, progress)
+            options = replace(options, streaming=replace(options.streaming, progress=progress))
+            _warn_of_ancestry(source, options, terminal)
+            reports = api.apply(model, source, out, alphas=alphas, recipe=recipe, options=options)
         pushed = hub.upload(place, push) if push else None
-    terminal.result(
-        {"outputs": [each.model_dump(mode="json") for each in reports], "verified": verify}
-        | {"pushed": pushed},
-        lambda: _report_rows(reports, verify=verify, pushed=pushed),
-    )
+    outputs = [each.model_dump(mode="json") for each in reports]
+    document = {"outputs": outputs, "verified": verify, "pushed": pushed}
+    terminal.result(document, lambda: _report_rows(reports, verify=verify, pushed=pushed))
 
 
-@dataclass(frozen=True)
-class _Merge:
-    """What `apply` was asked for, its models pinned."""
+def _warn_of_ancestry(
+    source: Path | api.Pair, options: api.ApplyOptions, terminal: Terminal
+) -> None:
+    """Of a base that CPT cannot have started from."""
+    from cpt_residual import api
 
-    target: ModelReference
-    source: Path | api.Pair
-    out: Path
-    alphas: Sequence[float]
-    recipe: MergeRecipe
-    target_base: ModelReference | None
-    verify: bool
-    num_threads: int
-
-    def plan(self) -> api.WorkPlan:
-        from cpt_residual import api
-
-        return api.plan_apply(
-            self.target,
-            self.source,
-            self.out,
-            alphas=self.alphas,
-            recipe=self.recipe,
-            options=self._options(),
-        )
-
-    def run(self, terminal: Terminal, progress: ProgressReport) -> list[api.MergeReport]:
-        """Warns, too, of a base that CPT cannot have started from."""
-        from cpt_residual import api
-
-        options, start = self._options(progress), self.target_base
-        if start and isinstance(self.source, api.Pair) and self.source.base != start:
-            streaming = options.streaming
-            for line in api.ancestry_warnings(self.source.base, start, streaming=streaming):
-                terminal.warn(line)
-        return api.apply(
-            self.target,
-            self.source,
-            self.out,
-            alphas=self.alphas,
-            recipe=self.recipe,
-            options=options,
-        )
-
-    def _options(self, progress: ProgressReport = no_progress) -> api.ApplyOptions:
-        from cpt_residual import api
-        from cpt_residual.weights.io.reader import Streaming
-
-        streaming = Streaming(progress=progress, threads=self.num_threads)
-        return api.ApplyOptions(self.target_base, self.verify, streaming)
+    start, streaming = options.target_base, options.streaming
+    if start and isinstance(source, api.Pair) and source.base != start:
+        for line in api.ancestry_warnings(source.base, start, streaming=streaming):
+            terminal.warn(line)
 
 
 def _require_pushable(push: str | None, alphas: Sequence[float], *, dry_run: bool) -> None:

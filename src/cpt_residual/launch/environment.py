@@ -225,7 +225,7 @@ def without_wandb_service() -> Generator[None]:
             os.environ["WANDB_SERVICE"] = before
 
 
-def child_environment(*, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def child_environment(*, threads: int) -> dict[str, str]:
     """The environment of a process that we start: this one's, and
 
     * PATH begins with the interpreter's folder (an environment that was not activated hides
@@ -242,7 +242,6 @@ def child_environment(*, threads: int, extra: Mapping[str, str] | None = None) -
         child[name] = str(threads)
     child["TOKENIZERS_PARALLELISM"] = "false"
     _set_maths_defaults(child)
-    child.update(extra or {})
     return child
 
 

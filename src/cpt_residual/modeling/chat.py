@@ -18,7 +18,14 @@ import numpy.typing as npt
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.encoded import Encoded, EncodedDocuments
-from cpt_residual.modeling.side_files import CONFIG_FILE, GENERATION_FILE, read_json_object
+from cpt_residual.modeling.side_files import (
+    CHAT_FOLDER,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    TEMPLATE_FILES,
+    TOKENIZER_CONFIG_FILE,
+    read_json_object,
+)
 from cpt_residual.modeling.templates import DEFAULT, ChatTemplate, Messages, read_templates
 from cpt_residual.modeling.text_encoder import require_room
 from cpt_residual.modeling.tokenizer import (
@@ -29,10 +36,7 @@ from cpt_residual.modeling.tokenizer import (
     special_tokens_of,
 )
 
-CHAT_FOLDER = "chat"
-TEMPLATE_FILE = "chat_template.jinja"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_FILES = (TEMPLATE_FILE, TOKENIZER_CONFIG, GENERATION_FILE)
+_CHAT_FILES = (TEMPLATE_FILES[0], TOKENIZER_CONFIG_FILE, GENERATION_FILE)
 
 TINY_CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
@@ -55,7 +59,9 @@ def chat_template_of(model_dir: Path) -> str:
         named += templates
     raise CompatibilityError(
         f"{model_dir} has no chat template",
-        problems=[f"neither {TEMPLATE_FILE}, nor one in {TOKENIZER_CONFIG}, nor a chat/ folder"]
+        problems=[
+            f"neither {TEMPLATE_FILES[0]}, nor one in {TOKENIZER_CONFIG_FILE}, nor a chat/ folder"
+        ]
         + [f"there is '{name}', but none of them is the default" for name in named],
         remedy="Dialogues cannot be rendered: take the template of an instruct model.",
     )
@@ -71,7 +77,7 @@ def write_chat_folder(
     """
     folder = model_dir / CHAT_FOLDER
     folder.mkdir(exist_ok=True)
-    config = read_json_object(model_dir / TOKENIZER_CONFIG, "model")
+    config = read_json_object(model_dir / TOKENIZER_CONFIG_FILE, "model")
     base_eos = config.get("eos_token")
     config["eos_token"] = end_token
     extra = config.get("extra_special_tokens")
@@ -80,11 +86,11 @@ def write_chat_folder(
             *(name for name in extra if name != end_token),
             *([base_eos] if base_eos not in (None, end_token) else []),
         ]
-    write_json_atomic(folder / TOKENIZER_CONFIG, config)
+    write_json_atomic(folder / TOKENIZER_CONFIG_FILE, config)
     generation = read_json_object(model_dir / GENERATION_FILE, "model")
     generation["eos_token_id"] = list(end_ids)
     write_json_atomic(folder / GENERATION_FILE, generation)
-    (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
+    (folder / TEMPLATE_FILES[0]).write_text(chat_template, encoding="utf-8")
 
 
 def install_chat_side(start_dir: Path, out_dir: Path) -> None:
@@ -98,14 +104,14 @@ def install_chat_side(start_dir: Path, out_dir: Path) -> None:
     if not folder.is_dir():
         chat_template_of(start_dir)
         return
-    missing = [name for name in CHAT_FILES if not (folder / name).is_file()]
+    missing = [name for name in _CHAT_FILES if not (folder / name).is_file()]
     if missing:
         raise CompatibilityError(
             f"{folder} is incomplete",
             problems=[f"{name}: missing" for name in missing],
             remedy="The tuned model could not end its turns; rebuild the start model.",
         )
-    for name in CHAT_FILES:
+    for name in _CHAT_FILES:
         shutil.copyfile(folder / name, out_dir / name)
     config = read_json_object(out_dir / CONFIG_FILE, "model")
     config["eos_token_id"] = read_json_object(folder / GENERATION_FILE, "model")["eos_token_id"]

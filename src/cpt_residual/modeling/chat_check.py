@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from cpt_residual.errors import CompatibilityError, CptResidualError
 from cpt_residual.modeling.side_files import (
+    CHAT_FOLDER,
     GENERATION_FILE,
     ROLES_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -19,8 +20,6 @@ from cpt_residual.modeling.side_files import (
     read_json_object,
 )
 from cpt_residual.modeling.templates import DEFAULT, ChatTemplate, read_templates
-
-_CHAT_FOLDER = "chat"  # of a base model that carries its family's chat side
 
 _COUNTS = (
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k"),
@@ -85,8 +84,8 @@ def _end_problems(folder: Path) -> list[str]:
 
 def _template_problems(folder: Path) -> list[str]:
     owner, templates = folder, read_templates(folder)
-    if not templates and (folder / _CHAT_FOLDER).is_dir():
-        owner = folder / _CHAT_FOLDER
+    if not templates and (folder / CHAT_FOLDER).is_dir():
+        owner = folder / CHAT_FOLDER
         templates = read_templates(owner)
     if not templates:
         return ["no chat template"]

@@ -22,9 +22,9 @@ from transformers import (
 
 from cpt_residual.config.schema import Architecture
 from cpt_residual.modeling.chat import TINY_CHAT_TEMPLATE, write_chat_folder
+from cpt_residual.modeling.loading import settle_vector_maths
 from cpt_residual.modeling.saving import no_progress_bars, share_weights
 from cpt_residual.modeling.tokenizer import Tokenizer, train_bpe_tokenizer
-from cpt_residual.modeling.vector_maths import settle_vector_maths
 
 PADDING = "<pad>"
 DOCUMENT_END = "<|endoftext|>"

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -26,19 +25,9 @@ from transformers.utils import logging as transformers_logging
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.class_names import ClassNames, RowPart, is_left_over
 from cpt_residual.modeling.loading import build_on_meta, load_config
+from cpt_residual.modeling.tokenizer import UNREADABLE
 
-_NOT_BUILT = (
-    AssertionError,
-    AttributeError,
-    CompatibilityError,
-    ImportError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
+_NOT_BUILT = (*UNREADABLE, AssertionError, CompatibilityError, ImportError, RuntimeError)
 """What transformers raises for a config.json that it cannot make a causal language model of."""
 _MAX_REASON = 200
 

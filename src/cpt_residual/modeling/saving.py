@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from cpt_residual.core.files import copy_files as copy_folder
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.modeling.chat import CHAT_FOLDER
 from cpt_residual.modeling.side_files import (
+    CHAT_FOLDER,
     CONFIG_FILE,
     GENERATION_FILE,
     carry_tokenizer,

@@ -26,6 +26,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ROLES_FILE = "special_tokens_map.json"  # of older versions of transformers
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+CHAT_FOLDER = "chat"  # of a base model that carries its family's chat side
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 _PROCESSOR_PATTERN = "*processor_config.json"
 _CHAT_PATTERNS = (*TEMPLATE_FILES, NAMED_TEMPLATES, "*.jinja", _PROCESSOR_PATTERN)
@@ -39,7 +40,7 @@ _TOKENIZER_PATTERNS = (
 _OTHER_PATTERNS = (
     *(CONFIG_FILE, GENERATION_FILE, "*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth"),
     *("*.ckpt", "*.h5", "*.msgpack", "*.onnx*", "*.gguf", "README*", "LICENSE*", "NOTICE*"),
-    *("*.md", "*.pdf", "*.png", "*.jpg", "*.svg", "USE_POLICY*", ".*", "_*", "chat"),
+    *("*.md", "*.pdf", "*.png", "*.jpg", "*.svg", "USE_POLICY*", ".*", "_*", CHAT_FOLDER),
     *("merge.json", "origin.json", "trainer_state.json", "adapter_config.json"),
 )
 """Weights, documents and records, which no output takes over and nobody misses."""

@@ -20,11 +20,11 @@ from cpt_residual.modeling.text_encoder import FastTextEncoder
 Tokenizer = PreTrainedTokenizerFast
 
 
-_UNREADABLE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(AssertionError, RecursionError, StrictDataclassError),
+UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError),
+    StrictDataclassError,
 )
-"""What transformers raises for tokenizer files of another shape than it expects."""
+"""What transformers raises over files of another shape than it expects."""
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -42,7 +42,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             trust_remote_code=False,
         )
     except Exception as error:
-        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
+        if (
+            not isinstance(error, (*UNREADABLE, AssertionError, RecursionError))
+            and type(error) is not Exception
+        ):
             raise  # the tokenizers library raises nothing more special than Exception
         code = code_named_in(directory)
         if code and wants_code(error):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cpt_residual.data.documents.parsing import document_line, parse_messages, parse_text
+from cpt_residual.data.documents.parsing import (
+    document_line,
+    parse_messages,
+    parse_object,
+    parse_text,
+    text_of,
+)
 from cpt_residual.data.documents.problems import BadDocumentError
 
 PLACE = "a.jsonl:3"
@@ -16,7 +22,8 @@ def test_text_comes_back_as_written() -> None:
 
 
 def test_windows_line_ends_and_other_fields_are_harmless() -> None:
-    assert parse_text(b'{"id": 1, "body": "hi"}\r\n', PLACE, text_field="body") == "hi"
+    row = parse_object(b'{"id": 1, "body": "hi"}\r\n', PLACE, offset=0)
+    assert text_of(row, PLACE, text_field="body") == "hi"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def test_windows_line_ends_and_other_fields_are_harmless() -> None:
 )
 def test_bad_text_lines(line: bytes, message: str) -> None:
     with pytest.raises(BadDocumentError) as caught:
-        parse_text(line, PLACE, offset=100)
+        text_of(parse_object(line, PLACE, offset=100), PLACE, text_field="text")
     assert str(caught.value) == message
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 import torch
 from cpt_residual.modeling.loading import load_causal_lm
-from cpt_residual.modeling.vector_maths import settle_vector_maths
+from cpt_residual.modeling.loading import settle_vector_maths
 sys.path.insert(0, sys.argv[3])
 from support.training import write_model
 if sys.argv[2] == "made":
@@ -30,7 +30,7 @@ print(settle_vector_maths.cache_info().currsize)
 STORM = """
 import os, sys, time
 import torch
-from cpt_residual.modeling.vector_maths import settle_vector_maths
+from cpt_residual.modeling.loading import settle_vector_maths
 
 def first_call_differs(name):
     torch.set_num_threads(2)

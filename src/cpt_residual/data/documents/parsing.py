@@ -38,9 +38,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_each_key_once)
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
-def parse_text(line: bytes, place: str, *, text_field: str = "text", offset: int = 0) -> str:
-    """The text of one JSON line. `place` is `file:line`; `offset` is the line's in its file."""
-    return text_of(parse_object(line, place, offset=offset), place, text_field=text_field)
+def parse_text(line: bytes, place: str) -> str:
+    """The text of one JSON line. `place` is `file:line`."""
+    return text_of(parse_object(line, place, offset=0), place, text_field="text")
 
 
 def text_of(record: Mapping[str, object], place: str, *, text_field: str) -> str:

@@ -208,7 +208,7 @@ def require_known_tensors(model: Checkpoint) -> None:
 def _quietly_loading(model: Path) -> Generator[None]:
     from transformers.utils import logging
 
-    from cpt_residual.modeling.loading import UNREADABLE
+    from cpt_residual.modeling.tokenizer import UNREADABLE
 
     talk = cast("Any", logging)
     was_shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
