@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.series import read_series, series_path
+from cpt_residual.tracking.wandb_sink import RunIdentity
 from support.wandb_endpoint import Fault, RecordedRun, WandbEndpoint
 from support.wandb_offline import OfflineRun, read_offline_run
 

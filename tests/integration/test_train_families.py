@@ -12,9 +12,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.loading import build_on_meta, config_of_fields
-from cpt_residual.train.flops import count_training_flops
-from cpt_residual.train.packed_rows import keeps_documents_apart, require_documents_apart
-from cpt_residual.train.preflight import check_trainable
+from cpt_residual.train.preflight import (
+    check_trainable,
+    count_training_flops,
+    keeps_documents_apart,
+    require_documents_apart,
+)
 from cpt_residual.train.worker import run
 from cpt_residual.weights.io.checkpoint import open_checkpoint
 from support.hub_family import write_hub_family

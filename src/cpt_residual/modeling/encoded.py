@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ Encoded = tuple[Ids, Loss]
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedDocuments(Sequence[Encoded]):
+class EncodedDocuments:
     """ids_N of all documents, lengths_D, and loss_N (None: all but each document's first token);
     uses_U3 of added tokens, where they are counted.
 
@@ -75,20 +74,6 @@ class EncodedDocuments(Sequence[Encoded]):
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Encoded]: ...
-
-    def __getitem__(self, index: int | slice) -> Encoded | Sequence[Encoded]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        first = int(self.lengths[:number].sum())
-        last = first + int(self.lengths[number])
-        return self.ids[first:last], self.loss_or_default()[first:last]
 
     def __iter__(self) -> Iterator[Encoded]:
         loss, first = self.loss_or_default(), 0

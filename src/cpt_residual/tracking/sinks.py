@@ -17,10 +17,9 @@ from cpt_residual.tracking.destination import (
     require_wandb,
     why_off,
 )
-from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.outcome import record
 from cpt_residual.tracking.series import SeriesSink, read_series, series_path
-from cpt_residual.tracking.wandb_sink import SummaryTable, WandbSink, write_summary_run
+from cpt_residual.tracking.wandb_sink import RunIdentity, SummaryTable, WandbSink, write_summary_run
 
 
 class Sinks:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cpt_residual.core.hashing import text_sha256
 from cpt_residual.launch.environment import without_wandb_service
 from cpt_residual.tracking.boundary import Boundary
 from cpt_residual.tracking.destination import Destination
-from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.outcome import Outcome
 
 _CALL_SECONDS = 30.0
@@ -29,6 +29,45 @@ _GRACE_SECONDS = 30.0  # what W&B's own time limits leave out: imports, processe
 _FLUSH_SECONDS = 0.2  # what a kill can lose of the offline copy
 _X_AXIS = "tokens"
 _DELETED = "previously created and deleted"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """One stage of one experiment. The fingerprint makes another recipe another run; the node
+    keeps two stages that share one artifact apart."""
+
+    experiment: str
+    seed: int
+    stage: str
+    node: str
+    fingerprint: str
+
+    @property
+    def run_id(self) -> str:
+        """16 hexadecimal digits; deterministic, so that a resumed stage continues its run."""
+        return self._id()
+
+    @property
+    def other_ids(self) -> tuple[str, ...]:
+        """What takes the place of `run_id` on a server where that run was deleted: W&B never takes
+        such an id again."""
+        return (self._id("2"), self._id("3"))
+
+    def attempt_id(self, attempt: int) -> str:
+        """The id of an attempt that does not go on with the earlier ones; `run_id` for 0."""
+        return self._id(f"attempt {attempt}") if attempt else self.run_id
+
+    def _id(self, *more: str) -> str:
+        text = "\n".join((self.experiment, str(self.seed), self.node, self.fingerprint, *more))
+        return text_sha256(text)[:16]
+
+    @property
+    def group(self) -> str:
+        return f"{self.experiment}-seed{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.node} seed {self.seed}"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from cpt_residual.core.stage import Metrics
 from cpt_residual.data.packing.pack_format import PackView, open_pack
@@ -14,15 +19,93 @@ from cpt_residual.modeling.loading import build_on_meta, load_config
 from cpt_residual.modeling.token_side import first_differing_ids, token_map_hash
 from cpt_residual.modeling.tokenizer import Tokenizer, load_tokenizer
 from cpt_residual.train.checkpoint import last_complete
-from cpt_residual.train.flops import count_training_flops
 from cpt_residual.train.job import TrainJob
-from cpt_residual.train.packed_rows import require_documents_apart
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _NUM_SHOWN = 5
 _ROWS_AT_ONCE = 1024
+
+
+_DETECTION = "find_packed_sequence_indices"  # of transformers.masking_utils
+_STATELESS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "moe"})
+"""Values of `layer_types` whose layers see other tokens through masked attention only."""
+
+
+def keeps_documents_apart(model: PreTrainedModel) -> bool:
+    """Whether all that `model`, a replica on the meta device, computes of a token stops where
+    positions begin anew: attention looks at them, and no layer carries a state along the row."""
+    return not _carries_state(model) and _attention_looks_at_positions(model)
+
+
+def require_documents_apart(model: PreTrainedModel) -> None:
+    """CompatibilityError unless `model` can be trained on packed rows."""
+    if keeps_documents_apart(model):
+        return
+    reason = "its attention does not look at where position ids begin anew"
+    if _carries_state(model):
+        reason = "not all of its layers are attention: convolutions, recurrences and linear "
+        reason += "attention carry a state along the row"
+    raise CompatibilityError(
+        f"{type(model).__name__} does not keep the documents of a packed row apart",
+        problems=[reason],
+        remedy="Every document would be trained with its neighbours as context. Train a model "
+        "of another class, or give a pack with one document in a row.",
+    )
+
+
+def _carries_state(model: PreTrainedModel) -> bool:
+    """By the kinds of layers that the configuration lists, and by convolutions along the row,
+    which every state space model and most of the linear attentions have."""
+    kinds: list[str] = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return not _STATELESS.issuperset(kinds) or any(
+        isinstance(module, nn.Conv1d) for module in model.modules()
+    )
+
+
+def _attention_looks_at_positions(model: PreTrainedModel) -> bool:
+    """transformers looks at the positions for that, which needs their values: without them the
+    classes that look fail in that function, and those that do not (BLOOM, Falcon) run through."""
+    ids_BT = torch.zeros((2, 8), dtype=torch.int64, device="meta")
+    try:
+        with torch.no_grad():
+            model(input_ids=ids_BT, position_ids=ids_BT, use_cache=False)
+    except (RuntimeError, NotImplementedError) as error:
+        return any(frame.name == _DETECTION for frame in traceback.extract_tb(error.__traceback__))
+    except TypeError:  # no positions
+        return False
+    return False
+
+
+def count_training_flops(
+    model: PreTrainedModel, *, num_rows: int, rows: int, sequence_length: int
+) -> int:
+    """Floating point operations of forward and backward over `num_rows` rows.
+
+    How: torch's FlopCounterMode watches one forward and backward pass of `rows` rows through
+    `model`, a replica on the meta device (`build_on_meta`), and the count is multiplied by
+    num_rows / rows. The count follows from shapes alone, so no number has to be computed; it is
+    the same for every device, rank, micro-batch and ZeRO stage. Attention is counted in full
+    (T x T per head, masked or not), as eager and CPU kernels compute it; of a mixture of experts,
+    those that a token is sent to (`num_experts_per_tok`, and shared ones); a second forward pass of
+    gradient checkpointing, the optimizer and element-wise operations are not counted. Multiply
+    and add are two operations.
+
+    Raises CompatibilityError for a class that cannot run without values.
+    """
+    ids_BT = torch.zeros((rows, sequence_length), dtype=torch.int64, device="meta")
+    # With a mask, transformers does not look for document starts in positions without values.
+    mask_BT = torch.ones_like(ids_BT)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            output = model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT, use_cache=False)
+            output.loss.backward()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CompatibilityError(
+            f"the operations of training {type(model).__name__} cannot be counted",
+            problems=[" ".join(str(error).split())],
+            remedy="Its forward pass asks for values, and counting is done on shapes alone. "
+            "Train a model of another class.",
+        ) from error
+    return counter.get_total_flops() * num_rows // rows
 
 
 def prepare(job: TrainJob) -> tuple[Metrics, TrainJob]:

@@ -6,7 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from cpt_residual.cli.sample_text import show_rows
+from cpt_residual.cli.data_text import show_rows
 from cpt_residual.data.inspection.samples import Run, SampleRow, Segment
 from cpt_residual.launch.visible import visible
 

@@ -17,7 +17,7 @@ from cpt_residual.tracking.destination import (
     require_wandb,
     why_off,
 )
-from cpt_residual.tracking.identity import RunIdentity
+from cpt_residual.tracking.wandb_sink import RunIdentity
 
 ONLINE, OFFLINE, OFF = (Tracking(wandb=mode) for mode in ("online", "offline", "off"))
 

@@ -14,9 +14,8 @@ from cpt_residual.launch.environment import without_wandb_service
 from cpt_residual.tracking import wandb_sink
 from cpt_residual.tracking.boundary import Boundary
 from cpt_residual.tracking.destination import Destination, require_wandb
-from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.outcome import Outcome, record, upload_lines
-from cpt_residual.tracking.wandb_sink import WandbSink
+from cpt_residual.tracking.wandb_sink import RunIdentity, WandbSink
 
 IDENTITY = RunIdentity("tiny", 0, "cpt", "cpt:base_cpt", "ab" * 32)
 OFFLINE = Destination("offline", "p", None)

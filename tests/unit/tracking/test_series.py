@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt_residual.tracking.identity import RunIdentity
 from cpt_residual.tracking.series import SeriesSink, read_series, series_path
+from cpt_residual.tracking.wandb_sink import RunIdentity
 
 
 def steps(path: Path) -> list[float]:

@@ -38,7 +38,7 @@ from numpy.lib import format as npy_format
 from cpt_residual.config.packs import MAX_SOURCES
 from cpt_residual.data.packing.pack_ledger import PackLedger, RowMark, read_ledger
 from cpt_residual.data.packing.row_counts import RowCounts, SpecialIds
-from cpt_residual.data.packing.rows import LOSS, PADDING, START, Flags, Ids, Row
+from cpt_residual.data.packing.rows import LOSS, START, Flags, Ids, Row
 from cpt_residual.errors import CorruptArtifactError
 
 Int64s = npt.NDArray[np.int64]
@@ -215,11 +215,6 @@ class PackView:
         starts = np.maximum.accumulate(np.where(flags & START, columns, 0))
         labels = np.where(flags & LOSS, ids, IGNORED_LABEL)
         return ids, columns - starts, labels
-
-    def num_tokens(self, number: int) -> int:
-        """Real tokens of one row (padding excluded)."""
-        flags = np.asarray(self.flags[number])
-        return int(np.count_nonzero((flags & PADDING) == 0))
 
     def let_go(self) -> None:
         """What was read of the mapped files need not stay in this process's memory."""

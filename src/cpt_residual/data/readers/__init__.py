@@ -1,1 +1,1 @@
-"""Readers of local files, one kind per module, row by row in constant memory; see `local`."""
+"""Readers of local files, row by row in constant memory; see `local`."""

@@ -1,24 +1,76 @@
-"""The documents of the user's own files, whatever their kinds."""
+"""The documents of the user's own files, whatever their kinds; JSON lines and plain text here."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.core.files import FileState, file_state
-from cpt_residual.data.documents.problems import MAX_PROBLEMS, Problems
+from cpt_residual.data.documents.parsing import not_utf8, parse_object
+from cpt_residual.data.documents.problems import MAX_PROBLEMS, BadDocumentError, Problems
 from cpt_residual.data.documents.record import Record
-from cpt_residual.data.readers.base import BadRows, Fields, SourceFile
+from cpt_residual.data.readers.base import BadRows, Fields, SourceFile, record_of
+from cpt_residual.data.readers.compressed import file_words, open_bytes, read_error
 from cpt_residual.data.readers.csv_rows import read_csv
 from cpt_residual.data.readers.files import check_unchanged, suffix_of
-from cpt_residual.data.readers.jsonl import read_jsonl
 from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
 from cpt_residual.data.readers.parquet import read_parquet
-from cpt_residual.data.readers.plain import read_plain
 from cpt_residual.errors import CorpusError
 
 Reader = Callable[[SourceFile, Fields, BadRows], Iterator[Record]]
+
+
+def read_jsonl(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:
+    """One document a line. A byte order mark at the file's start is not text."""
+    offset, where = 0, file_words(source)
+    try:
+        with open_bytes(source) as file:
+            for number, line in enumerate(file, start=1):
+                mark = _mark(line) if number == 1 else 0
+                place = f"{source.path}:{number}"
+                try:
+                    row = parse_object(line[mark:], place, offset=offset + mark, where=where)
+                    yield record_of(row, place, fields)
+                except BadDocumentError as problem:
+                    bad.row(source, number, str(problem).removeprefix(place).removeprefix(": "))
+                offset += len(line)
+    except OSError as error:
+        bad.unreadable(read_error(source, error))
+
+
+def _mark(line: bytes) -> int:
+    return len(codecs.BOM_UTF8) if line.startswith(codecs.BOM_UTF8) else 0
+
+
+def read_plain(source: SourceFile, fields: Fields, bad: BadRows) -> Iterator[Record]:
+    """The whole file as it is, without a byte order mark. A file of no bytes holds no document."""
+    if fields.date is not None:
+        bad.unreadable(f"{source.path}: plain text has no field '{fields.date}' (the date)")
+        return
+    try:
+        with open_bytes(source) as file:
+            content = file.read()
+    except OSError as error:
+        bad.unreadable(read_error(source, error))
+        return
+    text = content.removeprefix(codecs.BOM_UTF8)
+    mark = len(content) - len(text)
+    try:
+        document = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        what = not_utf8("", error, offset=mark, where=file_words(source)).removeprefix(": ")
+        bad.document(source, what, line)
+        return
+    if not content:
+        return
+    if document.strip():
+        yield Record(document, str(source.path))
+    else:
+        bad.document(source, "the file holds only white space")
+
 
 _READERS: Mapping[str, Reader] = {
     ".jsonl": read_jsonl,

@@ -9,19 +9,55 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from cpt_residual.data.world.corpora import general_document, new_domain_document
-from cpt_residual.data.world.instructions import Exchange, draw_exchange
+from cpt_residual.data.world.facts import facts_of
+from cpt_residual.data.world.instructions import KINDS, PAIRS, Exchange, ask, draw_exchange
 from cpt_residual.data.world.names import Cast, Person, draw_cast, draw_stranger
 from cpt_residual.data.world.size import WorldSize
-from cpt_residual.data.world.wording import fact_probes, instruction_probes
 from cpt_residual.errors import ConfigError
 
 Row = Mapping[str, object]
 _DRAWS_PER_HELDOUT_DOCUMENT = 100
+
+
+def instruction_probes(
+    rng: random.Random, people: Sequence[Person], *, num_per_type: int, num_per_pair: int
+) -> Iterator[dict[str, object]]:
+    """Prompts of every instruction type and pair, about the facts of `people` in turn."""
+    kinds = [(kind,) for kind in KINDS for _ in range(num_per_type)] + [
+        pair for pair in PAIRS for _ in range(num_per_pair)
+    ]
+    facts = [fact for person in people for fact in facts_of(person)]
+    order = rng.sample(facts, len(facts))
+    for position, wanted in enumerate(kinds):
+        yield probe_row(ask(rng, order[position % len(order)], wanted))
+
+
+def probe_row(exchange: Exchange) -> dict[str, object]:
+    """Give the written form: prompt, checks, right value, wrong values, type label."""
+    return {
+        "prompt": exchange.prompt,
+        "checks": [item.check() for item in exchange.instructions],
+        "answer": exchange.fact.value,
+        "distractors": list(exchange.fact.distractors),
+        "type": exchange.label,
+    }
+
+
+def fact_probes(people: Sequence[Person]) -> Iterator[dict[str, object]]:
+    """A plain question for every fact of `people` in every wording."""
+    for person in people:
+        for fact in facts_of(person):
+            for question in fact.questions:
+                yield {
+                    "prompt": question,
+                    "answer": fact.value,
+                    "distractors": list(fact.distractors),
+                }
 
 
 def write_world(out: Path, *, seed: int, size: WorldSize) -> dict[str, int]:
