@@ -63,7 +63,7 @@ def test_from_releases_to_scores_and_geometry(name: str, tmp_path: Path) -> None
     family = write_hub_family(tmp_path, name)
     builder = Builder.of(compose(overrides_for(family, tmp_path)))
     refs: dict[str, ArtifactRef] = {}
-    for node in (node for level in builder.graph.levels() for node in level):
+    for node in builder.graph.nodes:
         key = node.stage.node
         if key != REPORT_NODE:
             request = BuildRequest(builder.experiment, key, tmp_path / "run")

@@ -20,7 +20,7 @@ from cpt_residual.data.documents.record import Record
 from cpt_residual.data.filters.chain import FilterChain
 from cpt_residual.data.filters.references import Reference
 from cpt_residual.data.packing.build import DocumentSource, PhasePlan
-from cpt_residual.data.readers.ledger import ReadLedger
+from cpt_residual.data.readers.base import ReadLedger
 from cpt_residual.modeling.token_side import token_map_hash
 from cpt_residual.modeling.tokenizer import Tokenizer
 from support.packs import (

@@ -62,13 +62,6 @@ class Graph:
             first.setdefault(node.fingerprint, node)
         return tuple(first.values())
 
-    def levels(self) -> tuple[tuple[Node, ...], ...]:
-        """Nodes by level; a node needs only nodes of lower levels (0 = no inputs)."""
-        depth = 1 + max((node.level for node in self.nodes), default=-1)
-        return tuple(
-            tuple(node for node in self.nodes if node.level == level) for level in range(depth)
-        )
-
     def inputs_of(self, node: Node | str) -> dict[str, Node]:
         """The nodes whose artifacts `node` reads, by role."""
         return {role: self._nodes[name] for role, name in self._resolve(node).inputs.items()}

@@ -25,8 +25,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cpt_residual.errors import CompatibilityError
 from cpt_residual.modeling.class_names import is_left_over
-from cpt_residual.modeling.side_files import CONFIG_FILE, code_named_in, code_refusal
-from cpt_residual.modeling.tokenizer import UNREADABLE, wants_code
+from cpt_residual.modeling.side_files import CONFIG_FILE, refuse_code
+from cpt_residual.modeling.tokenizer import UNREADABLE
 
 _MAX_MESSAGE = 400
 
@@ -166,7 +166,7 @@ def _readable(folder: Path | None) -> Generator[None]:
     except UNREADABLE as error:
         file = CONFIG_FILE
         if folder is not None:
-            _refuse_code(folder, error)
+            refuse_code(folder, error)
             file = str(folder / CONFIG_FILE)
         raise _does_not_load(file, error) from error
 
@@ -177,19 +177,13 @@ def _loadable(folder: Path) -> Generator[None]:
     try:
         yield
     except (*UNREADABLE, SafetensorError) as error:
-        _refuse_code(folder, error)
+        refuse_code(folder, error)
         raise CompatibilityError(
             f"{folder}: the model does not load",
             problems=[f"{type(error).__name__}: {_one_line(error)}"],
             remedy="Its weights are missing or cannot be read, or config.json describes no model "
             "that transformers can build. See to the directory, or download it again.",
         ) from error
-
-
-def _refuse_code(folder: Path, error: Exception) -> None:
-    code = code_named_in(folder)
-    if code and wants_code(error):
-        raise code_refusal(folder, code) from error
 
 
 def _one_line(error: Exception) -> str:

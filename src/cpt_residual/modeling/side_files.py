@@ -164,14 +164,17 @@ def _code_fields(fields: Mapping[str, JsonValue]) -> Iterator[tuple[str, JsonVal
             yield from _code_fields(value)
 
 
-def code_refusal(folder: Path, lines: Sequence[str]) -> CompatibilityError:
-    """The refusal of a model that works with its own code alone. `lines`: `code_named_in`."""
-    return CompatibilityError(
-        f"{folder} can be loaded only by running the code that it ships",
-        problems=lines,
-        remedy="Code of a model is never run, and no option allows it. Use a model of an "
-        "architecture that the installed transformers knows, or a newer transformers.",
-    )
+def refuse_code(folder: Path, error: Exception) -> None:
+    """Raises CompatibilityError where transformers failed with `error` because it may not run the
+    code that the model in `folder` ships."""
+    code = code_named_in(folder)
+    if code and "trust_remote_code" in str(error):
+        raise CompatibilityError(
+            f"{folder} can be loaded only by running the code that it ships",
+            problems=code,
+            remedy="Code of a model is never run, and no option allows it. Use a model of an "
+            "architecture that the installed transformers knows, or a newer transformers.",
+        ) from error
 
 
 def read_json_object(path: Path, role: str) -> dict[str, JsonValue]:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFas
 
 from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.added_tokens import AddedTokens
-from cpt_residual.modeling.side_files import code_named_in, code_refusal
+from cpt_residual.modeling.side_files import refuse_code
 from cpt_residual.modeling.text_encoder import FastTextEncoder
 
 Tokenizer = PreTrainedTokenizerFast
@@ -47,9 +47,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             and type(error) is not Exception
         ):
             raise  # the tokenizers library raises nothing more special than Exception
-        code = code_named_in(directory)
-        if code and wants_code(error):
-            raise code_refusal(directory, code) from error
+        refuse_code(directory, error)
         raise CompatibilityError(
             f"no tokenizer can be loaded from {directory}",
             problems=[f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"],
@@ -61,11 +59,6 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             remedy="Packing and the token maps need a tokenizer.json; convert it once.",
         )
     return tokenizer
-
-
-def wants_code(error: Exception) -> bool:
-    """Whether transformers failed because it was not allowed to run the code that a model ships."""
-    return "trust_remote_code" in str(error)
 
 
 def bos_id_of(tokenizer: Tokenizer) -> int | None:

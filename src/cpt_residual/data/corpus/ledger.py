@@ -10,7 +10,7 @@ from cpt_residual.base_model import Frozen
 from cpt_residual.core.validation import field_problems
 from cpt_residual.data.documents.file_names import LEDGER_FILE
 from cpt_residual.data.filters.ledger import FilterLedger
-from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
+from cpt_residual.data.readers.base import FileLedger, ReadLedger
 from cpt_residual.errors import CorruptArtifactError
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cpt_residual.base_model import Frozen
 from cpt_residual.config.corpora import BadLines
 from cpt_residual.data.documents.parsing import field_of, text_of
 from cpt_residual.data.documents.problems import Problems
@@ -16,6 +17,31 @@ MAX_FIRST = 10
 """So many of the rows that are left out are kept with their place."""
 
 Unit = Literal["line", "row"]
+
+
+class FileLedger(Frozen):
+    """One file: rows = documents + bad_rows_skipped. kind: how its name ends."""
+
+    kind: str
+    sha256: str
+    documents: int
+    characters: int
+    bad_rows_skipped: int
+
+
+class ReadLedger(Frozen):
+    """What was read, before any filter.
+
+    first_bad_rows: where the first rows were that `bad_lines: skip` left out, and why; a file is
+    named by its number in `files`, from 1, as the ledger depends on the content of files alone.
+    files: empty for a hub data set.
+    """
+
+    documents: int
+    characters: int
+    bad_rows_skipped: int
+    first_bad_rows: tuple[str, ...] = ()
+    files: tuple[FileLedger, ...] = ()
 
 
 @dataclass(frozen=True)

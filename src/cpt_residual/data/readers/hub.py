@@ -9,8 +9,7 @@ from typing import Any, cast
 from cpt_residual.config.corpora import HubCorpus
 from cpt_residual.data.documents.problems import BadDocumentError, Problems
 from cpt_residual.data.documents.record import Record
-from cpt_residual.data.readers.base import BadRows, Fields, record_of
-from cpt_residual.data.readers.ledger import ReadLedger
+from cpt_residual.data.readers.base import BadRows, Fields, ReadLedger, record_of
 from cpt_residual.errors import CorpusError
 from cpt_residual.launch.hub import connection_errors, network_errors
 

@@ -11,11 +11,17 @@ from cpt_residual.core.files import FileState, file_state
 from cpt_residual.data.documents.parsing import not_utf8, parse_object
 from cpt_residual.data.documents.problems import MAX_PROBLEMS, BadDocumentError, Problems
 from cpt_residual.data.documents.record import Record
-from cpt_residual.data.readers.base import BadRows, Fields, SourceFile, record_of
+from cpt_residual.data.readers.base import (
+    BadRows,
+    Fields,
+    FileLedger,
+    ReadLedger,
+    SourceFile,
+    record_of,
+)
 from cpt_residual.data.readers.compressed import file_words, open_bytes, read_error
 from cpt_residual.data.readers.csv_rows import read_csv
 from cpt_residual.data.readers.files import check_unchanged, suffix_of
-from cpt_residual.data.readers.ledger import FileLedger, ReadLedger
 from cpt_residual.data.readers.parquet import read_parquet
 from cpt_residual.errors import CorpusError
 
