@@ -48,7 +48,7 @@ def tokenizer_for(template: str) -> Tokenizer:
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_tokens_are_those_of_the_template_and_loss_is_on_the_answers(template: str) -> None:
     tokenizer = tokenizer_for(template)
-    ids, loss = ChatEncoder(tokenizer, template)([DIALOGUE])[0]
+    ((ids, loss),) = ChatEncoder(tokenizer, template)([DIALOGUE])
     expected = tokenizer.apply_chat_template(DIALOGUE, chat_template=template, return_dict=False)
     assert ids.tolist() == expected
     parts = "".join(
@@ -69,7 +69,7 @@ def test_documents_do_not_depend_on_each_other() -> None:
     encode = ChatEncoder(tiny_tokenizer(), TINY_CHAT_TEMPLATE)
     both = encode([DIALOGUE, DIALOGUE[:2]])
     for (ids, loss), messages in zip(both, (DIALOGUE, DIALOGUE[:2]), strict=True):
-        alone_ids, alone_loss = encode([messages])[0]
+        ((alone_ids, alone_loss),) = encode([messages])
         assert (ids == alone_ids).all()
         assert (loss == alone_loss).all()
 

@@ -114,7 +114,9 @@ def test_content_in_the_shape_that_the_template_wants(text: str) -> None:
 
 
 def test_a_template_of_parts_trains_as_one_of_text() -> None:
-    one, other = (ChatEncoder(tiny_tokenizer(), text)([DIALOGUE])[0] for text in (PLAIN, IN_PARTS))
+    (one,), (other,) = (
+        ChatEncoder(tiny_tokenizer(), text)([DIALOGUE]) for text in (PLAIN, IN_PARTS)
+    )
     assert one[0].tolist() == other[0].tolist()
     assert one[1].tolist() == other[1].tolist()
     assert "bread" in tiny_tokenizer().decode(one[0])
@@ -125,7 +127,7 @@ def test_today_is_a_fixed_day() -> None:
     (text,) = template.render([ASKED], add_generation_prompt=True)
     assert text == "<|user|>Today Date: 26 Jul 2024\n\n\n<|user|>the city<|end|>"
     assert template.has_date
-    ids, _ = ChatEncoder(tiny_tokenizer(), "{{ strftime_now('%Y') }}" + PLAIN)([DIALOGUE])[0]
+    ((ids, _),) = ChatEncoder(tiny_tokenizer(), "{{ strftime_now('%Y') }}" + PLAIN)([DIALOGUE])
     assert tiny_tokenizer().decode(ids).startswith("2024")
 
 

@@ -115,7 +115,7 @@ def test_text_gets_eos_exactly_once_and_no_bos() -> None:
 
 
 def test_text_gets_the_bos_that_the_tokenizer_adds() -> None:
-    (ids, _), (bos, eos) = text_encoder(bos_tokenizer())(["the city"])[0], (2, 1)
+    ((ids, _),), (bos, eos) = text_encoder(bos_tokenizer())(["the city"]), (2, 1)
     assert ids[0] == bos_id_of(bos_tokenizer()) == bos
     assert ids[-1] == eos
     assert (ids == bos).sum() == (ids == eos).sum() == 1
@@ -127,7 +127,7 @@ def test_an_eos_that_the_tokenizer_adds_is_not_doubled() -> None:
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 1)]
     )
     tokenizer = Tokenizer(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<pad>")
-    ids, _ = text_encoder(tokenizer)(["the city"])[0]
+    ((ids, _),) = text_encoder(tokenizer)(["the city"])
     assert (ids == 1).sum() == 1
     assert ids[-1] == 1
 
@@ -135,7 +135,7 @@ def test_an_eos_that_the_tokenizer_adds_is_not_doubled() -> None:
 def test_a_truncating_tokenizer_truncates_nothing() -> None:
     tokenizer = train()
     tokenizer.backend_tokenizer.enable_truncation(4)
-    ids, _ = text_encoder(tokenizer)(["the city of Anna Berg likes bread and new boats"])[0]
+    ((ids, _),) = text_encoder(tokenizer)(["the city of Anna Berg likes bread and new boats"])
     assert len(ids) > 8
 
 
