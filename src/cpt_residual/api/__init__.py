@@ -93,7 +93,7 @@ def compute(
     require_free(out)
     left, right = open_named(base, role="base"), open_named(instruct, role="instruct")
     inputs = InputFiles.of([left.checkpoint, right.checkpoint])
-    with plain_disk_words(), fresh_directory(out, inputs=inputs.folders) as folder:
+    with plain_disk_words(out), fresh_directory(out, inputs=inputs.folders) as folder:
         manifest = residual.compute(
             left.checkpoint,
             right.checkpoint,
@@ -125,7 +125,7 @@ def plan_compute(
     )
     require_apart(out, (left.path, right.path))
     PairDelta(left, right, vocab_policy)  # raises for models that do not belong together
-    with plain_disk_words():
+    with plain_disk_words(out):
         return plan_of_compute(left, right, out, storage=storage, streaming=streaming)
 
 
@@ -148,7 +148,7 @@ def apply(
     base = base_of(source, options)
     with opened_target(target, base, out, streaming=options.streaming) as opened:
         job = ApplyJob.of(opened, source, outputs, recipe=recipe, options=options)
-        with plain_disk_words():
+        with plain_disk_words(out):
             return job.run()
 
 
@@ -174,7 +174,7 @@ def plan_apply(
         opened = replace(start, checkpoint=replace(start.checkpoint, role="target"))
         scratch_bytes = opened.checkpoint.num_bytes
     job = ApplyJob.of(opened, source, outputs, recipe=recipe, options=options)
-    with plain_disk_words():
+    with plain_disk_words(out):
         return job.plan().with_scratch(scratch_bytes)
 
 

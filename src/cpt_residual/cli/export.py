@@ -81,7 +81,7 @@ def _residuals(residual: Path, out: Path, dtype: str, threads: int, terminal: Te
     names = (origin.base.name, origin.instruct.name) if origin else (None, None)
     with (
         interruptible("no output was made; run the same command again"),
-        plain_disk_words(),
+        plain_disk_words(out),
         terminal.progress("export", out.name) as report,
     ):
         lost = write_residuals_folder(

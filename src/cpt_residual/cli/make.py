@@ -240,6 +240,10 @@ def _report_rows(
             f"norm {report.residual_norm:.6g}{relative}, {100 * report.lost_share:.2f} % of the "
             "updates lost to rounding"
         )
+        if report.lost_share == 1.0:
+            rows[f"  warning at {report.alpha}"] = "nothing changed: the updates round to zero"
+        elif report.relative_norm is None or report.relative_norm > 1.0:
+            rows[f"  warning at {report.alpha}"] = "more was added than the target holds"
     first = reports[0]
     rows["parameters"] = f"{first.num_parameters:,}"
     rows["ends at"] = ", ".join(map(str, first.eos_token_ids)) + (

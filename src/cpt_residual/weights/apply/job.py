@@ -228,14 +228,14 @@ def base_of(source: Path | Pair, options: ApplyOptions) -> ModelReference | None
 
 
 @contextmanager
-def plain_disk_words() -> Generator[None]:
-    """A full disk in the words of somebody who has no store."""
+def plain_disk_words(out: Path) -> Generator[None]:
+    """Around work that writes `out`: a full disk in the words of a user who has no store."""
     try:
         yield
     except DiskSpaceError as error:
         raise DiskSpaceError(
-            error.what,
+            f"not enough disk space for {out}",
             problems=error.problems,
-            remedy="No output was made; what can be resumed is kept for the same command. Free "
-            "some space, then run it again, or choose an output on another disk.",
+            remedy="No output was made. Free some space, then run the same command again (finished "
+            "shards of a merge are kept), or choose an output on another disk.",
         ) from error
