@@ -133,7 +133,8 @@ class _Recorded(PeftModel):
 
 
 def _config(adapter: Path) -> LoraConfig:
-    config = cast("LoraConfig", LoraConfig.from_pretrained(str(adapter)))
+    found = LoraConfig.from_pretrained(str(adapter), trust_remote_code=False)
+    config = cast("LoraConfig", found)
     config.init_lora_weights = True  # the values come from the file
     return config
 
