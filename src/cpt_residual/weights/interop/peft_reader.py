@@ -133,8 +133,7 @@ class _Recorded(PeftModel):
 
 
 def _config(adapter: Path) -> LoraConfig:
-    found = LoraConfig.from_pretrained(str(adapter), trust_remote_code=False)
-    config = cast("LoraConfig", found)
+    config = cast("LoraConfig", LoraConfig.from_pretrained(str(adapter), trust_remote_code=False))
     config.init_lora_weights = True  # the values come from the file
     return config
 
