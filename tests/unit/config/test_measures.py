@@ -38,6 +38,20 @@ def test_what_the_configuration_states_comes_before_the_table() -> None:
     assert measure.among({"exact_match"}) is None
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "unit"),
+    [
+        ("wikitext", "word_perplexity", "perplexity"),
+        ("lambada_openai", "perplexity,none", "perplexity"),
+        ("pile_arxiv", "bits_per_byte", "bits_per_byte"),
+    ],
+)
+def test_a_perplexity_is_no_share_and_better_when_low(task: str, metric: str, unit: str) -> None:
+    tasks = [HarnessTask(task=task, metric=metric)]
+    (measure,) = HarnessSuite(kind="harness", tasks=tasks).measures("x")
+    assert (measure.unit, measure.higher_is_better, measure.paired) == (unit, False, False)
+
+
 @pytest.mark.parametrize("task", STOCK_TASKS)
 def test_every_known_task_has_one_headline(task: str) -> None:
     measures = HarnessSuite(kind="harness", tasks=[HarnessTask(task=task)]).measures("x")

@@ -26,6 +26,16 @@ _HEADLINES = (
 )
 """Of a task that is not in the table: the first of these that lm-eval reports."""
 
+_PERPLEXITIES: Mapping[str, Unit] = MappingProxyType(
+    {
+        "perplexity": "perplexity",
+        "word_perplexity": "perplexity",
+        "byte_perplexity": "perplexity",
+        "bits_per_byte": "bits_per_byte",
+    }
+)
+"""Metrics of any task that are no share of right answers: the lower, the better."""
+
 
 @dataclass(frozen=True)
 class StockTask:
@@ -101,7 +111,8 @@ def stock_measures(task: HarnessTask) -> tuple[Measure, ...]:
     if metric == "prompt_level_strict_acc" and task.role in (None, "instruction_following"):
         return instruction_measures(task.task, num_prompts)
     label = task.label or known.label
-    unit: Unit = known.unit if metric == known.metric else "share"
+    other: Unit = _PERPLEXITIES.get(metric.partition(",")[0], "share")
+    unit = known.unit if metric == known.metric else other
     headline = Measure(
         task=task.task,
         metric=metric,
