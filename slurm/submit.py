@@ -73,6 +73,13 @@ def arrays_of(document: dict[str, Any]) -> list[Array]:
     return found
 
 
+def lacks_gpus(document: dict[str, Any]) -> bool:
+    """Whether no row asks for a GPU because `launch.device=auto` found none where it was made."""
+    device = document.get("config", {}).get("launch", {}).get("device")
+    asked = any(int(row["resources"]["gpus_per_node"]) for row in document["rows"])
+    return device == "auto" and not asked
+
+
 def resource_options(array: Array) -> list[str]:
     """What the plan's numbers are to `sbatch`. Memory is an estimate: half of it is added, and a
     GiB."""
@@ -189,10 +196,16 @@ def _say_queued(jobs: Mapping[int, Sequence[str]], arrays: Sequence[Array]) -> N
 def main(arguments: Sequence[str]) -> int:
     try:
         options, dry_run = parse(arguments)
-        arrays = arrays_of(json.loads(options.plan.read_text(encoding="utf-8")))
+        document = json.loads(options.plan.read_text(encoding="utf-8"))
+        arrays = arrays_of(document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         sys.stderr.write(f"an option or the plan cannot be read: {error!r}\n")
         return 2
+    if lacks_gpus(document):
+        sys.stderr.write(
+            "no row asks for a GPU: the plan was made where none is seen; for GPU nodes write it "
+            "again with launch.device=cuda\n"
+        )
     (options.plan.parent / "slurm").mkdir(exist_ok=True)
     return submit(arrays, options, dry_run=dry_run)
 

@@ -36,6 +36,7 @@ from cpt_residual.stages.overview import Overview, PlannedStage
 from cpt_residual.stages.preflight import preflight
 from cpt_residual.stages.registry import localised
 
+_NO_GPUS = "no GPU is seen here: rows ask for none; set launch.device=cuda for GPU nodes"
 _TABLE_WIDTH = 140
 _STYLES = {"ready": "green", "missing": "", "busy": "yellow", "stale": "red", "corrupt": "red"}
 
@@ -70,6 +71,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     if frozen:
         _write(frozen, options.out)
         say(f"plan: {options.out}", stream=sys.stderr)
+        if frozen.lacks_gpus:
+            say(_NO_GPUS, stream=sys.stderr)
     return 0
 
 

@@ -214,6 +214,18 @@ def test_a_dry_run_submits_nothing(bin_dir: Path, tmp_path: Path) -> None:
     assert "--dependency=afterok:LEVEL3.0:LEVEL3.1" in done.stdout
 
 
+def test_a_plan_that_was_made_where_no_gpu_is_says_so(bin_dir: Path, tmp_path: Path) -> None:
+    path = plan(tmp_path)
+    document = json.loads(path.read_text()) | {"config": {"launch": {"device": "auto"}}}
+    for has_gpus in (True, False):
+        for row in document["rows"]:
+            row["resources"]["gpus_per_node"] *= has_gpus
+        path.write_text(json.dumps(document))
+        done = submit(bin_dir, str(path), "--dry-run")
+        assert done.returncode == 0
+        assert ("no row asks for a GPU" in done.stderr) != has_gpus
+
+
 def test_a_refused_submission_names_the_level_and_what_is_queued(
     bin_dir: Path, tmp_path: Path
 ) -> None:

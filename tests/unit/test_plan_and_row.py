@@ -16,9 +16,10 @@ import pytest
 
 from cpt_residual import plan as plan_module
 from cpt_residual.core.store import Store
-from cpt_residual.launch import machine
+from cpt_residual.launch import environment, machine
 from cpt_residual.plan import main as plan
 from cpt_residual.row import main as row
+from cpt_residual.stages import evaluate, pack, registry, train
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.overview import Overview
 
@@ -229,6 +230,23 @@ def test_the_estimate_is_of_the_cores_there_are(
     monkeypatch.setattr(machine, "usable_cores", lambda: 2)
     assert plan([*CUT, f"launch.cores={cores}"]) == 0
     assert f"on 2 cores{note}" in capsys.readouterr().out
+
+
+def test_rows_ask_for_no_more_and_no_less_than_elsewhere(
+    place: Path, errors: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "uses_gpu", lambda launch: launch.device == "cuda")
+    for module in (evaluate, train, machine):
+        monkeypatch.setattr(module, "uses_gpu", environment.uses_gpu)
+    monkeypatch.setattr(registry, "usable_cores", lambda: 96)
+    monkeypatch.setattr(pack, "_PARALLEL_TOKENS", 1)
+    for device, cores, warns in (("auto", "null", True), ("cuda", "12", False)):
+        chosen = [f"launch.device={device}", f"launch.cores={cores}"]
+        assert plan([*CUT, *chosen, "--out", "plan.json"]) == 0
+        assert ("no GPU is seen here" in errors()) == warns
+        rows = json.loads((place / "plan.json").read_text())["rows"]
+        packs = {row["resources"]["cores"] for row in rows if row["stage"] == "pack"}
+        assert packs == {8 if cores == "null" else 12}
 
 
 def test_an_empty_root_is_refused(place: Path, errors: Said) -> None:

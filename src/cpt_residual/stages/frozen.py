@@ -7,21 +7,25 @@ level order, and rows of one level have consecutive indices, so that one array p
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from cpt_residual.config.checks import check
-from cpt_residual.config.schema import Experiment, Frozen
+from cpt_residual.config.schema import Experiment, Frozen, Launch
 from cpt_residual.config.validate import dotted, problems_in
 from cpt_residual.core.files import write_json_atomic
 from cpt_residual.core.graph import Graph
-from cpt_residual.core.stage import Resources
+from cpt_residual.core.stage import Resources, Stage
 from cpt_residual.errors import ConfigError
+from cpt_residual.stages.pack import PackStage
 
 _AGAIN = "Write it again: python -m cpt_residual.plan +experiment=NAME --out PLAN"
 _MOST_PROBLEMS = 8
+_PACK_CORES = 8
+"""Of a large pack, unless `launch.cores` says."""
 
 
 class PlanRow(Frozen):
@@ -56,7 +60,7 @@ class FrozenPlan(Frozen):
                 node=node.stage.node,
                 stage=node.stage.name,
                 fingerprint=node.fingerprint,
-                resources=node.stage.resources(),
+                resources=_asked(node.stage, experiment.launch),
             )
             for index, node in enumerate(nodes)
         ]
@@ -68,6 +72,12 @@ class FrozenPlan(Frozen):
             rows=rows,
             config=experiment,
         )
+
+    @property
+    def lacks_gpus(self) -> bool:
+        """Whether no row asks for a GPU because `launch.device=auto` found none here."""
+        asked = any(row.resources.gpus_per_node for row in self.rows)
+        return self.config.launch.device == "auto" and not asked
 
     def write(self, path: Path) -> None:
         """Write atomically, keys sorted."""
@@ -106,6 +116,13 @@ class FrozenPlan(Frozen):
                 remedy=f"Rows run from 0 to {len(self.rows) - 1}.",
             )
         return self.rows[index]
+
+
+def _asked(stage: Stage, launch: Launch) -> Resources:
+    """What `stage` needs wherever it is built, not what the machine of the plan has."""
+    if isinstance(stage, PackStage) and launch.cores is None:
+        stage = replace(stage, available_cores=_PACK_CORES)
+    return stage.resources()
 
 
 def _parsed(content: bytes) -> tuple[FrozenPlan | None, list[str]]:
