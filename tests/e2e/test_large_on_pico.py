@@ -60,6 +60,6 @@ def test_two_zero2_ranks_lose_what_one_process_loses(overrides: list[str], tmp_p
     text = report.read_text(encoding="utf-8")
     assert "bits/byte" in text
     assert "cloze %" in text
-    assert "A guess gets 25.0 %" in text
+    assert "a guess gets 25.0 %" in text
     (probe,) = (tmp_path / "two/store/probe").iterdir()
     assert len((probe / "questions.jsonl").read_text().splitlines()) == 8

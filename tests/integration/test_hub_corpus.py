@@ -101,7 +101,7 @@ def test_streaming_pins_and_refusals(address: str, tmp_path: Path) -> None:
 def test_prefetch_builds_what_needs_the_network_and_then_nothing_does(
     address: str, tmp_path: Path
 ) -> None:
-    corpus = f"{{kind: hub, repo: org/lines, revision: '{OLD}', max_characters: 99}}"
+    corpus = f"{{kind: hub, repo: org/lines, revision: '{OLD}', max_characters: 99, part: null}}"
     (tmp_path / "conf/experiment").mkdir(parents=True)
     (tmp_path / "conf/experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults: [smoke, _self_]\nname: mine\n"

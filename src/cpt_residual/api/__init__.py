@@ -185,7 +185,7 @@ def verify_residual(
     instruct: ModelReference | None = None,
     streaming: Streaming = DEFAULT_STREAMING,
 ) -> Verified:
-    """Reads a residual back and compares (see `weights.verification.verify_residual`)."""
+    """Reads a residual back and compares (see `weights.merge.verification.verify_residual`)."""
     return verification.verify_residual(
         path,
         base=None if base is None else open_named(base, role="base").checkpoint,

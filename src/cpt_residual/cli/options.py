@@ -124,14 +124,16 @@ def _method_options(kinds: Mapping[str, type[Method]]) -> Iterator[inspect.Param
 def _owners_of_options(kinds: Mapping[str, type[Method]]) -> dict[str, list[str]]:
     owners: dict[str, list[str]] = {}
     for kind, method in kinds.items():
-        for name in method.model_fields.keys() - {"kind"}:
-            owners.setdefault(name, []).append(kind)
+        for name in method.model_fields:
+            if name != "kind":
+                owners.setdefault(name, []).append(kind)
     return owners
 
 
 def _without_none(annotation: object) -> object:
-    members = [each for each in get_args(annotation) if each is not NoneType]
-    return members[0] if len(members) == 1 else annotation
+    members = get_args(annotation)
+    rest = [each for each in members if each is not NoneType]
+    return rest[0] if NoneType in members and len(rest) == 1 else annotation
 
 
 def _option(

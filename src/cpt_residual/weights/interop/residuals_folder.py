@@ -183,7 +183,7 @@ def _identity(shapes: Mapping[str, Shape]) -> dict[str, JsonValue]:
 # --- merge ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class FolderDelta:
-    """A folder as a residual to merge (a delta.DeltaSource); make it with `folder_delta`.
+    """A folder as a residual to merge (a residual.source.DeltaSource); make it with `folder_delta`.
 
     It names neither an architecture nor base's EOS token ids: the target's architecture is taken
     for it (names and shapes are still compared), and base's ids stay unknown.

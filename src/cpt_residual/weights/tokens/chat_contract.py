@@ -5,7 +5,7 @@ with the *union* of the EOS token ids of base, instruct and target in config.jso
 generation_config.json. `stops.verify_stops` then loads the directory and shows that generation
 ends at every one of them. (Keeping the target's generation config is how merged models come to run
 on: measured 60 tokens instead of 6.) Where instruct and target number their tokens differently, the
-target's ids stay (see vocabulary.RowPlan), and what instruct says in ids is said in tokens. No
+target's ids stay (see vocab_alignment.RowPlan), and what instruct says in ids is said in tokens. No
 config of an output names code to run (auto_map).
 """
 
