@@ -14,7 +14,8 @@ REPOSITORY = Path(__file__).parents[2]
 COMPOSE = """
 from pathlib import Path
 import cpt_residual
-from cpt_residual.config.compose import compose, conf_dir, experiment_names
+from cpt_residual.config.compose import compose, experiment_names
+from cpt_residual.config.folders import conf_dir
 package = Path(cpt_residual.__file__).parent
 assert conf_dir() == package / "conf", conf_dir()
 for name in experiment_names():

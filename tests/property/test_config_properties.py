@@ -44,7 +44,10 @@ def places() -> list[Path]:
     return found
 
 
-NAMED = ("corpora", "packs", "recipes", "models", "residuals", "suites")
+NAMED = (
+    *("corpora", "packs", "recipes", "models", "residuals", "suites"),
+    *("variants", "contrasts"),
+)
 OPEN = (("threads_for",), ("scales",))
 """Last parts of the paths of mappings whose keys are free."""
 
@@ -85,7 +88,8 @@ def test_a_missing_or_unset_key_is_named_with_its_path(data: st.DataObject) -> N
     try:
         validate(container)
     except ConfigError as error:
-        place = shown(path) if key == "kind" else shown((*path, key))
+        tags = key == "kind" and path[0] != "variants"  # there it is a field like any other
+        place = shown(path) if tags else shown((*path, key))
         (problem,) = error.problems
         assert problem.startswith(f"{place}: ")
         assert "required, no default" in problem

@@ -16,7 +16,7 @@ def location_of(raw: Sequence[str | int], root: object) -> Location:
     location: list[str | int] = []
     kind: object = root
     for part in raw:
-        if part == "[key]":
+        if part == "[key]" or str(part).startswith(("list[", "literal[")):  # a branch of a union
             continue
         if not tagged(kind):  # else `part` is the tag of a union, not a key
             location.append(part)

@@ -89,12 +89,23 @@ def problems_of(
         place = location_of(detail["loc"], Experiment)
         if detail["type"] == "extra_forbidden":
             missing = {each for each in missing if each[: len(place)] != place}
-        elif any(each[: len(place)] == place for each in missing) and not _without_tag(detail):
+        elif any(_overlap(each, place) for each in missing) and not _without_tag(detail):
             continue  # whatever else is wrong there, a value is missing
         elif _without_tag(detail):
             missing.discard((*place, "kind"))
         problems.append((place, _text(detail, Experiment)))
     return None, problems + [(place, _OWN_WORDS["missing"]) for place in sorted(missing, key=str)]
+
+
+def _is_word_branch(detail: _Detail) -> bool:
+    """Of a field that is a list or one word: what is said of the list says it for both."""
+    return any(str(part).startswith("literal[") for part in detail["loc"])
+
+
+def _overlap(one: Location, other: Location) -> bool:
+    """Whether one place is the other or lies below it."""
+    shared = min(len(one), len(other))
+    return one[:shared] == other[:shared]
 
 
 def _validated(
@@ -103,7 +114,8 @@ def _validated(
     try:
         return Experiment.model_validate(container, strict=True), ()
     except ValidationError as error:
-        return None, cast("list[_Detail]", error.errors(include_url=False))
+        details = cast("list[_Detail]", error.errors(include_url=False))
+        return None, [each for each in details if not _is_word_branch(each)]
 
 
 def _without(container: Mapping[str, object], places: Sequence[Location]) -> dict[str, object]:
@@ -149,6 +161,8 @@ def _text(detail: _Detail, root: type[BaseModel]) -> str:
     kind: str = detail["type"]
     if kind == "missing":
         return _OWN_WORDS[kind]
+    if kind == "list_type" and str(detail["loc"][-1]).startswith("list["):
+        return f"{shown(detail['input'])}: must be a list, or the one word that the field knows"
     worded = _WORDED.get(kind)
     reason = worded(detail, root) if worded else _OWN_WORDS.get(kind) or _reworded(detail["msg"])
     return f"{shown(detail['input'])}: {reason}"

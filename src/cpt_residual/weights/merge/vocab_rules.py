@@ -1,7 +1,7 @@
 """Embedding and head of a merged model whose tokens are not the residual's: row by row.
 
-`vocab_alignment` decides which row comes from where; here the decision is carried out block by block,
-in the coordinates of the merged model. With equal maps nothing of this is used.
+`vocab_alignment` decides which row comes from where; here the decision is carried out block by
+block, in the coordinates of the merged model. With equal maps nothing of this is used.
 """
 
 from __future__ import annotations
