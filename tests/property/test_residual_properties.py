@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -461,7 +461,7 @@ def test_several_alphas_in_one_pass_are_the_single_ones(case: Case, chosen: list
         for output, report in zip(together, reports, strict=True):
             one = Output(output.alpha, root / f"one{output.folder.name}")
             (alone,) = merge(target, StoredDelta(artifact), [one])
-            assert replace(alone, folder=output.folder) == report
+            assert alone.model_copy(update={"folder": output.folder}) == report
             for file in one.folder.iterdir():
                 assert (output.folder / file.name).read_bytes() == file.read_bytes()
 
