@@ -129,7 +129,13 @@ def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
     if "--" in own:
         cut = own.index("--")
         own, extra = own[:cut], own[cut + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    gone = next((given for given in own if given.partition("=")[0] in ("--gpu", "--cpu")), None)
+    if gone is not None:
+        raise SystemExit(
+            f"{gone}: there is no such option; the plan says what rows need, --gpu-partition=NAME "
+            "names the partition of those with GPUs, and options after -- go to every sbatch"
+        )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help, allow_abbrev=False)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--gpu-partition", help="partition of the rows that need GPUs")
     parser.add_argument("--max-parallel", type=int, help="array tasks that may run at once")

@@ -226,6 +226,18 @@ def test_a_plan_that_was_made_where_no_gpu_is_says_so(bin_dir: Path, tmp_path: P
         assert ("no row asks for a GPU" in done.stderr) != has_gpus
 
 
+@pytest.mark.parametrize("option", ["--gpu=--partition=big", "--cpu", "--gpu-part=big"])
+def test_an_old_or_shortened_option_is_taken_for_no_other(
+    bin_dir: Path, tmp_path: Path, option: str
+) -> None:
+    done = submit(bin_dir, str(plan(tmp_path)), "--dry-run", option)
+    assert done.returncode != 0
+    assert option in done.stderr
+    if not option.startswith("--gpu-"):
+        assert "--gpu-partition=NAME" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_refused_submission_names_the_level_and_what_is_queued(
     bin_dir: Path, tmp_path: Path
 ) -> None:
