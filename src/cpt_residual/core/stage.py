@@ -127,7 +127,8 @@ class Stage(Protocol):
         ...
 
     def resources(self) -> Resources:
-        """What the local executor and SLURM set aside for `build`."""
+        """What `build` takes. SLURM is asked for all of it; the local executor counts cores and
+        GPUs, not memory."""
         ...
 
     def build(self, inputs: Mapping[str, ArtifactRef], work: Path, ctx: RunContext) -> Metrics: ...
