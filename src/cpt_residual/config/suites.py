@@ -76,9 +76,11 @@ class SuiteBase(Frozen):
 
     @classmethod
     def scorer_files(cls) -> tuple[Path, ...]:
-        """Sources that decide about a score: `scoring.py` and the yaml files of the kind."""
+        """Sources that decide about a score: the kind's `__init__.py`, which maps metrics to
+        aggregates, `scoring.py` and yaml files."""
         folder = Path(str(sys.modules[cls.__module__].__file__)).parent
-        return tuple(sorted([*folder.glob("scoring.py"), *folder.glob("*.yaml")]))
+        patterns = ("__init__.py", "scoring.py", "*.yaml")
+        return tuple(sorted(found for each in patterns for found in folder.glob(each)))
 
 
 def suite_union() -> object:

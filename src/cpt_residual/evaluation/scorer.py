@@ -22,7 +22,8 @@ def own_scorer_sha256(suites: Iterable[SuiteBase]) -> str:
     kinds = {type(suite).__name__: type(suite) for suite in suites}
     own = [path for name in sorted(kinds) for path in kinds[name].scorer_files()]
     folder = Path(__file__).parent
-    return hash_sources([*own, folder / "aggregation.py", folder / "documents.py"])
+    shared = ("aggregation.py", "documents.py", "responses.py")
+    return hash_sources([*own, *(folder / name for name in shared)])
 
 
 def hash_sources(roots: Iterable[Path]) -> str:
