@@ -221,6 +221,8 @@ class _Pool:
 
     def _retire(self, worker: _Worker) -> None:
         worker.pipe.close()  # an idle worker ends at end of file
+        worker.process.join(_WORKER_GRACE_SECONDS)
+        worker.process.kill()  # a thread of a library may keep it; harmless to one that has ended
         worker.process.join()
         self._workers.remove(worker)
 

@@ -16,6 +16,7 @@ import pytest
 from cpt_residual.core.lock import describe_holder, hold
 from cpt_residual.core.stage import Resources
 from cpt_residual.errors import ConfigError, DiskSpaceError, WorkerError
+from cpt_residual.launch import pool
 from cpt_residual.launch.pool import Event, run_jobs
 from cpt_residual.launch.schedule import Job, Machine
 from support.processes import wait_for, wait_until_gone
@@ -273,6 +274,24 @@ def test_every_gpu_job_sees_its_own_gpus_in_a_process_of_its_own(tmp_path: Path)
     own = {spans[name][2] for name in shown if shown[name]}
     assert len(own) == 5
     assert spans["after"][2] not in own
+
+
+def _linger(payload: object, report: Report) -> int:
+    del payload, report
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    return os.getpid()
+
+
+def test_a_process_that_does_not_end_after_its_job_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_WORKER_GRACE_SECONDS", 0.1)
+    jobs = {"a": Job("a", resources=Resources(gpus_per_node=1))}
+    log, events = tmp_path / "workers.log", list[Event]()
+    begun = time.monotonic()
+    assert run_jobs(jobs, _linger, machine=Machine(2, _DEVICES), log=log, on_event=events.append)
+    assert time.monotonic() - begun < 50
+    wait_until_gone(_of(events, "done")["a"].result, seconds=1)
 
 
 def test_without_gpus_to_give_out_a_worker_sees_what_its_parent_sees(
