@@ -20,7 +20,13 @@ from cpt_residual.launch.console import BuildConsole, UserConsole, duration, par
 from cpt_residual.launch.door import Parser, enter
 from cpt_residual.launch.environment import set_maths_defaults
 from cpt_residual.launch.stopping import terminable
-from cpt_residual.stages.closing import ENVIRONMENT_FILE, begin, end, say_uploads
+from cpt_residual.stages.closing import (
+    ENVIRONMENT_FILE,
+    begin,
+    end,
+    record_environment,
+    say_uploads,
+)
 from cpt_residual.stages.execute import Builder, BuildRequest
 from cpt_residual.stages.frozen import FrozenPlan
 from cpt_residual.stages.registry import REPORT_NODE
@@ -96,11 +102,13 @@ def _run_dir(plan: FrozenPlan) -> Path:
 
 
 def _begin(builder: Builder, folder: Path) -> None:
-    """The first row begins the run."""
+    """The first row begins the run; one with other code or libraries replaces their record."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ENVIRONMENT_FILE).exists():
             begin(builder, folder)
+        else:
+            record_environment(folder)
     except OSError as error:
         raise ConfigError(
             f"nothing can be written below the plan's paths.root: {folder}: {error.strerror}",

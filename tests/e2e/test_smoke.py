@@ -109,6 +109,7 @@ def test_rows_in_level_order_give_the_same_bytes(
         assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "outputs/runs").iterdir()
     assert (folder / "environment.json").is_file()
+    assert not (folder / "verified").exists()
     assert {"report.md", "times.json"} <= {path.name for path in (folder / "report").iterdir()}
     assert "base_cpt_residual" in done.stdout, "the last row shows the comparison"
     assert done.stdout.rstrip().endswith(f"report: {folder / 'report/report.md'}")

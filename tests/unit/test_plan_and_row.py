@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from cpt_residual import plan as plan_module
+from cpt_residual.config.schema import Launch
 from cpt_residual.core.store import Store
-from cpt_residual.launch import environment, machine
+from cpt_residual.launch import machine
 from cpt_residual.plan import main as plan
 from cpt_residual.row import main as row
-from cpt_residual.stages import evaluate, pack, registry, train
+from cpt_residual.stages import closing, evaluate, pack, registry, train
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.overview import Overview
 
@@ -76,6 +77,17 @@ def test_a_row_says_where_its_run_goes_and_a_ready_one_asks_nothing_of_wandb(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(Store, "status", lambda *_: SimpleNamespace(state="ready"))
     assert row(["plan.json", str(index)]) == 0
+
+
+def test_a_row_with_other_libraries_replaces_the_record_of_the_environment(
+    place: Path, frozen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Builder, "build", lambda *_: SimpleNamespace(skipped=True, reason="ready"))
+    for torch in ("1.0", "1.0", "2.0"):
+        monkeypatch.setattr(closing, "library_versions", lambda torch=torch: {"torch": torch})
+        assert row(["plan.json", "0"]) == 0
+        (record,) = place.glob("outputs/runs/*/environment.json")
+        assert json.loads(record.read_text())["libraries"] == {"torch": torch}
 
 
 # --- plans that cannot be used -------------------------------------------------------------------
@@ -235,9 +247,11 @@ def test_the_estimate_is_of_the_cores_there_are(
 def test_rows_ask_for_no_more_and_no_less_than_elsewhere(
     place: Path, errors: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "uses_gpu", lambda launch: launch.device == "cuda")
+    def uses_gpu(launch: Launch) -> bool:
+        return launch.device == "cuda"
+
     for module in (evaluate, train, machine):
-        monkeypatch.setattr(module, "uses_gpu", environment.uses_gpu)
+        monkeypatch.setattr(module, "uses_gpu", uses_gpu)
     monkeypatch.setattr(registry, "usable_cores", lambda: 96)
     monkeypatch.setattr(pack, "_PARALLEL_TOKENS", 1)
     for device, cores, warns in (("auto", "null", True), ("cuda", "12", False)):

@@ -31,6 +31,9 @@ from cpt_residual.core.stage import ArtifactRef, Node
 from cpt_residual.errors import ArtifactError, CorruptArtifactError, StaleArtifactError
 
 State = Literal["ready", "missing", "stale", "corrupt", "busy"]
+VERIFIED_FOLDER = "verified"
+"""Of a run: hashes that its processes share. Of no use once it has ended."""
+
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _ERRORS: Mapping[State, type[ArtifactError]] = {
     "missing": ArtifactError,
@@ -62,7 +65,7 @@ class Store:
 
     def __init__(self, root: Path, *, run: Path | None = None) -> None:
         self.root = root.absolute()
-        self._run_hashes = HashCache(run / "verified") if run else None
+        self._run_hashes = HashCache(run / VERIFIED_FOLDER) if run else None
         self.hash_cache = HashCache(self.root / ".cache" / "sha256")
         self._verified: set[tuple[Path, str]] = set()
 

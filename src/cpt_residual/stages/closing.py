@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from cpt_residual.core.artifact import MANIFEST, RECEIPT
 from cpt_residual.core.disk import format_bytes
 from cpt_residual.core.files import copy_files, write_json_atomic
 from cpt_residual.core.run_record import git_state, library_versions
+from cpt_residual.core.store import VERIFIED_FOLDER
 from cpt_residual.launch.console import duration, paragraph
 from cpt_residual.stages.execute import Builder
 from cpt_residual.stages.frozen import FrozenPlan
@@ -34,12 +38,21 @@ def begin(builder: Builder, run_dir: Path) -> None:
     """What every run folder holds from its start: the plan, which keeps what is built from being
     collected as garbage, and the state of code and libraries."""
     FrozenPlan.of(builder.experiment, builder.graph).write(run_dir / "plan.json")
+    record_environment(run_dir)
+
+
+def record_environment(run_dir: Path) -> None:
+    """Write the state of code and libraries, unless that is what was written."""
     git = git_state(Path.cwd())
     record: dict[str, JsonValue] = {
         "git": {"commit": git["commit"], "dirty": git["dirty"]},
         "libraries": dict(library_versions()),
     }
-    write_json_atomic(run_dir / ENVIRONMENT_FILE, record)
+    path = run_dir / ENVIRONMENT_FILE
+    with suppress(OSError, ValueError):  # none yet, or damaged
+        if json.loads(path.read_text(encoding="utf-8")) == record:
+            return
+    write_json_atomic(path, record)
 
 
 def end(builder: Builder, run_dir: Path, console: Console, *, seconds: float | None) -> Path:
@@ -63,6 +76,7 @@ def end(builder: Builder, run_dir: Path, console: Console, *, seconds: float | N
         summary=_summary_table(results, report_dir),
     )
     _show(results, report_dir, console)
+    shutil.rmtree(run_dir / VERIFIED_FOLDER, ignore_errors=True)
     paragraph(console, _times(builder, report_dir, seconds))
     say_uploads(run_dir, console)
     for figure in sorted((report_dir / "figures").glob("*.png")):
