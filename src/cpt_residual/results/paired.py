@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 _POWER = 0.8
 _STEPS = 60
+_EXACT = 15
+"""So many differences are tested with all 2**15 choices of their signs."""
+_TIE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class PairedComparison:
 
     difference: mean(a) - mean(b). For right/wrong scores low, high are Newcombe's paired score
     interval, which stays honest when few prompts or none differ, and p_value is McNemar's exact
-    two-sided test; for others both are those of the mean difference, by the normal approximation.
+    two-sided test; for others see `_mean_difference`.
     won, lost: prompts on which a is better, worse.
     """
 
@@ -50,7 +53,7 @@ def compare_paired(
         low, high = paired_score_interval(a, b, level=level)
         p_value = sign_test_p(won, lost)
     else:
-        low, high, p_value = _normal(differences, mean, level)
+        low, high, p_value = _mean_difference(a, b, differences, level)
     return PairedComparison(len(differences), mean, low, high, p_value, won, lost)
 
 
@@ -133,15 +136,41 @@ def quantile(share: float) -> float:
     return statistics.NormalDist().inv_cdf(share)
 
 
-def _normal(differences: Sequence[float], mean: float, level: float) -> tuple[float, float, float]:
-    """(low, high, p) of a mean difference; a single prompt tells nothing."""
-    if len(differences) < 2:
-        return -1.0, 1.0, 1.0
-    squares = math.fsum((each - mean) ** 2 for each in differences)
-    error = math.sqrt(squares / (len(differences) - 1) / len(differences))
-    reach = quantile((1 + level) / 2) * error
-    p_value = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+def _mean_difference(
+    a: Sequence[float], b: Sequence[float], differences: Sequence[float], level: float
+) -> tuple[float, float, float]:
+    """(low, high, p) of a mean difference of scores that are not just right or wrong.
+
+    p: exact sign-flip test up to `_EXACT` differences that are not 0, then Student's t (the sign
+    test where all differ by the same). Interval: Student's t, at least as wide as the range of the
+    scores (1 at least) times the share of prompts that may be of a kind that none of these is.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    n, mean = len(differences), math.fsum(differences) / len(differences)
+    reach = max(max(*a, *b) - min(*a, *b), 1.0) * (1 - (1 - level) ** (1 / n))
+    moved = [each for each in differences if each]
+    error = 0.0
+    if n > 1:
+        squares = math.fsum((each - mean) ** 2 for each in differences)
+        error = math.sqrt(squares / (n - 1) / n)
+        reach = max(reach, float(stdtrit(n - 1, (1 + level) / 2)) * error)
+    if len(moved) <= _EXACT:
+        p_value = _sign_flip_p(moved)
+    elif error > _TIE * abs(mean):
+        p_value = min(1.0, 2 * float(stdtr(n - 1, -abs(mean) / error)))
+    else:
+        p_value = sign_test_p(sum(d > 0 for d in moved), sum(d < 0 for d in moved))
     return mean - reach, mean + reach, p_value
+
+
+def _sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided share of all choices of signs whose sum is at least as far from 0."""
+    sums = [0.0]
+    for each in differences:
+        sums = [total + signed for total in sums for signed in (each, -each)]
+    least = abs(math.fsum(differences)) - _TIE * math.fsum(map(abs, differences))
+    return sum(abs(total) >= least for total in sums) / len(sums)
 
 
 def _wilson(successes: int, n: int, z: float) -> tuple[float, float, float]:

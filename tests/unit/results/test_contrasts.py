@@ -116,9 +116,26 @@ def test_different_prompts_are_an_error() -> None:
         given.pair("m", "a", "b")
 
 
-def test_prompts_of_several_seeds_stay_apart() -> None:
-    once = Outcomes({"m": {"a": {"0": 1.0}}})
-    assert joined([(0, once), (1, once)]).values == {"m": {"a": {"0/0": 1.0, "1/0": 1.0}}}
+def test_a_prompt_that_several_seeds_ask_counts_once_with_its_mean() -> None:
+    first = Outcomes({"m": {"a": {"0:same": 1.0, "1:of_seed_0": 1.0}}})
+    second = Outcomes({"m": {"a": {"0:same": 0.0, "1:of_seed_1": 0.0}}})
+    pooled = {"0:same": 0.5, "1:of_seed_0": 1.0, "1:of_seed_1": 0.0}
+    assert joined([first, second]).values == {"m": {"a": pooled}}
+
+
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("gap", [0.0, 0.25])
+def test_few_scores_with_equal_differences_show_nothing(n: int, gap: float) -> None:
+    scores = [0.5 + i / 100 for i in range(n)]
+    result = compare_paired([each + gap for each in scores], scores)
+    assert result.p_value == (2 * 0.5**n if gap else 1.0)
+    assert result.low < gap - 0.4
+
+
+def test_differences_of_scores_are_tested_exactly_then_by_t() -> None:
+    assert compare_paired([0.9, 0.8, 0.7, 0.5], [0.1, 0.2, 0.3, 0.5]).p_value == 2 / 8
+    many = compare_paired([0.1 * (i % 4) for i in range(40)], [0.1] * 40)
+    assert many.p_value == pytest.approx(0.0080543, abs=1e-6)
 
 
 def test_a_comparison_counts_won_and_lost_prompts() -> None:
