@@ -198,7 +198,7 @@ def _outcomes(lines: dict[str, Line], seed: int) -> Outcomes:
     prompts = _prompts(lines, seed)
     strict = {name: {prompt: scores[name] for prompt, scores in prompts.items()} for name in lines}
     facts = {
-        name: {f"{i:02d}": float(i < round(64 * line.new_facts)) for i in range(64)}
+        name: {f"{seed}-{i:02d}": float(i < round(64 * line.new_facts)) for i in range(64)}
         for name, line in lines.items()
     }
     return Outcomes({STRICT: strict, "new_facts/accuracy": facts})
@@ -210,12 +210,12 @@ def _prompts(lines: dict[str, Line], seed: int) -> dict[str, dict[str, float]]:
     luck = {name: generator.uniform(-0.05, 0.05) if seed else 0.0 for name in lines}
     easy = list(range(N_PROMPTS))
     generator.shuffle(easy)
-    values: dict[str, dict[str, float]] = {f"{i:03d}": {} for i in range(N_PROMPTS)}
+    values: dict[str, dict[str, float]] = {f"{seed}-{i:03d}": {} for i in range(N_PROMPTS)}
     for name, line in lines.items():
         jitter = sorted(range(N_PROMPTS), key=lambda i: easy[i] + 40 * generator.random())
         right = set(jitter[: round(N_PROMPTS * min(1.0, line.strict * (1 + luck[name])))])
         for i in range(N_PROMPTS):
-            values[f"{i:03d}"][name] = float(i in right)
+            values[f"{seed}-{i:03d}"][name] = float(i in right)
     return values
 
 

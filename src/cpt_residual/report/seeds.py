@@ -20,6 +20,8 @@ from cpt_residual.results.outcomes import PROMPTS_FILE, joined, read_prompts
 from cpt_residual.results.paired import SeedSummary
 from cpt_residual.results.table import COLUMNS, ResultTable, Score, csv_text
 
+_UNDECIDED = {"reading": "undecided"}
+
 
 def write_seed_report(
     folders: Iterable[Path], out: Path, *, unfinished: Sequence[int] = ()
@@ -36,7 +38,7 @@ def write_seed_report(
     )
     reports = [results for results, _ in found]
     _require_one_experiment(reports)
-    outcomes = joined((each.seed, read_prompts(at / PROMPTS_FILE)) for each, at in found)
+    outcomes = joined(read_prompts(at / PROMPTS_FILE) for _, at in found)
     first = reports[0]
     pooled = make_families(
         first.declared, first.kinds, first.table.measures, outcomes, margin=first.margin
@@ -56,12 +58,13 @@ def write_seed_report(
 
 
 def _agreeing(family: Family, reports: Sequence[Results]) -> Family:
-    """The family with better and lost only where the difference has that sign in every seed."""
+    """The family with better and lost only where every seed has a difference of that sign."""
     contrasts: list[Contrast] = []
     for each in family.contrasts:
-        signs = {gap > 0 for gap in _gaps(each, reports)}
-        claims = each.reading in ("better", "lost")
-        changes = {"reading": "undecided"} if claims and len(signs) > 1 else {}
+        measure, gaps = reports[0].table.named(each.measure), _gaps(each, reports)
+        ahead = (each.reading == "better") == measure.higher_is_better
+        agree = all(gap > 0 if ahead else gap < 0 for gap in gaps)
+        changes = {} if agree or each.reading not in ("better", "lost") else _UNDECIDED
         contrasts.append(each.model_copy(update=changes))
     return family.model_copy(update={"contrasts": tuple(contrasts)})
 

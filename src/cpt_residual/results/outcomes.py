@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,15 +83,25 @@ def read_prompts(path: Path) -> Outcomes:
     return Outcomes(values)
 
 
-def joined(outcomes: Iterable[tuple[int, Outcomes]]) -> Outcomes:
-    """The prompts of several seeds together, as different prompts."""
-    values: dict[str, dict[str, dict[str, float]]] = {}
-    for seed, each in outcomes:
+def joined(outcomes: Iterable[Outcomes]) -> Outcomes:
+    """The prompts of several seeds together. A prompt that several seeds ask (the prompts of stock
+    tasks are the same in all) counts once, with its mean score: seeds are no further prompts."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for each in outcomes:
         for measure, variants in each.values.items():
             for variant, prompts in variants.items():
-                target = values.setdefault(measure, {}).setdefault(variant, {})
-                target.update({f"{seed}/{prompt}": value for prompt, value in prompts.items()})
-    return Outcomes(values)
+                target = found.setdefault(measure, {}).setdefault(variant, {})
+                for prompt, value in prompts.items():
+                    target.setdefault(prompt, []).append(value)
+    return Outcomes(
+        {
+            measure: {
+                variant: {prompt: statistics.fmean(values) for prompt, values in prompts.items()}
+                for variant, prompts in variants.items()
+            }
+            for measure, variants in found.items()
+        }
+    )
 
 
 def _scores(
