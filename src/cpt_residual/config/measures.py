@@ -63,7 +63,14 @@ class Measure(Frozen):
     def among(self, written: Collection[str]) -> Measure | None:
         """This measure with the metric that was `written`; None when none of its metrics was."""
         found = next((name for name in (self.metric, *self.or_metrics) if name in written), None)
-        return None if found is None else self.model_copy(update={"metric": found})
+        if found is None or found == self.metric:
+            return None if found is None else self
+        others = tuple(name for name in (self.metric, *self.or_metrics) if name != found)
+        return self.model_copy(update={"metric": found, "chance": None, "or_metrics": others})
+
+    def is_named(self, names: Collection[str]) -> bool:
+        """Whether one of its metrics, the declared one included, is among `names`."""
+        return any(f"{self.task}/{each}" in names for each in (self.metric, *self.or_metrics))
 
 
 _FOLLOWING: tuple[tuple[str, str, str, Aspect], ...] = (

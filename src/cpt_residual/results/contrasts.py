@@ -124,7 +124,7 @@ def chosen_measures(family: ContrastFamily, measures: Sequence[Measure]) -> tupl
         for measure in measures
         if measure.paired
         and (
-            measure.name in named
+            measure.is_named(named)
             or (measure.aspect == "headline" and (every or measure.role in named))
         )
     )

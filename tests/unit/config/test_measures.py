@@ -25,6 +25,10 @@ def test_a_stock_task_that_nobody_knows_takes_the_first_score_that_was_written()
     assert found is not None
     assert found.name == "arc_new/acc"
     assert measure.among({"bleu"}) is None
+    with_chance = measure.model_copy(update={"chance": 0.25, "metric": "declared"})
+    found = with_chance.among({"acc"})
+    assert found is not None
+    assert (found.chance, found.is_named({"arc_new/declared"})) == (None, True)
 
 
 def test_what_the_configuration_states_comes_before_the_table() -> None:
