@@ -333,11 +333,19 @@ def _contrasts(experiment: Experiment) -> Iterator[str]:
     declared = [
         measure.name for key, suite in experiment.suites.items() for measure in suite.measures(key)
     ]
+    unpaired = {
+        measure.name
+        for key, suite in experiment.suites.items()
+        for measure in suite.measures(key)
+        if not measure.paired
+    }
     for key, family in experiment.families.items():
         for name in [] if family.measures == "all" else family.measures:
             if name not in MEASURE_ROLES and name not in declared:
                 nearest = did_you_mean(name, [*MEASURE_ROLES, *declared])
                 yield f"contrasts.{key}.measures: {name}: neither a role nor a measure.{nearest}"
+            elif name in unpaired:
+                yield f"contrasts.{key}.measures: {name}: is not scored prompt by prompt"
         if not family.variants and not family.kinds:
             yield f"contrasts.{key}: no variants: name some, or kinds of them"
     for name in sorted(set(vars(experiment.roles).values()) & set(experiment.variants)):
