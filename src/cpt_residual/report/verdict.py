@@ -65,6 +65,11 @@ def _headline(results: Results, answer: Family | None) -> str:
         for name in answer.variants
         if "better" in (found := answer.readings(name)) and "lost" not in found
     ]
+    if not winners and answer.outcome in ("kept", "lost"):
+        return (
+            f"{answer.outcome.capitalize()}: all of {len(answer.variants)} variants, against "
+            f"{against} ({len(answer.contrasts)} tests)."
+        )
     if not winners:
         return (
             f"No: none of {len(answer.variants)} variants is shown better than {against} on one "

@@ -92,3 +92,5 @@ def test_which_ways_beat_plain_addition_is_answered() -> None:
     none = methods({"ties": 0.5, "dare": 0.4, "same": 0.842})
     assert none.headline.startswith("No: none of 3 variants is shown better than base_cpt_residual")
     assert "lost: ties" in none.text
+    lost = methods({"ties": 0.5, "dare": 0.4})
+    assert lost.headline.startswith("Lost: all of 2 variants, against base_cpt_residual")
