@@ -262,6 +262,12 @@ def _require_one_experiment(reports: Sequence[Results]) -> None:
     seeds = [report.seed for report in reports]
     problems = [f"experiments {', '.join(names)}"] if len(names) > 1 else []
     problems += ["different goals"] if len(goals) > 1 else []
+    same = [({v.name for v in r.variants}, {m.name for m in r.table.measures}) for r in reports]
+    problems += [
+        f"seed {seed} has other variants or measures than seed {seeds[0]}"
+        for seed, each in zip(seeds, same, strict=True)
+        if each != same[0]
+    ]
     problems += [f"seed {seed} twice" for seed in sorted(set(seeds)) if seeds.count(seed) > 1]
     if problems:
         raise ArtifactError(

@@ -142,3 +142,9 @@ def test_a_report_of_another_version_is_named(tmp_path: Path) -> None:
 def test_nothing_to_aggregate_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no reports"):
         write_seed_report([], tmp_path)
+
+
+def test_a_seed_that_lacks_a_measure_is_named(folders: list[Path], tmp_path: Path) -> None:
+    write_report(facts(HIGH_DRIFT, seed=6, world=False), tmp_path / "6")
+    with pytest.raises(ArtifactError, match="seed 6 has other variants or measures than seed 0"):
+        write_seed_report([folders[0], tmp_path / "6"], tmp_path / "out")
