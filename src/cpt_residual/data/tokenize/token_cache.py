@@ -7,7 +7,9 @@ tokens. It appears whole or not at all, and the checksums of the zip format tell
 
 from __future__ import annotations
 
+import errno
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,11 @@ import numpy as np
 
 from cpt_residual.core.files import replacing
 from cpt_residual.modeling.encoded import EncodedDocuments, Lengths
+
+_ARRAYS = ("characters", "ids", "key", "lengths", "uses")
+_MEMBERS = tuple(sorted(f"{name}.npy" for name in names) for names in (_ARRAYS, (*_ARRAYS, "loss")))
+_DAMAGED = (FileNotFoundError, ValueError, KeyError, EOFError, RuntimeError)
+"""What a missing or damaged file raises (RuntimeError: it seems encrypted, or of a later zip)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +74,14 @@ def tokens_are_whole(path: Path, *, key: str) -> bool:
     """Whether `path` is the token file that answers to `key`, and its bytes are those written."""
     try:
         with zipfile.ZipFile(path) as file:
-            if file.testzip() is not None:
+            names = sorted(file.namelist())
+            if file.testzip() is not None or names not in _MEMBERS:
                 return False
         with np.load(path) as arrays:
             return str(arrays["key"]) == key
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*_DAMAGED, zipfile.BadZipFile, zlib.error):
         return False
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the file names an offset that no file has
+            return False
+        raise
