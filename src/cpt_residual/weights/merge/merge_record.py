@@ -114,6 +114,13 @@ def _read(kind: type[Record], path: Path) -> Record:
     try:
         return kind.model_validate(read_json_object(path, path.parent.name))
     except ValidationError as error:
+        for found in error.errors(include_url=False):
+            if found["type"] == "union_tag_invalid" and found["loc"][-1:] == ("method",):
+                raise ArtifactError(
+                    f"{path} names the method {found.get('ctx', {}).get('tag')}, which is not "
+                    "installed",
+                    remedy="Install the package that has it, or the version that wrote the record.",
+                ) from error
         raise ArtifactError(
             f"{path} is not a record of this version",
             problems=field_problems(error),
