@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from cpt_residual.errors import ArtifactError, CompatibilityError
-from cpt_residual.weights.interop.adapter import merge_adapter
+from cpt_residual.weights.interop.adapter import merge_adapter, require_plain_lora
 from cpt_residual.weights.io.checkpoint import is_adapter
 from support.interop_models import (
     DOWN,
@@ -200,8 +200,8 @@ def test_a_tied_base_takes_both_or_neither(tmp_path: Path) -> None:
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"an_option_of_tomorrow": 0.5}, "an_option_of_tomorrow: 0.5"),
-        ({"r": 0}, "`r` should be a positive integer"),
-        ({"r": "many"}, "cannot be loaded onto the base"),
+        ({"r": 0}, "r: Input should be greater than 0"),
+        ({"r": "many"}, "r: Input should be a valid integer"),
         ({"target_modules": "("}, "unterminated subpattern"),
         ({"r": 3}, r"size mismatch for .*q_proj.lora_A"),
         ({"target_modules": ["k_proj"]}, r"q_proj.lora_A.weight: the base has no place for it"),
@@ -290,3 +290,21 @@ def test_a_class_that_is_not_known_takes_no_adapter(tmp_path: Path) -> None:
     base = opened(model(tmp_path / "base", values(0), model_type="of_the_future"), "base")
     with pytest.raises(CompatibilityError, match="of_the_future"):
         merge_adapter(adapter(tmp_path / "made", factors(QUERY)), base, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", "8"),
+        ("lora_alpha", None),
+        ("rank_pattern", {"q_proj": "two"}),
+        ("alpha_pattern", [1]),
+        ("target_modules", "(q_proj"),
+        ("exclude_modules", 3),
+    ],
+)
+def test_a_setting_of_another_type_is_named(tmp_path: Path, key: str, value: object) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**CONFIG, key: value}))
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json is damaged") as found:
+        require_plain_lora(tmp_path)
+    assert key in str(found.value)

@@ -7,20 +7,30 @@ to the dtype that the model is loaded in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    JsonValue,
+    PositiveInt,
+    ValidationError,
+)
 
 from cpt_residual.core.disk import check_free_space
 from cpt_residual.core.files import copy_files as copy_folder
 from cpt_residual.core.files import write_json_atomic
-from cpt_residual.errors import CompatibilityError
+from cpt_residual.core.validation import field_problems
+from cpt_residual.errors import ArtifactError, CompatibilityError
 from cpt_residual.methods.low_rank import low_rank_rows
 from cpt_residual.modeling.side_files import (
     CONFIG_FILE,
@@ -82,8 +92,9 @@ _WHY_NOT = {"bias": " (only none)", "init_lora_weights": " (it has changed the b
 
 
 def require_plain_lora(adapter: Path) -> None:
-    """Raises ArtifactError where adapter_config.json is none, CompatibilityError that names every
-    setting whose merge would not be base + scale * B @ A, and for weights in pickle files."""
+    """Raises ArtifactError for an adapter_config.json that cannot be read as one,
+    CompatibilityError that names every setting whose merge would not be base + scale * B @ A, and
+    for weights in pickle files."""
     fields = read_json_object(adapter / ADAPTER_CONFIG_FILE, "adapter")
     problems = [
         f"{key}: {value}{_WHY_NOT.get(key, '')}"
@@ -108,6 +119,38 @@ def require_plain_lora(adapter: Path) -> None:
             remedy="Pickle files can run code and are never opened. Save the adapter as "
             "safetensors (save_pretrained does).",
         )
+    try:
+        _Lora.model_validate(fields)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"adapter: {adapter / ADAPTER_CONFIG_FILE} is damaged",
+            problems=field_problems(error),
+            remedy="Save the adapter again (PeftModel.save_pretrained).",
+        ) from error
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from error
+    return text
+
+
+_Modules = Annotated[str, AfterValidator(_pattern)] | list[str] | None
+
+
+class _Lora(BaseModel):
+    """The settings of a LoRA that peft takes without a check, with its defaults."""
+
+    model_config = ConfigDict(strict=True)
+
+    r: PositiveInt = 8
+    lora_alpha: FiniteFloat = 8
+    rank_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, FiniteFloat] = {}
+    target_modules: _Modules = None
+    exclude_modules: _Modules = None
 
 
 def _is_plain(key: str, value: JsonValue) -> bool:
