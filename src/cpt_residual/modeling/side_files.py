@@ -164,7 +164,7 @@ def _code_fields(fields: Mapping[str, JsonValue]) -> Iterator[tuple[str, JsonVal
             yield from _code_fields(value)
 
 
-def refuse_code(folder: Path, error: Exception) -> None:
+def refuse_code(folder: Path, error: BaseException) -> None:
     """Raises CompatibilityError where transformers failed with `error` because it may not run the
     code that the model in `folder` ships."""
     code = code_named_in(folder)

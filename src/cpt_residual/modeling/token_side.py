@@ -177,7 +177,12 @@ class _Backend:
 
 @lru_cache(maxsize=2)  # the models of a merge have one tokenizer.json, or that of CPT beside it
 def _backend(raw: bytes) -> _Backend:
-    tokenizer = tokenizers.Tokenizer.from_buffer(raw)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(raw)
+    except BaseException as error:
+        if is_panic(error):
+            raise ValueError(str(error)) from error
+        raise
     padding = cast("dict[str, str] | None", tokenizer.padding)
     added = tokenizer.get_added_tokens_decoder().values()
     return _Backend(
@@ -185,6 +190,12 @@ def _backend(raw: bytes) -> _Backend:
         added={token.content: token.special for token in added},
         pad_token=(padding["pad_token"],) if padding else (),
     )
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it is a panic of the tokenizers library, which is no Exception and has no name to
+    import it by; a corrupt normalizer causes one."""
+    return type(error).__name__ == "PanicException"
 
 
 def _named_tokens(config: JsonObject) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from cpt_residual.errors import CompatibilityError, CorpusError
 from cpt_residual.modeling.added_tokens import AddedTokens
 from cpt_residual.modeling.side_files import refuse_code
 from cpt_residual.modeling.text_encoder import FastTextEncoder
+from cpt_residual.modeling.token_side import is_panic
 
 Tokenizer = PreTrainedTokenizerFast
 
@@ -41,10 +42,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except Exception as error:
+    except BaseException as error:
         if (
             not isinstance(error, (*UNREADABLE, AssertionError, RecursionError))
             and type(error) is not Exception
+            and not is_panic(error)
         ):
             raise  # the tokenizers library raises nothing more special than Exception
         refuse_code(directory, error)

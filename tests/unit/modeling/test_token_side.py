@@ -302,3 +302,11 @@ def test_merges_of_tokens_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(CompatibilityError, match="no tokenizer can be loaded") as caught:
         load_tokenizer(folder)
     assert merged in str(caught.value)
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_error_of_the_folder(tmp_path: Path) -> None:
+    shutil.copytree(tokenizer_folder(), tmp_path, dirs_exist_ok=True)
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    edit(tmp_path, "tokenizer.json", normalizer=normalizer)
+    with pytest.raises(CompatibilityError, match="no tokenizer can be loaded"):
+        TokenSide.read(tmp_path)
