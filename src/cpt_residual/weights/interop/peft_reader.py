@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -79,10 +79,11 @@ def read_changes(adapter: Path, weights: Path, base: Checkpoint) -> dict[str, Ch
     problems = [f"{name}: the base has no place for it" for name in unexpected]
     frozen = _frozen(model.loaded, base)
     changes = {name: Change(whole=value, trained=False) for name, value in frozen.items()}
+    values = model.by_parameter()
     modules = cast("Iterable[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=False))
     for path, module in modules:
         try:
-            changes |= _changes_of(path.removeprefix(_PREFIX), module, model.value_of, frozen)
+            changes |= _changes_of(path.removeprefix(_PREFIX), module, values, frozen)
         except ValueError as error:
             problems.append(f"{path.removeprefix(_PREFIX)}: {error}")
     problems += [
@@ -120,16 +121,13 @@ class _Recorded(PeftModel):
         self.loaded = dict(state_dict)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
-    def value_of(self, parameter: Tensor) -> Tensor | None:
-        """What was loaded for a parameter, under whichever of its names (peft ties some)."""
-        return next(
-            (
-                self.loaded[name]
-                for name, each in self.named_parameters(remove_duplicate=False)
-                if each is parameter and name in self.loaded
-            ),
-            None,
-        )
+    def by_parameter(self) -> dict[int, Tensor]:
+        """What was loaded, by the id() of the parameter: peft ties some, under several names."""
+        found = dict[int, Tensor]()
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if name in self.loaded:
+                found.setdefault(id(parameter), self.loaded[name])
+        return found
 
 
 def _config(adapter: Path) -> LoraConfig:
@@ -176,11 +174,11 @@ def _frozen(loaded: Mapping[str, Tensor], base: Checkpoint) -> dict[str, Tensor]
 def _changes_of(
     path: str,
     module: nn.Module,
-    value_of: Callable[[Tensor], Tensor | None],
+    values: Mapping[int, Tensor],
     frozen: Mapping[str, Tensor],
 ) -> dict[str, Change]:
     def loaded(parameter: Tensor) -> Tensor:
-        value = value_of(parameter)
+        value = values.get(id(parameter))
         if value is None:
             raise ValueError("the adapter does not store all of its tensors")
         return value
