@@ -127,8 +127,8 @@ def inputs(tmp_path: Path) -> dict[str, ArtifactRef]:
         samples = tuple(
             Sample(
                 task="instruction_following",
-                doc_id=int(prompt),
-                prompt_sha256=f"{int(prompt):064x}",
+                doc_id=int(prompt.partition("-")[2]),
+                prompt_sha256=f"{int(prompt.partition('-')[2]):064x}",
                 metrics={
                     "prompt_level_strict_acc": value,
                     "prompt_level_strict_acc_open": value,
